@@ -1,0 +1,72 @@
+"""Loaders whose every batch is a function of (seed, step), whatever the number of workers."""
+
+import itertools
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+
+class StepSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of (index, seed) for the steps `first_step` ... `last_step` - 1.
+
+    The dataset is gone through in a new random order again and again; an order that ends inside a batch is
+    followed by the next one. The seed that goes with an index draws that picture's augmentation, so a run
+    that begins at step k sees exactly what an uninterrupted one sees from step k on.
+
+    Args:
+        num_items: length of the dataset.
+        batch_size: indices a step.
+        first_step: the step to begin with.
+        last_step: the step to stop before.
+        seed: what all orders and augmentations derive from.
+    """
+
+    def __init__(self, num_items: int, batch_size: int, first_step: int, last_step: int, seed: int):
+        self.num_items, self.batch_size, self.seed = num_items, batch_size, seed
+        self.steps = range(first_step, last_step)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, order = -1, []
+        for step in self.steps:
+            batch = []
+            for position in range(step * self.batch_size, (step + 1) * self.batch_size):
+                if position // self.num_items != epoch:
+                    epoch = position // self.num_items
+                    order = torch.randperm(self.num_items, generator=_generator(self.seed, epoch)).tolist()
+                batch.append((order[position % self.num_items], _mix(self.seed, position)))
+            yield batch
+
+
+def _mix(seed: int, number: int) -> int:
+    """One 63-bit seed from two numbers, far apart for neighbouring ones (constants of splitmix64)."""
+    state = (seed * 0x9E3779B97F4A7C15 + number + 1) * 0xBF58476D1CE4E5B9 % 2**64
+    state = (state ^ (state >> 27)) * 0x94D049BB133111EB % 2**64
+    return (state ^ (state >> 31)) % 2**63
+
+
+def _generator(seed: int, epoch: int) -> torch.Generator:
+    return torch.Generator().manual_seed(_mix(seed, epoch))
+
+
+def training_loader(
+    dataset: Dataset, batch_size: int, first_step: int, last_step: int, seed: int, num_workers: int
+) -> DataLoader:
+    """Batches of `dataset` for the steps from `first_step` to before `last_step`, see `StepSampler`."""
+    sampler = StepSampler(len(dataset), batch_size, first_step, last_step, seed)
+    return DataLoader(
+        dataset, batch_sampler=sampler, num_workers=num_workers, pin_memory=torch.cuda.is_available()
+    )
+
+
+def empty_batches(size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Target batches of no picture, image [0, 3, size, size] and valid [0, size, size]: for source-only training."""
+    return itertools.repeat((torch.empty(0, 3, size, size, dtype=torch.uint8), torch.empty(0, size, size, dtype=torch.bool)))
+
+
+def evaluation_loader(dataset: Dataset, num_workers: int) -> DataLoader:
+    """The pictures of `dataset` in order, one at a time, since each has its own size."""
+    return DataLoader(dataset, batch_size=1, num_workers=num_workers, pin_memory=torch.cuda.is_available())

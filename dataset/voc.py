@@ -1,0 +1,368 @@
+"""PASCAL VOC in its own layout: the folder, its lists, and the source, target and evaluation datasets.
+
+*Source* pictures show a seen class; their masks teach, with unseen pixels left out. *Target* pictures teach
+without a mask. Which classes a picture shows is read from the masks once and kept in an index file, so that
+training with `target_pixels="all"` opens no mask of a picture that is target only.
+"""
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
+from tqdm import tqdm
+
+from dataset.errors import DatasetError
+from dataset.splits import VOID, Split
+
+MASK_FOLDERS = ("SegmentationClassAug", "SegmentationClass")
+TRAIN_LISTS = ("train_aug", "trainaug", "train")
+EVALUATION_LISTS = ("val",)
+
+
+@dataclass(frozen=True)
+class VOCFolder:
+    """Where pictures, masks and lists lie below a folder in VOC layout.
+
+    Args:
+        root: the folder that holds `JPEGImages`.
+        masks: the folder of index masks, one PNG a picture.
+    """
+
+    root: Path
+    masks: Path
+
+    @classmethod
+    def open(cls, data_path: str | Path) -> "VOCFolder":
+        """Finds the layout at `data_path`, or at the `VOC2012` or `VOCdevkit/VOC2012` below it.
+
+        Raises:
+            DatasetError: if the folder or one of its parts is missing.
+        """
+        data_path = Path(data_path)
+        candidates = [data_path, data_path / "VOC2012", data_path / "VOCdevkit" / "VOC2012"]
+        root = next((path for path in candidates if (path / "JPEGImages").is_dir()), None)
+        if root is None:
+            reason = "has no JPEGImages" if data_path.is_dir() else "is not a folder"
+            raise DatasetError(f"--data-path {data_path} {reason}: give a folder in VOC layout (DATA_PATH.md)")
+        if not (root / "ImageSets" / "Segmentation").is_dir():
+            raise DatasetError(f"{root / 'ImageSets' / 'Segmentation'} is missing: put train.txt and val.txt there")
+        masks = next((root / name for name in MASK_FOLDERS if (root / name).is_dir()), None)
+        if masks is None:
+            raise DatasetError(f"{root} has neither {' nor '.join(MASK_FOLDERS)}: put the index masks there")
+        return cls(root, masks)
+
+    def image_path(self, picture: str) -> Path:
+        return self.root / "JPEGImages" / f"{picture}.jpg"
+
+    def mask_path(self, picture: str) -> Path:
+        return self.masks / f"{picture}.png"
+
+    def read_list(self, name: str | None, defaults: Sequence[str]) -> list[str]:
+        """Picture ids of a list.
+
+        Args:
+            name: the name of a list in `ImageSets/Segmentation`, or the path of a text file with an id a line.
+            defaults: the names to try in turn where `name` is None.
+
+        Raises:
+            DatasetError: for a list that is missing or unreadable, and for ids that are empty, doubled or paths.
+        """
+        path = self._list_path(name, defaults)
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DatasetError(f"{path} can't be read as a text list: {error}") from error
+        ids = [line.strip() for line in lines if line.strip()]
+        if not ids:
+            raise DatasetError(f"{path} is empty: write one picture id a line")
+        for number, picture in enumerate(ids, start=1):
+            if Path(picture).name != picture or picture == "..":
+                raise DatasetError(f"{path}, entry {number}: {picture!r} is no picture id; write a name like 2007_000032")
+        if len(set(ids)) != len(ids):
+            double = next(picture for i, picture in enumerate(ids) if picture in ids[:i])
+            raise DatasetError(f"{path} lists {double} twice: remove one")
+        missing = [picture for picture in ids if not self.image_path(picture).is_file()]
+        if missing:
+            raise DatasetError(
+                f"{self.image_path(missing[0])} is missing ({len(missing)} of the {len(ids)} pictures of {path}): "
+                "copy it there or shorten the list"
+            )
+        return ids
+
+    def _list_path(self, name: str | None, defaults: Sequence[str]) -> Path:
+        folder = self.root / "ImageSets" / "Segmentation"
+        if name is not None and Path(name).is_file():
+            return Path(name)
+        names = [name] if name is not None else list(defaults)
+        found = next((folder / f"{n}.txt" for n in names if (folder / f"{n}.txt").is_file()), None)
+        if found is None:
+            raise DatasetError(f"no list {' or '.join(f'{n}.txt' for n in names)} in {folder}: write one picture id a line")
+        return found
+
+
+def read_image(path: Path) -> np.ndarray:
+    """The picture as RGB, uint8 [H, W, 3]. Raises `DatasetError` if it is missing or broken."""
+    try:
+        with Image.open(path) as image:
+            return np.array(image.convert("RGB"))
+    except FileNotFoundError as error:
+        raise DatasetError(f"{path} is missing: copy the picture there or take it off the list") from error
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise DatasetError(f"{path} can't be read as a picture ({_first_line(error)}): replace the file") from error
+
+
+def read_mask(path: Path, known_values: Sequence[int]) -> np.ndarray:
+    """An index mask: uint8 [H, W] of mask values.
+
+    Args:
+        path: a PNG of mode P or L, as VOC's are.
+        known_values: the values it may hold besides `VOID`.
+
+    Raises:
+        DatasetError: for a missing or broken file, a colour mask, and values that no class has.
+    """
+    try:
+        with Image.open(path) as image:
+            mode, mask = image.mode, np.array(image)
+    except FileNotFoundError as error:
+        raise DatasetError(f"{path} is missing: copy the mask there or take the picture off the list") from error
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise DatasetError(f"{path} can't be read as a mask ({_first_line(error)}): replace the file") from error
+    if mode not in ("P", "L"):
+        kind = "a colour mask" if mode in ("RGB", "RGBA") else f"of mode {mode}"
+        raise DatasetError(f"{path} is {kind}, not an index mask: save class indices (0-20, 255 void) as an 8-bit PNG")
+    present = np.flatnonzero(np.bincount(mask.ravel(), minlength=VOID + 1))
+    unknown = sorted(set(present.tolist()) - set(known_values) - {VOID})
+    if unknown:
+        raise DatasetError(
+            f"{path} holds the value {unknown[0]}, which no class has: "
+            f"masks hold {min(known_values)}-{max(known_values)} and {VOID} (void)"
+        )
+    return mask
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _check_size(image: np.ndarray, mask: np.ndarray, image_path: Path, mask_path: Path) -> None:
+    if image.shape[:2] != mask.shape:
+        (h, w), (mh, mw) = image.shape[:2], mask.shape
+        raise DatasetError(f"{mask_path} is {mw} x {mh} but {image_path} is {w} x {h}: make them the same size")
+
+
+# Which classes a picture shows
+
+
+def index_classes(folder: VOCFolder, ids: Sequence[str], known_values: Sequence[int]) -> dict[str, frozenset[int] | None]:
+    """Mask values that each picture shows, from the index file, which this brings up to date.
+
+    An entry is remade when its mask has another size or time of change; a picture whose mask is gone keeps
+    its entry, or gets None if it never had one.
+
+    Args:
+        folder: where the masks lie. The index is the file `class_index_<mask folder>.json` beside them.
+        ids: the pictures asked for.
+        known_values: the values that a mask may hold.
+    """
+    path = folder.root / f"class_index_{folder.masks.name}.json"
+    entries = _load_index(path)
+    stamps = {picture: _stamp(folder.mask_path(picture)) for picture in ids}
+    stale = [p for p in ids if stamps[p] is not None and entries.get(p, {}).get("stamp") != stamps[p]]
+    for picture in tqdm(stale, desc="indexing masks", unit="mask", disable=None if len(stale) > 1 else True):
+        mask = read_mask(folder.mask_path(picture), known_values)
+        entries[picture] = {"stamp": stamps[picture], "values": np.unique(mask).tolist()}
+    if stale:
+        _save_index(path, entries)
+    return {p: frozenset(entries[p]["values"]) - {VOID} if p in entries else None for p in ids}
+
+
+def _stamp(path: Path) -> list[int] | None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _load_index(path: Path) -> dict[str, dict]:
+    """The index's entries that are whole; a broken index is only a slower start."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(entries, dict):
+        return {}
+    return {p: e for p, e in entries.items() if isinstance(e, dict) and isinstance(e.get("values"), list)}
+
+
+def _save_index(path: Path, entries: dict[str, dict]) -> None:
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+            json.dump(entries, file)
+        os.replace(file.name, path)
+    except OSError as error:
+        print(f"note: the class index can't be kept ({error}); masks are indexed again next time", file=sys.stderr)
+
+
+def choose_source(shown: dict[str, frozenset[int] | None], split: Split) -> list[str]:
+    """Ids of the pictures that show a seen class, in order.
+
+    The background does not count here even where it is a seen class: else every picture would be a source
+    picture, and training would open the masks of those that show only unseen classes.
+
+    Raises:
+        DatasetError: if there is none.
+    """
+    source = [picture for picture, values in shown.items() if values and values & split.seen_values]
+    if not source:
+        raise DatasetError("no training picture shows a seen class: check the training list, the masks and --split")
+    return source
+
+
+def choose_target(shown: dict[str, frozenset[int] | None], split: Split, images: str) -> list[str]:
+    """Ids of the pictures to learn from without labels, in order.
+
+    Args:
+        images: "unseen" for the pictures known to show an unseen class, "all" for every picture.
+
+    Raises:
+        DatasetError: if there is none, or if "unseen" meets a picture of which nothing is known.
+    """
+    if images == "all":
+        return list(shown)
+    unknown = next((picture for picture, values in shown.items() if values is None), None)
+    if unknown is not None:
+        raise DatasetError(
+            f"picture {unknown} has neither a mask nor an entry in the class index, so nobody knows whether it "
+            "shows an unseen class: --target-images all takes it as it is"
+        )
+    target = [picture for picture, values in shown.items() if values & split.unseen_values]
+    if not target:
+        raise DatasetError("no training picture shows an unseen class: check --split, or use --target-images all")
+    return target
+
+
+# Datasets
+
+Transform = Callable[[tv_tensors.Image, tv_tensors.Mask], tuple[torch.Tensor, torch.Tensor]]
+
+
+class _Pictures(Dataset):
+    """What the three datasets share: ids in, a picture and a mask of the same size out."""
+
+    def __init__(self, folder: VOCFolder, ids: Sequence[str], split: Split):
+        self.folder, self.ids, self.split = folder, list(ids), split
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        image_path = self.folder.image_path(self.ids[index])
+        mask_path = self.folder.mask_path(self.ids[index])
+        image, mask = read_image(image_path), read_mask(mask_path, self.split.known_values)
+        _check_size(image, mask, image_path, mask_path)
+        return image, mask
+
+    @staticmethod
+    def _tensors(image: np.ndarray, label: np.ndarray) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+        return tv_tensors.Image(F.to_image(image)), tv_tensors.Mask(torch.from_numpy(label))
+
+
+class SourceDataset(_Pictures):
+    """Labelled pictures: image uint8 [3, H, W] and label uint8 [H, W], unseen and void pixels `VOID`.
+
+    An item is asked for by (index, seed), see `loaders.StepSampler`: the seed draws the augmentation.
+    """
+
+    def __init__(self, folder: VOCFolder, ids: Sequence[str], split: Split, transform: Transform):
+        super().__init__(folder, ids, split)
+        self.transform = transform
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        index, seed = key
+        image, mask = self._read(index)
+        return _augment(self.transform, *self._tensors(image, self.split.to_seen_labels(mask)), seed)
+
+
+class TargetDataset(_Pictures):
+    """Unlabelled pictures: image uint8 [3, H, W] and valid bool [H, W], the pixels that may teach.
+
+    Args:
+        pixels: "all" takes every pixel of the picture and opens no mask; "oracle" opens the mask and takes
+            the pixels of unseen classes, as the published code does.
+    """
+
+    def __init__(self, folder: VOCFolder, ids: Sequence[str], split: Split, transform: Transform, pixels: str):
+        super().__init__(folder, ids, split)
+        if pixels not in ("all", "oracle"):
+            raise ValueError(f"target pixels are 'all' or 'oracle', not {pixels!r}")
+        self.transform, self.pixels = transform, pixels
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        index, seed = key
+        if self.pixels == "oracle":
+            image, mask = self._read(index)
+            label = self.split.to_unseen_labels(mask)
+        else:
+            image = read_image(self.folder.image_path(self.ids[index]))
+            label = np.zeros(image.shape[:2], np.uint8)  # not a label: it tells pixels from padding
+        image, label = _augment(self.transform, *self._tensors(image, label), seed)
+        return image, label != VOID
+
+
+class EvaluationDataset(_Pictures):
+    """Whole pictures: image uint8 [3, H, W], label uint8 [H, W] with seen and unseen classes, and the index."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+        image, mask = self._read(index)
+        image, label = self._tensors(image, self.split.to_labels(mask))
+        return image.as_subclass(torch.Tensor), label.as_subclass(torch.Tensor), index
+
+
+def training_datasets(
+    data_path: str | Path, split: Split, transform: Transform, target_images: str, target_pixels: str,
+    train_list: str | None = None,
+) -> tuple[SourceDataset, TargetDataset]:  # fmt: skip
+    """The source and target pictures of a folder in VOC layout.
+
+    Args:
+        data_path: the folder, see `VOCFolder.open`.
+        split: which classes are seen.
+        transform: the joint augmentation of both.
+        target_images: "unseen" or "all", see `choose_target`.
+        target_pixels: "all" or "oracle", see `TargetDataset`.
+        train_list: see `VOCFolder.read_list`.
+
+    Raises:
+        DatasetError: for whatever is wrong with the folder, its list or its masks.
+    """
+    folder = VOCFolder.open(data_path)
+    shown = index_classes(folder, folder.read_list(train_list, TRAIN_LISTS), split.known_values)
+    source = SourceDataset(folder, choose_source(shown, split), split, transform)
+    target = TargetDataset(folder, choose_target(shown, split, target_images), split, transform, target_pixels)
+    return source, target
+
+
+def evaluation_dataset(data_path: str | Path, split: Split, evaluation_list: str | None = None) -> EvaluationDataset:
+    """The evaluation pictures of a folder in VOC layout. Raises `DatasetError` as `training_datasets` does."""
+    folder = VOCFolder.open(data_path)
+    return EvaluationDataset(folder, folder.read_list(evaluation_list, EVALUATION_LISTS), split)
+
+
+def _augment(transform: Transform, image: tv_tensors.Image, label: tv_tensors.Mask, seed: int):
+    """The pair transformed with random numbers that depend on nothing but `seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        image, label = transform(image, label)
+    return image.as_subclass(torch.Tensor), label.as_subclass(torch.Tensor)

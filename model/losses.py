@@ -1,0 +1,68 @@
+"""The losses of both stages, as pure functions of logits.
+
+Logits are [N, K, H, W] with the seen classes first; `valid` is bool [N, H, W]. A mean over no pixel is 0.
+"""
+
+import torch
+import torch.nn.functional as F
+
+EPSILON = 1e-5
+"""Keeps the bias loss finite where no probability is left for the unseen classes."""
+
+
+def cross_entropy(logits: torch.Tensor, label: torch.Tensor, ignore_index: int = 255) -> torch.Tensor:
+    """Mean cross-entropy over the labelled pixels; all K classes compete.
+
+    Args:
+        logits: [N, K, H, W].
+        label: integer [N, H, W] of class indices; `ignore_index` is left out.
+
+    Returns:
+        A scalar, 0 (with a gradient of 0) where no pixel is labelled.
+    """
+    label = label.long()
+    total = F.cross_entropy(logits, label, ignore_index=ignore_index, reduction="sum")
+    return total / (label != ignore_index).sum().clamp(min=1)
+
+
+def bias_loss(logits: torch.Tensor, num_seen: int, valid: torch.Tensor) -> torch.Tensor:
+    """B = mean over valid pixels of -log( sum over unseen c of softmax_c + 1e-5 ).
+
+    It pulls probability from the seen to the unseen classes without saying to which of them.
+
+    Args:
+        logits: [N, K, H, W].
+        num_seen: the first so many of the K classes are seen.
+        valid: bool [N, H, W].
+
+    Returns:
+        A scalar, 0 (with a gradient of 0) where no pixel is valid.
+    """
+    log_unseen = logits[:, num_seen:].logsumexp(dim=1) - logits.logsumexp(dim=1)  # [N, H, W]
+    loss = -torch.log(log_unseen.exp() + EPSILON)
+    return (loss * valid).sum() / valid.sum().clamp(min=1)
+
+
+@torch.no_grad()
+def pseudo_labels(
+    logits: torch.Tensor, num_seen: int, valid: torch.Tensor, keep: float = 0.6, ignore_index: int = 255
+) -> torch.Tensor:
+    """The best unseen class of each pixel, kept where its logit is among the highest of the batch.
+
+    Args:
+        logits: [N, K, H, W].
+        num_seen: the first so many of the K classes are seen.
+        valid: bool [N, H, W], the pixels to choose from.
+        keep: share of the batch's valid pixels that get a label; equal logits at the cut are all kept.
+
+    Returns:
+        Class indices, int64 [N, H, W], in [num_seen, K) or `ignore_index`.
+    """
+    score, unseen = logits[:, num_seen:].max(dim=1)  # [N, H, W]
+    score = score.float().masked_fill(~valid, -torch.inf)
+    # The cut is found without asking the device how many pixels are valid: a sync a step would cost more.
+    ranked = score.flatten().sort(descending=True).values
+    kept = (valid.sum() * keep).long()
+    cut = ranked[(kept - 1).clamp(min=0)]
+    chosen = valid & (score >= cut) & (kept > 0)
+    return torch.where(chosen, unseen + num_seen, ignore_index)

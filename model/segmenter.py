@@ -1,0 +1,36 @@
+"""Backbone and projection together: pictures in, a score for each class and pixel out."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from model.backbone import build_backbone, parameter_groups
+from model.projection import EmbeddingProjection
+
+
+class Segmenter(nn.Module):
+    """A network that scores pixels against word vectors.
+
+    Args:
+        backbone: its name, one of `model.backbone.BACKBONES`.
+        class_embeddings: float [K, D], a row a class, seen classes first.
+        weights: "imagenet", "none" or a path, see `build_backbone`.
+        frozen: never train the backbone's trunk.
+
+    Raises:
+        ModelError: if the backbone can't be built as asked.
+    """
+
+    def __init__(self, backbone: str, class_embeddings: torch.Tensor, weights: str = "none", frozen: bool = False):
+        super().__init__()
+        self.backbone = build_backbone(backbone, weights, frozen)
+        self.projection = EmbeddingProjection(self.backbone.channels, class_embeddings)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """uint8 image [N, 3, H, W] -> logits [N, K, H, W]."""
+        logits = self.projection(self.backbone(image))  # [N, K, h, w]
+        return F.interpolate(logits, size=image.shape[-2:], mode="bilinear", align_corners=True)
+
+    def parameter_groups(self, learning_rate: float, factor: float = 10.0) -> list[dict]:
+        """Optimiser groups: the trunk at `learning_rate`, classifier and projection `factor` times as fast."""
+        return parameter_groups(self.backbone, self.projection, learning_rate, factor)

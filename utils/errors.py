@@ -1,0 +1,36 @@
+"""Bad input ends in one clear line and exit code 2, never in a traceback."""
+
+import functools
+import sys
+from collections.abc import Callable
+
+
+class InputError(ValueError):
+    """Something that the user gave can't be used. One line: which file or flag, and how to mend it."""
+
+
+def one_line_errors(*kinds: type[Exception]) -> Callable:
+    """Decorator of a script's `main`: `InputError` and `kinds` become one line on stderr and exit code 2.
+
+    Args:
+        kinds: the exception types by which the packages say that their input is bad.
+    """
+
+    def decorate(main: Callable) -> Callable:
+        @functools.wraps(main)
+        def wrapped(argv=None):
+            try:
+                return main(argv)
+            except (InputError, *kinds) as error:
+                print(f"error: {message(error)}", file=sys.stderr)
+                raise SystemExit(2) from None
+
+        return wrapped
+
+    return decorate
+
+
+def message(error: Exception) -> str:
+    """The error's own line, also where a loader's worker wrapped it in the text of a traceback."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1].split(f"{type(error).__name__}: ", 1)[-1]

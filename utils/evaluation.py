@@ -1,0 +1,44 @@
+"""One pass of a network over the evaluation pictures."""
+
+import sys
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from utils.metrics import ZeroShotMetrics
+from utils.records import progress
+
+
+@torch.inference_mode()
+def predictions(model: nn.Module, loader: DataLoader, device: torch.device) -> Iterator[tuple]:
+    """Goes over `loader` with the network in evaluation mode, which is undone at the end.
+
+    Args:
+        model: image uint8 [N, 3, H, W] -> logits [N, K, H, W].
+        loader: gives image, label [N, H, W] and index [N].
+        device: where the network is.
+
+    Yields:
+        image, label, index and logits of each batch, on the device but for the index.
+    """
+    training = model.training
+    model.eval()
+    try:
+        for image, label, index in progress(loader, desc="evaluation", unit="picture", leave=False):
+            image, label = image.to(device, non_blocking=True), label.to(device, non_blocking=True)
+            yield image, label, index, model(image)
+    finally:
+        model.train(training)
+
+
+def evaluate(model: nn.Module, loader: DataLoader, metrics: ZeroShotMetrics, device: torch.device) -> dict:
+    """All the figures of `metrics` in one pass; see `predictions` for the arguments."""
+    counted = 0
+    for _, label, index, logits in predictions(model, loader, device):
+        metrics.update(logits, label)
+        counted += len(index)
+    if counted != len(loader.dataset):
+        print(f"warning: {counted} of {len(loader.dataset)} pictures were evaluated", file=sys.stderr)
+    return metrics.compute()

@@ -1,0 +1,93 @@
+"""What a run leaves behind besides checkpoints: its arguments, a log line an evaluation, a progress bar."""
+
+import json
+import math
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+import torchvision
+from tqdm import tqdm
+
+from utils.errors import InputError
+
+
+def make_run_folder(path: Path) -> Path:
+    """The folder `path`, made if need be. Raises `InputError` where that can't be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output-dir {path} can't be made ({error.strerror}): choose a folder you may write") from error
+    return path
+
+
+def write_arguments(folder: Path, arguments: dict[str, Any], **more: Any) -> None:
+    """`args.json`: the flags of the run, the versions under it and the commit of the code."""
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": numpy.__version__,
+    }
+    record = {"arguments": arguments, "versions": versions, "commit": _commit(), **more}
+    (folder / "args.json").write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def _commit() -> str | None:
+    """The commit that this code stands at, with `-dirty` where files differ; None outside git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def append_log(folder: Path, record: dict[str, Any]) -> None:
+    """One JSON line more in `log.jsonl`."""
+    with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record, allow_nan=False) + "\n")
+
+
+class LossMeter:
+    """Keeps the losses of the last steps on the device and looks at them only when asked.
+
+    Every look is a device sync, so the loop looks at the log interval and before it saves.
+    """
+
+    def __init__(self):
+        self._steps: list[tuple[int, dict[str, torch.Tensor]]] = []
+        self.last: dict[str, float] = {}
+
+    def add(self, step: int, losses: dict[str, torch.Tensor]) -> None:
+        """Notes the scalars `losses` of `step`."""
+        self._steps.append((step, {name: loss.detach() for name, loss in losses.items()}))
+
+    def means(self) -> dict[str, float]:
+        """Means over the steps since the last look, which `last` keeps; those of before if there were none.
+
+        Raises:
+            InputError: if a loss is not finite, naming the step and the loss.
+        """
+        if self._steps:
+            names = list(self._steps[0][1])
+            rows = torch.stack([torch.stack([losses[n].float() for n in names]) for _, losses in self._steps])
+            for (step, _), row in zip(self._steps, rows.tolist()):
+                for name, value in zip(names, row):
+                    if not math.isfinite(value):
+                        raise InputError(
+                            f"the loss {name} is {value} at step {step}: lower --learning-rate; the last "
+                            "checkpoint is whole, and --restore-from-where continue goes on from it"
+                        )
+            self._steps.clear()
+            self.last = dict(zip(names, rows.mean(dim=0).tolist()))
+        return self.last
+
+
+def progress(items: Iterable, **options: Any) -> Iterator:
+    """A tqdm bar that is quiet where the output is no terminal."""
+    return tqdm(items, disable=None, dynamic_ncols=True, file=sys.stderr, **options)
