@@ -1340,10 +1340,10 @@ def draw_scene(
 
 
 def choose_setting(rng: Random, classes: Sequence[str]) -> str:
-    """A backdrop that suits all classes, or at least the first."""
-    first = HABITS[classes[0]].settings
-    common = [name for name in first if all(name in HABITS[other].settings for other in classes)]
-    return pick(rng, common or first)
+    """A backdrop of the first class that suits as many of the others as possible."""
+    settings = HABITS[classes[0]].settings
+    suits = [sum(name in HABITS[other].settings for other in classes) for name in settings]
+    return pick(rng, [name for name, count in zip(settings, suits) if count == max(suits)])
 
 
 def compose(rng: Random, classes: Sequence[str], size: tuple[int, int]) -> Canvas:

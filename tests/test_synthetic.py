@@ -58,14 +58,21 @@ def test_the_tables_name_every_class():
         assert set(habit.settings) <= set(synthetic.BACKDROPS)
 
 
-def test_all_requested_classes_stay_visible():
+def test_all_requested_classes_stay_visible(monkeypatch):
+    monkeypatch.setattr(synthetic, "MIN_VISIBLE", 0.06)  # stricter than usual, so that layouts do fail
     rng = np.random.default_rng(3)
-    for _ in range(12):
+    for _ in range(8):
         classes = rng.choice(VOC_CLASSES, 3, replace=False).tolist()
-        _, mask = synthetic.draw_scene(rng, classes)
+        _, mask = synthetic.draw_scene(rng, classes, (64, 64))
         for name in classes:
             share = (np.asarray(mask) == VOC_CLASSES.index(name) + 1).mean()
-            assert share >= synthetic.MIN_VISIBLE, name
+            assert share >= 0.06, name
+
+
+def test_a_scene_without_a_layout_is_refused(monkeypatch):
+    monkeypatch.setattr(synthetic, "MIN_VISIBLE", 0.9)
+    with pytest.raises(ValueError, match="visible"):
+        synthetic.draw_scene(np.random.default_rng(0), ["cat", "dog"], (32, 32))
 
 
 def test_scenes_depend_on_the_generator_alone():

@@ -1,0 +1,1 @@
+"""Studies: the offline demo and the table on real photos, each one command."""

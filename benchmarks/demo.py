@@ -1,0 +1,111 @@
+"""The whole method in a few minutes on a laptop: drawn pictures, three trainings, one table, one picture a method.
+
+    make demo
+    python -m benchmarks.demo --seeds 1 2 3          # mean and spread
+
+A small network learns from nothing: source only (stage 1 with lambda 0), stage 1, and stage 2 from stage 1, all
+without a look at a target mask. What is finished is not done again.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.runs import add_seeds, evaluate, format_results, train
+from dataset.splits import VOC_CLASSES, VOID, Split
+from dataset.synthetic import write_dataset
+from dataset.voc import VOCFolder
+from utils.pictures import contact_sheet
+
+SPLIT = 2  # bus, car, cat, chair, cow: classes that share meaning, and parts, with seen ones
+SHARED = [
+    "--split", SPLIT, "--backbone", "small", "--backbone-weights", "none", "--embedding", "glove",
+    "--input-size", 96, "--scale", 0.7, 1.4, "--rotation", 10, "--batch-size", 16, "--learning-rate", 0.01,
+    "--num-workers", 1, "--save-every", 100, "--evaluate-every", 0,
+]  # fmt: skip
+STAGE1_STEPS, STAGE2_STEPS = 500, 200
+TRAIN_PICTURES, EVALUATION_PICTURES = 800, 120
+METHODS = ("source only", "stage 1", "stage 2")
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-path", type=Path, default=Path("data/synthetic"), help="where the pictures are drawn")
+    parser.add_argument("--output-dir", type=Path, default=Path("runs/demo"), help="runs, table and pictures")
+    add_seeds(parser, [1234])
+    return parser.parse_args(argv)
+
+
+def run_seed(seed: int, data_path: Path, output_dir: Path) -> dict[str, dict]:
+    """Trains and evaluates the three methods; returns the figures of each."""
+    folder = output_dir / f"seed{seed}"
+    baseline, ours = folder / "source_only", folder / "ours"
+    shared = [*SHARED, "--data-path", data_path, "--seed", seed]
+    stage = f"split{SPLIT}/stage"
+    runs = {
+        "source only": (
+            "train_split_lambda.py",
+            [*shared, "--output-dir", baseline, "--lambda", 0, "--max-steps", STAGE1_STEPS],
+            baseline / f"{stage}1",
+        ),
+        "stage 1": (
+            "train_split_lambda.py",
+            [*shared, "--output-dir", ours, "--max-steps", STAGE1_STEPS],
+            ours / f"{stage}1",
+        ),
+        "stage 2": (
+            "train_st_split.py",
+            [*shared, "--output-dir", ours, "--max-steps", STAGE2_STEPS],
+            ours / f"{stage}2",
+        ),
+    }
+    results = {}
+    for name, (script, flags, run_folder) in runs.items():
+        print(f"\n== {name}, seed {seed}: {script}", flush=True)
+        checkpoint = train(script, flags, run_folder)
+        results[name] = evaluate(checkpoint, data_path, ["--num-workers", 1, "--save-dir", run_folder / "pictures"])
+        results[name]["masks"] = run_folder / "pictures" / "masks"
+    return results
+
+
+def draw_results(results: dict[str, dict], data_path: Path, output_dir: Path) -> list[Path]:
+    """One picture a method: a row for each unseen class with photo, ground truth and prediction."""
+    split, folder = Split.voc(SPLIT), VOCFolder.open(data_path)
+    names = dict(enumerate(VOC_CLASSES, start=1))
+    masks = {p: np.array(Image.open(folder.mask_path(p))) for p in folder.read_list("val", ())}
+    largest = [max(masks, key=lambda p: (masks[p] == value).sum()) for value in sorted(split.unseen_values)]
+    paths = []
+    for method, result in results.items():
+        rows = [
+            (np.array(Image.open(folder.image_path(p))), masks[p], np.array(Image.open(result["masks"] / f"{p}.png")))
+            for p in dict.fromkeys(largest)
+        ]
+        title = f"{method}: seen {result['miou_seen']:.1%}, unseen {result['miou_unseen']:.1%}, hIoU {result['hiou']:.1%}"
+        page = contact_sheet(rows, names, marked=split.unseen_values, title=title, ignore=(0, VOID))
+        paths.append(output_dir / f"{method.replace(' ', '_')}.png")
+        page.save(paths[-1])
+    return paths
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    data_path, output_dir = args.data_path.resolve(), args.output_dir.resolve()
+    began = time.monotonic()
+    write_dataset(data_path, TRAIN_PICTURES, EVALUATION_PICTURES)
+    runs = [run_seed(seed, data_path, output_dir) for seed in args.seeds]
+    table = format_results({method: [run[method] for run in runs] for method in METHODS})
+    paths = draw_results(runs[0], data_path, output_dir)
+    unseen = ", ".join(Split.voc(SPLIT).unseen)
+    print(f"\nDrawn pictures, split {SPLIT} (unseen: {unseen}), no target mask opened, last checkpoint, percent\n")
+    print(table)
+    (output_dir / "table.md").write_text(table + "\n", encoding="utf-8")
+    print(f"\nPictures: {', '.join(str(path) for path in paths)}\n{time.monotonic() - began:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
