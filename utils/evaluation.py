@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from utils.errors import InputError
 from utils.metrics import ZeroShotMetrics
 from utils.records import progress
 
@@ -22,13 +23,19 @@ def predictions(model: nn.Module, loader: DataLoader, device: torch.device) -> I
 
     Yields:
         image, label, index and logits of each batch, on the device but for the index.
+
+    Raises:
+        InputError: if a score is not finite: the network's weights are not, or nearly so.
     """
     training = model.training
     model.eval()
     try:
         for image, label, index in progress(loader, desc="evaluation", unit="picture", leave=False):
             image, label = image.to(device, non_blocking=True), label.to(device, non_blocking=True)
-            yield image, label, index, model(image)
+            logits = model(image)
+            if not logits.isfinite().all():
+                raise InputError("the network's scores are not finite: train again with a lower --learning-rate")
+            yield image, label, index, logits
     finally:
         model.train(training)
 

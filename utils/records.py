@@ -16,6 +16,8 @@ from tqdm import tqdm
 
 from utils.errors import InputError
 
+KEPT = "the last checkpoint is whole, and --restore-from-where continue goes on from it"
+
 
 def make_run_folder(path: Path) -> Path:
     """The folder `path`, made if need be. Raises `InputError` where that can't be."""
@@ -35,7 +37,7 @@ def write_arguments(folder: Path, arguments: dict[str, Any], **more: Any) -> Non
         "numpy": numpy.__version__,
     }
     record = {"arguments": arguments, "versions": versions, "commit": _commit(), **more}
-    (folder / "args.json").write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+    _write(folder / "args.json", json.dumps(record, indent=2, default=str) + "\n")
 
 
 def _commit() -> str | None:
@@ -49,8 +51,31 @@ def _commit() -> str | None:
 
 def append_log(folder: Path, record: dict[str, Any]) -> None:
     """One JSON line more in `log.jsonl`."""
-    with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, allow_nan=False) + "\n")
+    _write(folder / "log.jsonl", json.dumps(record, allow_nan=False) + "\n", mode="a")
+
+
+def forget_log(folder: Path, after: int = -1) -> None:
+    """Drops the lines of `log.jsonl` that are of steps above `after`, or were cut off as the process died."""
+
+    def step(line: str) -> float:
+        try:
+            return json.loads(line)["step"]
+        except (ValueError, KeyError, TypeError):
+            return math.inf
+
+    try:
+        lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    _write(folder / "log.jsonl", "".join(f"{line}\n" for line in lines if step(line) <= after))
+
+
+def _write(path: Path, text: str, mode: str = "w") -> None:
+    try:
+        with path.open(mode, encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise InputError(f"{path} can't be written ({error.strerror}): choose an --output-dir you may write") from error
 
 
 class LossMeter:
@@ -80,8 +105,7 @@ class LossMeter:
                 for name, value in zip(names, row):
                     if not math.isfinite(value):
                         raise InputError(
-                            f"the loss {name} is {value} at step {step}: lower --learning-rate; the last "
-                            "checkpoint is whole, and --restore-from-where continue goes on from it"
+                            f"the loss {name} is {value} at step {step}: lower --learning-rate; {KEPT}"
                         )
             self._steps.clear()
             self.last = dict(zip(names, rows.mean(dim=0).tolist()))

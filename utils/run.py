@@ -1,7 +1,6 @@
 """What a training run is made of besides its method: device, schedule, and what it keeps on disk."""
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,13 +12,16 @@ from torch import nn
 from utils.checkpoint import check_setting, load_checkpoint, load_model, save_checkpoint
 from utils.errors import InputError
 from utils.metrics import as_json, format_table
-from utils.records import LossMeter, append_log, make_run_folder, progress, write_arguments
+from utils.records import KEPT, LossMeter, append_log, forget_log, make_run_folder, progress, write_arguments
 
 SAME_NETWORK = ("split", "background", "backbone", "embedding")
 """Keys of a setting, and flags, that a checkpoint and the run that starts from it must share."""
 
 SAME_RUN = (*SAME_NETWORK, "target_pixels", "target_images")
 """As above, for a run that goes on: a run has one protocol from its first step to its last."""
+
+SAME_SCHEDULE = ("learning_rate", "head_factor", "momentum", "weight_decay", "poly_power")
+"""Flags that a run that goes on can't change: their values lie in the state of its optimiser and schedule."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -87,7 +89,7 @@ class Run:
 
     def begin(self) -> None:
         """Begins at step 0, with an empty log."""
-        (self.folder / "log.jsonl").unlink(missing_ok=True)
+        forget_log(self.folder)
         write_arguments(self.folder, self.arguments, setting=self.setting)
 
     def resume(self) -> None:
@@ -100,14 +102,20 @@ class Run:
         if checkpoint["stage"] != self.stage:
             raise InputError(f"{self.latest} is of stage {checkpoint['stage']}: give another --output-dir")
         check_setting(self.latest, checkpoint["setting"], self.setting, SAME_RUN)
+        check_setting(self.latest, checkpoint["arguments"], self.arguments, SAME_SCHEDULE)
         load_model(self.model, checkpoint, self.latest)
         try:
             self.optimizer.load_state_dict(checkpoint["optimizer"])
             self.scheduler.load_state_dict(checkpoint["scheduler"])
         except (ValueError, KeyError) as error:
             raise InputError(f"{self.latest} does not fit the optimiser: give the same --freeze-backbone") from error
+        if self.scheduler.total_iters != self.num_steps:
+            raise InputError(
+                f"{self.latest} is of a run of {self.scheduler.total_iters} steps, not {self.num_steps}: give the same "
+                "--max-steps, --num-epochs, --batch-size and training list"
+            )
         self.step, self.best = checkpoint["step"], checkpoint["best"]
-        self._forget_log_after(self.step)
+        forget_log(self.folder, after=self.step)
         self._say_changes(checkpoint["arguments"])
         write_arguments(self.folder, self.arguments, setting=self.setting, continued_at=self.step)
         if self.step >= self.num_steps:
@@ -121,6 +129,8 @@ class Run:
         """
         checkpoint = load_checkpoint(path, "run stage 1 first, or give --stage1-checkpoint")
         check_setting(path, checkpoint["setting"], self.setting, SAME_NETWORK)
+        if checkpoint["setting"]["target_pixels"] == "oracle":  # else the result would pass for an honest one
+            check_setting(path, checkpoint["setting"], self.setting, ["target_pixels"])
         load_model(self.model, checkpoint, path)
         self.begin()
 
@@ -137,15 +147,18 @@ class Run:
             total=self.num_steps, initial=self.step, desc=f"stage {self.stage}", unit="step",
         )  # fmt: skip
         for batches in self._bar:
-            torch.manual_seed(self.args.seed * 1_000_003 + self.step)
+            torch.manual_seed((self.args.seed * 1_000_003 + self.step) % 2**63)
             yield tuple([tensor.to(device, non_blocking=True) for tensor in batch] for batch in batches)
 
     def note(self, losses: dict[str, torch.Tensor]) -> None:
-        """Counts a step as done, notes its losses and lowers the rate; shows the losses at the log interval."""
+        """Counts a step as done, notes its losses and lowers the rate; looks at them at the log interval.
+
+        Also before an evaluation, whose scores would be no numbers where the losses are none.
+        """
         self.scheduler.step()
         self.step += 1
         self._losses.add(self.step, losses)
-        if self.due(self.args.log_every):
+        if self.due(self.args.log_every) or self.due(self.args.evaluate_every):
             means = self._losses.means()
             self._bar.set_postfix_str(" ".join(f"{name} {value:.3f}" for name, value in means.items()))
 
@@ -154,10 +167,13 @@ class Run:
         return self.step == self.num_steps or (every > 0 and self.step % every == 0)
 
     def save(self, name: str = "latest.pth", selection: str = "last") -> None:
-        """Writes a checkpoint, unless the losses have gone wrong."""
+        """Writes a checkpoint. Raises `InputError` instead if the losses or the weights have gone wrong."""
         self._losses.means()  # raises if one is not finite
+        weights = self.model.state_dict()
+        if not all(tensor.isfinite().all() for tensor in weights.values()):
+            raise InputError(f"the weights are not finite after step {self.step}: lower --learning-rate; {KEPT}")
         save_checkpoint(
-            self.folder / name, stage=self.stage, step=self.step, model=self.model.state_dict(),
+            self.folder / name, stage=self.stage, step=self.step, model=weights,
             optimizer=self.optimizer.state_dict(), scheduler=self.scheduler.state_dict(), best=self.best,
             selection=selection, arguments=self.arguments, setting=self.setting,
         )  # fmt: skip
@@ -173,14 +189,6 @@ class Run:
         if self.best is None or score > self.best:
             self.best = score
             self.save("best.pth", f"highest {self.selected_by} on the evaluation pictures")
-
-    def _forget_log_after(self, step: int) -> None:
-        """Drops log lines of steps that will be run again."""
-        path = self.folder / "log.jsonl"
-        if path.is_file():
-            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
-            path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     def _say_changes(self, before: dict[str, Any]) -> None:
         ignored = ("restore_from_where", "num_workers", "device", "output_dir", "data_path")

@@ -1,0 +1,35 @@
+"""The drawn set that tests of data and scripts run on, and a finished run of both stages on it."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from dataset.synthetic import write_dataset
+from helpers import copy_of, train
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    """40 training and 8 evaluation pictures of 48 x 40 pixels in VOC layout. Read only: see `own_data`."""
+    folder = tmp_path_factory.mktemp("drawn") / "set"
+    write_dataset(folder, num_train=40, num_val=8, size=(48, 40), seed=3, workers=1)
+    return folder
+
+
+@pytest.fixture
+def own_data(data, tmp_path) -> Path:
+    """A copy of the drawn set for a test that changes its files."""
+    return copy_of(data, tmp_path / "data")
+
+
+@pytest.fixture(scope="session")
+def finished(data, tmp_path_factory) -> SimpleNamespace:
+    """Stage 1 and stage 2 of split 1, run to the end. Read only."""
+    output = tmp_path_factory.mktemp("finished")
+    stage1 = train(1, data, output, evaluate_every=2)
+    stage2 = train(2, data, output, restore_from_where="saved")
+    return SimpleNamespace(data=data, output=output, stage1=stage1, stage2=stage2)
