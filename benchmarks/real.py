@@ -18,9 +18,9 @@ SHARED = [
     "--backbone", "efficientnet_lite0", "--freeze-backbone", "--embedding", "word2vec", "fasttext",
     "--save-every", 50, "--evaluate-every", 0, "--num-workers", 2,
 ]  # fmt: skip
-CROPS = ["--input-size", 256, "--scale", 0.6, 1.2, "--rotation", 0, "--batch-size", 16, "--target-batch-size", 8]
-STAGE1 = ["--max-steps", 250, "--learning-rate", 0.01]
-STAGE2 = ["--max-steps", 150, "--learning-rate", 0.003]
+CROPS = ["--input-size", 224, "--scale", 0.6, 1.1, "--rotation", 0, "--batch-size", 16, "--target-batch-size", 8]
+STAGE1 = ["--max-steps", 350, "--learning-rate", 0.002]
+STAGE2 = ["--max-steps", 120, "--learning-rate", 0.0005]
 SPLIT = 4
 
 

@@ -5,10 +5,10 @@ without a mask. Which classes a picture shows is read from the masks once and ke
 training with `target_pixels="all"` opens no mask of a picture that is target only.
 """
 
+import contextlib
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,15 +203,22 @@ def _load_index(path: Path) -> dict[str, dict]:
         return {}
     if not isinstance(entries, dict):
         return {}
-    return {p: e for p, e in entries.items() if isinstance(e, dict) and isinstance(e.get("values"), list)}
+    return {p: e for p, e in entries.items() if _is_whole(e)}
+
+
+def _is_whole(entry) -> bool:
+    values = entry.get("values") if isinstance(entry, dict) else None
+    return isinstance(values, list) and all(isinstance(value, int) for value in values)
 
 
 def _save_index(path: Path, entries: dict[str, dict]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-            json.dump(entries, file)
-        os.replace(file.name, path)
+        temporary.write_text(json.dumps(entries), encoding="utf-8")
+        os.replace(temporary, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         print(f"note: the class index can't be kept ({error}); masks are indexed again next time", file=sys.stderr)
 
 

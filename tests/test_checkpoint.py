@@ -1,0 +1,198 @@
+"""Checkpoints: written whole or not at all, read without running code, refused where they do not fit."""
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from utils.checkpoint import FORMAT, KEYS, check_setting, load_checkpoint, load_model, save_checkpoint
+from utils.errors import InputError
+
+
+def content(step=1):
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.PolynomialLR(optimizer, 5, 0.9)
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    return dict(
+        stage=1, step=step, model=model.state_dict(), optimizer=optimizer.state_dict(), best=None, selection="last",
+        scheduler=scheduler.state_dict(), arguments={"split": 1}, setting={"split": 1, "seen": ["a"]},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def path(tmp_path):
+    save_checkpoint(tmp_path / "latest.pth", **content())
+    return tmp_path / "latest.pth"
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    saved = content(step=7)
+    save_checkpoint(tmp_path / "latest.pth", **saved)
+    loaded = load_checkpoint(tmp_path / "latest.pth")
+    assert set(loaded) == {"format", *KEYS} and loaded["format"] == FORMAT
+    assert loaded["step"] == 7 and loaded["setting"] == saved["setting"]
+    assert torch.equal(loaded["model"]["weight"], saved["model"]["weight"])
+    state = loaded["optimizer"]["state"][0]["momentum_buffer"]
+    assert torch.equal(state, saved["optimizer"]["state"][0]["momentum_buffer"])
+
+
+def test_it_loads_with_weights_only(path):
+    assert torch.load(path, weights_only=True)["stage"] == 1
+
+
+@pytest.mark.parametrize("change", [{"more": 1}, {"step": None}])
+def test_its_keys_are_fixed(tmp_path, change):
+    """A key forgotten or added is a mistake of the code, found at once."""
+    plain = content() | change
+    if change == {"step": None}:
+        del plain["step"]
+    with pytest.raises(ValueError, match="a checkpoint holds"):
+        save_checkpoint(tmp_path / "x.pth", **plain)
+    assert list(tmp_path.iterdir()) == []
+
+
+def half_written(thing, file):
+    file.write(b"PK half of it")
+    raise OSError(28, "No space left on device")
+
+
+def failing(*_):
+    raise RuntimeError("[enforce fail at inline_container.cc]\n frame #0: something")
+
+
+@pytest.mark.parametrize("fault", [half_written, failing])
+def test_a_failed_save_keeps_the_file_before(path, monkeypatch, fault):
+    before = path.read_bytes()
+    monkeypatch.setattr(torch, "save", fault)
+    with pytest.raises(InputError, match="could not be written") as caught:
+        save_checkpoint(path, **content(step=2))
+    assert str(path) in str(caught.value)
+    assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_a_save_that_dies_before_the_end_leaves_the_file_before(path, monkeypatch):
+    """A killed process runs no clean-up: what counts is that the name is given only to a whole file."""
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    before = path.read_bytes()
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(path, **content(step=2))
+    assert path.read_bytes() == before
+
+
+def test_a_save_replaces_the_file_before(path):
+    save_checkpoint(path, **content(step=2))
+    assert load_checkpoint(path)["step"] == 2 and [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_a_folder_that_is_not_there_is_an_input_error(tmp_path):
+    with pytest.raises(InputError, match="could not be written"):
+        save_checkpoint(tmp_path / "nowhere" / "x.pth", **content())
+
+
+def test_a_missing_file_comes_with_the_hint(tmp_path):
+    with pytest.raises(InputError, match="no checkpoint at .*none.pth: run stage 1 first"):
+        load_checkpoint(tmp_path / "none.pth", "run stage 1 first")
+    with pytest.raises(InputError, match="no checkpoint at"):
+        load_checkpoint(tmp_path)  # a folder
+
+
+class Bomb:
+    """Its pickle makes a folder as it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("writer", ["torch", "pickle", "model"])
+def test_a_malicious_pickle_is_refused_and_not_run(tmp_path, writer):
+    trace, path = tmp_path / "it-ran", tmp_path / "x.pth"
+    if writer == "pickle":
+        path.write_bytes(pickle.dumps(Bomb(trace), protocol=2))
+    elif writer == "torch":
+        torch.save(Bomb(trace), path)
+    else:
+        torch.save({"format": FORMAT, **content(), "model": Bomb(trace)}, path)
+    with pytest.raises(InputError, match="no readable checkpoint"):
+        load_checkpoint(path)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("thing", [3, [1, 2], {}, {"model": {}}, torch.ones(2), {"format": FORMAT, "step": 1}])
+def test_another_file_of_torch_is_no_checkpoint(tmp_path, thing):
+    torch.save(thing, tmp_path / "x.pth")
+    with pytest.raises(InputError, match="is not a checkpoint of this project"):
+        load_checkpoint(tmp_path / "x.pth")
+
+
+def test_another_format_is_named(tmp_path):
+    torch.save({"format": FORMAT + 1, **content()}, tmp_path / "x.pth")
+    with pytest.raises(InputError, match=f"checkpoint format {FORMAT + 1}, this code reads {FORMAT}"):
+        load_checkpoint(tmp_path / "x.pth")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_spoilt_file_is_an_input_error_however_it_is_spoilt(path):
+    """Cut off anywhere, with changed bytes, or no checkpoint at all: it loads, or it ends in our error."""
+    whole, rng, errors = path.read_bytes(), np.random.default_rng(0), 0
+    contents = [whole[: int(share * len(whole))] for share in np.linspace(0, 0.99, 40)]
+    contents += [rng.bytes(50) for _ in range(200)]
+    contents += [bytes([start]) + rng.bytes(20) for start in range(256)]
+    contents += [b"\x80\x02" + bytes([op]) + rng.bytes(8) + b"." for op in range(256)]
+    contents += [b"", b"<html>404</html>", pickle.dumps({"a": 1}), b"PK\x03\x04", b"\x80\x02."]
+    for at in rng.integers(0, len(whole), 200):
+        contents.append(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
+    for spoilt in contents:
+        path.write_bytes(spoilt)
+        try:
+            load_checkpoint(path)
+        except InputError as error:
+            errors += 1
+            assert str(path) in str(error) and "\n" not in str(error)
+    assert errors > 700
+
+
+WANTED = {"split": 2, "target_pixels": "all", "embedding": ["word2vec", "fasttext"]}
+
+
+@pytest.mark.parametrize(
+    "saved, words",
+    [
+        ({"split": 1}, "--split 1, not 2: give the same --split"),
+        ({"target_pixels": "oracle"}, "--target-pixels oracle, not all"),
+        ({"embedding": ["glove"]}, "--embedding glove, not word2vec fasttext"),
+        ({"embedding": ["fasttext", "word2vec"]}, "--embedding fasttext word2vec, not"),
+    ],
+)
+def test_another_setting_names_flag_and_both_values(saved, words):
+    with pytest.raises(InputError, match=words) as caught:
+        check_setting("x.pth", WANTED | saved, WANTED, WANTED)
+    assert str(caught.value).startswith("x.pth was made with")
+
+
+def test_a_setting_that_is_missing_is_another_setting():
+    with pytest.raises(InputError, match="--split None"):
+        check_setting("x.pth", {}, WANTED, ["split"])
+
+
+def test_only_the_flags_asked_for_must_agree():
+    check_setting("x.pth", WANTED | {"split": 4}, WANTED, ["target_pixels", "embedding"])
+
+
+def test_a_network_takes_its_own_weights_only():
+    model, other = torch.nn.Linear(2, 2), torch.nn.Linear(3, 2)
+    load_model(model, {"model": torch.nn.Linear(2, 2).state_dict()}, "x.pth")
+    for state in (other.state_dict(), {}, {"weight": torch.ones(2, 2)}, 3):
+        with pytest.raises(InputError, match=r"x\.pth does not fit the network") as caught:
+            load_model(model, {"model": state}, "x.pth")
+        assert "\n" not in str(caught.value)

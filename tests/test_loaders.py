@@ -1,0 +1,91 @@
+"""Loaders: every batch is a function of (seed, step), whatever the workers and wherever a run begins."""
+
+import itertools
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from dataset.loaders import StepSampler, empty_batches, evaluation_loader, training_loader
+
+
+class Echo(Dataset):
+    """Items that say by which index and seed they were asked for."""
+
+    def __init__(self, length):
+        self.length = length
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, key):
+        return torch.tensor(key, dtype=torch.int64)
+
+
+def batches(num_items=7, batch_size=3, first=0, last=20, seed=1):
+    return list(StepSampler(num_items, batch_size, first, last, seed))
+
+
+def indices(found):
+    return [index for batch in found for index, _ in batch]
+
+
+@pytest.mark.parametrize("num_items, batch_size", [(7, 3), (6, 3), (2, 5), (1, 4), (30, 9)])
+@pytest.mark.parametrize("begin", [1, 4, 11, 20])
+def test_beginning_later_gives_the_tail(num_items, batch_size, begin):
+    assert batches(num_items, batch_size, begin) == batches(num_items, batch_size)[begin:]
+
+
+@pytest.mark.parametrize("num_items, batch_size", [(7, 3), (6, 3), (2, 5), (1, 4)])
+def test_every_item_comes_once_an_epoch(num_items, batch_size):
+    found = indices(batches(num_items, batch_size, last=50))
+    epochs = [found[i : i + num_items] for i in range(0, len(found) - num_items + 1, num_items)]
+    assert len(epochs) > 5 and all(sorted(epoch) == list(range(num_items)) for epoch in epochs)
+
+
+def test_orders_differ_between_epochs_and_seeds():
+    found = indices(batches(30, 30, last=3))
+    orders = {tuple(found[i : i + 30]) for i in (0, 30, 60)} | {tuple(indices(batches(30, 30, last=1, seed=2)))}
+    assert len(orders) == 4
+
+
+def test_every_item_has_a_seed_of_its_own():
+    """An augmentation is drawn anew each time, also for the same picture and under neighbouring run seeds."""
+    seeds = [s for run in (0, 1, 2) for batch in batches(7, 3, last=100, seed=run) for _, s in batch]
+    assert len(set(seeds)) == len(seeds) and all(0 <= s < 2**63 for s in seeds)
+
+
+def test_a_sampler_can_be_gone_through_twice():
+    sampler = StepSampler(7, 3, 2, 9, seed=4)
+    assert list(sampler) == list(sampler) and len(sampler) == len(list(sampler)) == 7
+
+
+def test_batches_do_not_depend_on_the_global_random_state():
+    torch.manual_seed(0)
+    first = batches()
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    assert batches() == first and torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_loader_gives_the_sampler_s_batches(num_workers):
+    found = [batch.tolist() for batch in training_loader(Echo(7), 3, 5, 12, 1, num_workers)]
+    assert found == [[list(pair) for pair in batch] for batch in batches(first=5, last=12)]
+
+
+def test_a_full_range_of_seeds_works():
+    for seed in (0, 1234, 2**63 - 1, 2**63):
+        assert len(indices(batches(seed=seed))) == 60
+
+
+def test_empty_batches_have_the_shapes_of_target_batches():
+    for image, valid in itertools.islice(empty_batches(8), 3):
+        assert image.shape == (0, 3, 8, 8) and image.dtype == torch.uint8
+        assert valid.shape == (0, 8, 8) and valid.dtype == torch.bool
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_evaluation_goes_once_in_order(num_workers):
+    loader = evaluation_loader(Echo(5), num_workers)
+    assert [batch.item() for batch in loader] == [0, 1, 2, 3, 4] and loader.batch_size == 1

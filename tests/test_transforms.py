@@ -1,0 +1,138 @@
+"""Joint transforms: image and label stay together, padding is void, a seed repeats everything."""
+
+import numpy as np
+import pytest
+import torch
+from torchvision import tv_tensors
+
+from dataset.splits import VOID
+from dataset.transforms import FILL, training_transform
+
+
+def pair(label: np.ndarray):
+    """A picture whose grey is ten times its label, and the label."""
+    label = torch.from_numpy(label.astype(np.uint8))
+    return tv_tensors.Image((10 * label).expand(3, -1, -1).clone()), tv_tensors.Mask(label)
+
+
+def patches(height=60, width=90, side=15, seed=0):
+    """Labels 0-19 in squares of `side` pixels."""
+    rng = np.random.default_rng(seed)
+    return np.kron(rng.integers(0, 20, (height // side, width // side)), np.ones((side, side), int))
+
+
+def drawn(transform, image, label, seed):
+    torch.manual_seed(seed)
+    return transform(image, label)
+
+
+def inside(label, reach=5):
+    """Pixels whose neighbours up to `reach` away all have the same label, the crop's border left out."""
+    label = label.float()[None, None]
+    highest = torch.nn.functional.max_pool2d(label, 2 * reach + 1, 1)
+    lowest = -torch.nn.functional.max_pool2d(-label, 2 * reach + 1, 1)
+    return torch.nn.functional.pad((highest == lowest)[0, 0], [reach] * 4)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_image_and_label_stay_together(seed):
+    """Away from edges the grey of every pixel still is ten times its label, whatever was drawn."""
+    image, label = drawn(training_transform(64, (0.8, 2.5), 15, 0.5), *pair(patches(side=30)), seed)
+    sure = inside(label) & (label != VOID)
+    assert sure.any()
+    assert (image[:, sure].int() - 10 * label[sure].int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_a_flip_turns_both(flip):
+    source = pair(patches(48, 48, 12))
+    image, label = drawn(training_transform(48, (1, 1), 0, flip), *source, 0)
+    expected = [torch.flip(x, [-1]) if flip else x for x in source]
+    assert torch.equal(image, expected[0]) and torch.equal(label, expected[1])
+
+
+@pytest.mark.parametrize("size", [(48, 48), (10, 90), (90, 10), (1, 1), (3, 200), (200, 300)])
+@pytest.mark.parametrize("crop", [16, 32, 65])
+def test_size_and_types_are_those_of_the_crop(size, crop):
+    for seed in range(5):
+        image, label = drawn(training_transform(crop), *pair(np.ones(size)), seed)
+        assert image.shape == (3, crop, crop) and label.shape == (crop, crop)
+        assert image.dtype == label.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_the_picture_does_not_cover_is_void(seed):
+    """A small picture lies whole inside its crop: everything else is void and has the mean colour."""
+    image, label = drawn(training_transform(64, (1, 1), 0, 0), *pair(np.full((20, 30), 7)), seed)
+    assert (label == 7).sum() == 20 * 30 and ((label == 7) | (label == VOID)).all()
+    mean = torch.tensor(FILL[tv_tensors.Image])
+    assert (image[:, label == VOID].T == mean).all() and (image[:, label == 7] == 70).all()
+
+
+def test_rotated_corners_are_void():
+    """With a picture that just fills the crop, the corners come from outside."""
+    transform = training_transform(64, (1, 1), 45, 0)
+    corners = [drawn(transform, *pair(np.zeros((64, 64))), seed)[1][0, 0].item() for seed in range(10)]
+    assert VOID in corners
+
+
+def test_a_rotation_uses_the_picture_around_the_crop():
+    """In a large picture no corner is lost to the rotation."""
+    transform = training_transform(32, (1, 1), 45, 0)
+    labels = [drawn(transform, *pair(np.zeros((400, 400))), seed)[1] for seed in range(10)]
+    assert np.mean([(label == VOID).float().mean() for label in labels]) < 0.02
+
+
+def test_scale_is_the_size_of_things():
+    """A 20-pixel square appears 20 x scale pixels wide."""
+    label = np.zeros((100, 100))
+    label[40:60, 40:60] = 1
+    for scale in (0.5, 1.0, 2.0):
+        _, scaled = drawn(training_transform(200, (scale, scale), 0, 0), *pair(label), 0)
+        assert (scaled == 1).sum().item() == pytest.approx((20 * scale) ** 2, rel=0.12)
+
+
+def test_scales_angles_and_flips_are_drawn_over_their_range():
+    label = np.zeros((100, 100))
+    label[40:60, 40:60] = 1
+    transform = training_transform(400, (0.8, 2.5), 0, 0)
+    sides = [(drawn(transform, *pair(label), seed)[1] == 1).sum().sqrt().item() / 20 for seed in range(60)]
+    assert min(sides) < 1.0 and max(sides) > 2.2 and min(sides) > 0.7 and max(sides) < 2.6
+    halves = pair(np.kron([[0, 1]], np.ones((32, 16))))
+    flips = [drawn(training_transform(32, (1, 1), 0, 0.5), *halves, seed)[1][0, 0].item() for seed in range(40)]
+    assert 8 < sum(flips) < 32
+
+
+def test_labels_are_never_mixed():
+    """Nearest neighbours only: no class appears that was not there."""
+    label = np.kron([[3, 17], [9, 3]], np.ones((20, 20)))
+    transform = training_transform(50)
+    found = {value for seed in range(20) for value in drawn(transform, *pair(label), seed)[1].unique().tolist()}
+    assert found <= {3, 9, 17, VOID}
+
+
+def test_a_seed_repeats_everything():
+    transform, source = training_transform(40), pair(patches())
+    first, again, other = (drawn(transform, *source, seed) for seed in (5, 5, 6))
+    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], other[0])
+
+
+def test_the_picture_itself_is_not_changed():
+    image, label = pair(patches())
+    before = image.clone(), label.clone()
+    drawn(training_transform(40), image, label, 0)
+    assert torch.equal(image, before[0]) and torch.equal(label, before[1])
+
+
+@pytest.mark.xfail(strict=True, reason="resizing the label with NEAREST shifts it half a pixel; NEAREST_EXACT does not")
+@pytest.mark.parametrize("scale", [0.8, 1.5, 2.5])
+def test_label_is_not_shifted_against_the_image(scale):
+    """The edge between two halves lies, on average, at the same place in both."""
+    label = np.kron([[0, 20]], np.ones((400, 200)))
+    shifts = []
+    for seed in range(200):
+        image, found = drawn(training_transform(128, (scale, scale), 0, 0), *pair(label), seed)
+        if 0 < found.float().mean() < 20:
+            shifts.append((image[0].float() / 10 - found.float()).mean().item() / 20 * 128)
+    assert len(shifts) > 20 and abs(np.mean(shifts)) < 0.1
