@@ -84,8 +84,9 @@ def main(argv: list[str] | None = None) -> int:
     # Data: labelled source pictures, unlabelled target pictures, evaluation pictures
     split = Split.voc(args.split, args.background)
     transform = training_transform(args.input_size, tuple(args.scale), args.rotation, args.flip)
+    target_images = args.target_images if args.lambda_ else "all"  # none is used: do without one that shows unseen
     source, target = training_datasets(
-        args.data_path, split, transform, args.target_images, args.target_pixels, args.train_list
+        args.data_path, split, transform, target_images, args.target_pixels, args.train_list
     )
     evaluation = evaluation_loader(evaluation_dataset(args.data_path, split, args.evaluation_list), args.num_workers)
 

@@ -44,16 +44,18 @@ class RandomScaleRotateCrop(v2.Transform):
 
     def transform(self, inpt, params: dict):
         fill = FILL[type(inpt)]
-        nearest = isinstance(inpt, tv_tensors.Mask)
-        interpolation = InterpolationMode.NEAREST if nearest else InterpolationMode.BILINEAR
+        image = isinstance(inpt, tv_tensors.Image)
+        # NEAREST would shift a resized label by half a pixel against the image; rotate knows no NEAREST_EXACT.
+        resizing = InterpolationMode.BILINEAR if image else InterpolationMode.NEAREST_EXACT
+        rotating = InterpolationMode.BILINEAR if image else InterpolationMode.NEAREST
         margin = self.margin / params["scale"]
         side = max(1, round(self.size / params["scale"] + 2 * margin))
         top, left = round(params["top"] - margin), round(params["left"] - margin)
         region = _cut(inpt, top, left, side, fill)
         grown = self.size + 2 * self.margin
-        region = F.resize(region, [grown, grown], interpolation=interpolation, antialias=True)
+        region = F.resize(region, [grown, grown], interpolation=resizing, antialias=True)
         if params["angle"]:
-            region = F.rotate(region, params["angle"], interpolation=interpolation, fill=fill)
+            region = F.rotate(region, params["angle"], interpolation=rotating, fill=fill)
         return F.center_crop(region, [self.size, self.size])
 
 

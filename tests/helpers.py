@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -54,8 +55,6 @@ def evaluate(checkpoint: Path, data: Path, *flags) -> int:
 
 def failure(capsys, main, argv: list[str]) -> str:
     """The one line that `main(argv)` ends in: exit code 2, nothing else on stderr."""
-    import pytest
-
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
         main([str(argument) for argument in argv])
@@ -83,7 +82,7 @@ def read_log(folder: Path) -> list[dict]:
 
 
 def copy_of(data: Path, folder: Path) -> Path:
-    """A copy of a drawn set that a test may spoil; times of change are kept, so its class index stays good."""
+    """A copy of a drawn set that a test may spoil; with its times of change, so its index stays good."""
     return Path(shutil.copytree(data, folder))
 
 

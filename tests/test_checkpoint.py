@@ -17,10 +17,11 @@ def content(step=1):
     scheduler = torch.optim.lr_scheduler.PolynomialLR(optimizer, 5, 0.9)
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
-    return dict(
-        stage=1, step=step, model=model.state_dict(), optimizer=optimizer.state_dict(), best=None, selection="last",
-        scheduler=scheduler.state_dict(), arguments={"split": 1}, setting={"split": 1, "seen": ["a"]},
-    )  # fmt: skip
+    return {
+        "stage": 1, "step": step, "best": None, "selection": "last", "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "arguments": {"split": 1},
+        "setting": {"split": 1, "seen": ["a"]},
+    }  # fmt: skip
 
 
 @pytest.fixture
@@ -98,7 +99,7 @@ def test_a_folder_that_is_not_there_is_an_input_error(tmp_path):
 
 
 def test_a_missing_file_comes_with_the_hint(tmp_path):
-    with pytest.raises(InputError, match="no checkpoint at .*none.pth: run stage 1 first"):
+    with pytest.raises(InputError, match=r"no checkpoint at .*none\.pth: run stage 1 first"):
         load_checkpoint(tmp_path / "none.pth", "run stage 1 first")
     with pytest.raises(InputError, match="no checkpoint at"):
         load_checkpoint(tmp_path)  # a folder
@@ -128,7 +129,9 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path, writer):
     assert not trace.exists()
 
 
-@pytest.mark.parametrize("thing", [3, [1, 2], {}, {"model": {}}, torch.ones(2), {"format": FORMAT, "step": 1}])
+@pytest.mark.parametrize(
+    "thing", [3, [1, 2], {}, {"model": {}}, torch.ones(2), {"format": FORMAT, "step": 1}]
+)
 def test_another_file_of_torch_is_no_checkpoint(tmp_path, thing):
     torch.save(thing, tmp_path / "x.pth")
     with pytest.raises(InputError, match="is not a checkpoint of this project"):

@@ -41,8 +41,8 @@ def place(finished, tmp_path):
     data = copy_of(finished.data, tmp_path / "data")
     runs = copy_of(finished.output, tmp_path / "runs")
     return SimpleNamespace(
-        data=data, output=runs, picture=source_and_target(data, SPLIT)[0],
-        evaluated=next(iter(classes_shown(data, "val"))), checkpoint=runs / "split1" / "stage1" / "latest.pth",
+        data=data, output=runs, checkpoint=runs / "split1" / "stage1" / "latest.pth",
+        picture=source_and_target(data, SPLIT)[0], evaluated=next(iter(classes_shown(data, "val"))),
     )  # fmt: skip
 
 
@@ -53,7 +53,15 @@ def fail_training(capsys, place, stage=1, **changes):
 
 
 def fail_evaluation(capsys, place, *flags, checkpoint=None):
-    command = ["--checkpoint", checkpoint or place.checkpoint, "--data-path", place.data, "--num-workers", 0, *flags]
+    command = [
+        "--checkpoint",
+        checkpoint or place.checkpoint,
+        "--data-path",
+        place.data,
+        "--num-workers",
+        0,
+        *flags,
+    ]
     return failure(capsys, evaluation_script.main, command)
 
 
@@ -61,7 +69,7 @@ def image_path(place, picture=None):
     return place.data / "JPEGImages" / f"{picture or place.picture}.jpg"
 
 
-# --- the folder and its lists ---------------------------------------------------------------------------------------
+# --- the folder and its lists ---------------------------------------------------------------------------
 
 
 def no_folder(place):
@@ -122,7 +130,7 @@ def list_of_paths(place):
     return ["train.txt", "'../secret'", "entry 1"]
 
 
-# --- pictures and masks ---------------------------------------------------------------------------------------------
+# --- pictures and masks ---------------------------------------------------------------------------------
 
 
 def no_image(place):
@@ -203,10 +211,11 @@ def never_indexed(place):
 
 
 BROKEN_DATA = [
-    no_folder, folder_is_a_file, no_pictures, no_mask_folder, no_lists, no_train_list, no_val_list, empty_list,
-    binary_list, listed_twice, list_of_paths, no_image, truncated_image, empty_image, image_is_text, no_mask,
-    truncated_mask, sizes_differ, unknown_value, colour_mask, mask_of_16_bits, no_seen_class, no_unseen_class,
-    never_indexed,
+    no_folder, folder_is_a_file, no_pictures, no_mask_folder, no_lists,
+    no_train_list, no_val_list, empty_list, binary_list, listed_twice,
+    list_of_paths, no_image, truncated_image, empty_image, image_is_text,
+    no_mask, truncated_mask, sizes_differ, unknown_value, colour_mask,
+    mask_of_16_bits, no_seen_class, no_unseen_class, never_indexed,
 ]  # fmt: skip
 
 
@@ -266,7 +275,7 @@ def test_a_list_given_by_flag_is_named(place, capsys):
     assert "nowhere.txt" in line and str(place.data) in line
 
 
-# --- words ------------------------------------------------------------------------------------------------------------
+# --- words ----------------------------------------------------------------------------------------------
 
 
 def test_a_word_without_vector_is_named_with_its_class(place, capsys, tmp_path):
@@ -281,7 +290,7 @@ def test_an_unknown_embedding_is_named(place, capsys):
     assert "--embedding nothing" in line and "glove" in line
 
 
-# --- checkpoints ------------------------------------------------------------------------------------------------------
+# --- checkpoints ----------------------------------------------------------------------------------------
 
 
 def change_setting(path, **changes):
@@ -343,7 +352,9 @@ def test_no_checkpoint_where_one_is_wanted(place, capsys, tmp_path, stage, where
 
 
 def test_no_checkpoint_at_the_flag(place, capsys, tmp_path):
-    line = fail_training(capsys, place, 2, restore_from_where="saved", stage1_checkpoint=tmp_path / "none.pth")
+    line = fail_training(
+        capsys, place, 2, restore_from_where="saved", stage1_checkpoint=tmp_path / "none.pth"
+    )
     assert str(tmp_path / "none.pth") in line and "--stage1-checkpoint" in line
 
 
@@ -371,7 +382,7 @@ def test_a_checkpoint_without_a_tensor_does_not_fit(place, capsys):
         assert str(place.checkpoint) in line and "does not fit" in line
 
 
-# --- training goes wrong ------------------------------------------------------------------------------------------------
+# --- training goes wrong --------------------------------------------------------------------------------
 
 
 def poison(monkeypatch, module, step, value, after=False):
@@ -422,6 +433,13 @@ def test_weights_that_are_not_finite_are_not_kept(data, tmp_path, capsys, monkey
     assert kept["step"] == 1 and all(tensor.isfinite().all() for tensor in kept["model"].values())
 
 
+def test_a_network_without_finite_scores_is_not_evaluated(place, capsys):
+    checkpoint = load(place.checkpoint)
+    checkpoint["model"]["projection.project.bias"].fill_(float("nan"))
+    torch.save(checkpoint, place.checkpoint)
+    assert "not finite" in fail_evaluation(capsys, place)
+
+
 def test_a_full_disk_keeps_the_checkpoint_before(place, capsys, monkeypatch):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
@@ -433,7 +451,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(place, capsys, monkeypatch):
     assert same_bits(before, load(place.checkpoint)["model"])
 
 
-# --- where to write -------------------------------------------------------------------------------------------------------
+# --- where to write -------------------------------------------------------------------------------------
 
 
 def test_output_below_a_file_is_refused(place, capsys, tmp_path):
@@ -458,7 +476,7 @@ def test_evaluation_output_below_a_file_is_refused(place, capsys, tmp_path, flag
     assert flag in line and str(tmp_path / "file") in line
 
 
-# --- the rest -----------------------------------------------------------------------------------------------------------
+# --- the rest -------------------------------------------------------------------------------------------
 
 
 def test_imagenet_weights_that_do_not_exist(place, capsys):
@@ -475,7 +493,7 @@ def test_a_device_that_is_not_there(place, capsys, name):
 
 def test_a_failed_run_leaves_no_stray_files(place, capsys):
     sizes_differ(place)
-    before = {path for path in place.output.rglob("*")}
+    before = set(place.output.rglob("*"))
     fail_training(capsys, place)
     after = {path.name for path in set(place.output.rglob("*")) - before}
     assert after <= {"args.json"} and json.loads((place.checkpoint.parent / "args.json").read_text())

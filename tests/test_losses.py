@@ -64,7 +64,7 @@ def scene(seed=0, size=(2, CLASSES, 6, 7), scale=3.0):
     return logits, label, rng.random(label.shape) < 0.6
 
 
-# --- cross-entropy ---------------------------------------------------------------------------------------
+# --- cross-entropy --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -90,7 +90,7 @@ def test_cross_entropy_makes_all_classes_compete():
     assert before.item() == pytest.approx(math.log(CLASSES)) and cross_entropy(logits, label) > before + 1
 
 
-# --- bias loss ------------------------------------------------------------------------------------------------
+# --- bias loss ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -117,7 +117,7 @@ def test_bias_loss_looks_at_valid_pixels_only():
     assert a.item() == pytest.approx(b.item(), rel=1e-6)
 
 
-# --- both: where there is nothing to learn from, and where logits are extreme ---------------------------------
+# --- both: where there is nothing to learn from, and where logits are extreme ---------------------------
 
 
 def loss_of(name, logits, anything):
@@ -174,7 +174,7 @@ def test_bias_loss_prefers_no_unseen_class():
     assert (seen > 0).all() and (unseen < 0).all() and torch.allclose(unseen, unseen[0])
 
 
-# --- pseudo-labels --------------------------------------------------------------------------------------------
+# --- pseudo-labels --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -214,14 +214,16 @@ def test_pseudo_labels_without_a_valid_pixel_are_void():
 
 def test_pseudo_labels_carry_no_gradient():
     logits, _, valid = scene()
-    assert not pseudo_labels(torch.tensor(logits, requires_grad=True), SEEN, torch.tensor(valid)).requires_grad
+    assert not pseudo_labels(
+        torch.tensor(logits, requires_grad=True), SEEN, torch.tensor(valid)
+    ).requires_grad
 
 
-# --- the weighted sum of each script ---------------------------------------------------------------------------
+# --- the weighted sum of each script --------------------------------------------------------------------
 
 
 def batches(seed=0):
-    """Source (image, label) and target (image, valid), with void and invalid pixels; labels are seen classes."""
+    """Source (image, label) and target (image, valid), with void and invalid pixels; seen labels only."""
     generator = torch.Generator().manual_seed(seed)
     image = torch.randint(0, 256, (5, 3, 6, 6), generator=generator, dtype=torch.uint8)
     label = torch.randint(0, SEEN, (3, 6, 6), generator=generator, dtype=torch.uint8)
@@ -315,5 +317,7 @@ def test_stage_1_with_lambda_0_is_plain_cross_entropy():
 def test_train_step_lowers_the_loss(stage):
     model, (source, target) = Tiny(), batches()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    values = [STEP[stage](model, optimizer, source, target, SEEN, ARGS[stage])["total"].item() for _ in range(30)]
+    values = [
+        STEP[stage](model, optimizer, source, target, SEEN, ARGS[stage])["total"].item() for _ in range(30)
+    ]
     assert values[-1] < 0.8 * values[0]

@@ -14,11 +14,13 @@ from helpers import STAGES, arguments, evaluate, failure, same_bits, train, weig
 from utils.errors import message
 from utils.options import Parser
 
-SHARED = """
-    --data-path --output-dir --split --restore-from-where --backbone --backbone-weights --freeze-backbone --embedding
-    --embedding-path --background --target-pixels --target-images --weak-proportion --batch-size --target-batch-size
-    --input-size --num-epochs --max-steps --learning-rate --save-every --evaluate-every --num-workers --device --seed
-""".split()
+SHARED = [
+    "--data-path", "--output-dir", "--split", "--restore-from-where", "--backbone",
+    "--backbone-weights", "--freeze-backbone", "--embedding", "--embedding-path", "--background",
+    "--target-pixels", "--target-images", "--weak-proportion", "--batch-size", "--target-batch-size",
+    "--input-size", "--num-epochs", "--max-steps", "--learning-rate", "--save-every",
+    "--evaluate-every", "--num-workers", "--device", "--seed",
+]  # fmt: skip
 PROMISED = {
     train_split_lambda: [*SHARED, "--lambda", "--RESTORE_FROM_WHERE"],
     train_st_split: [*SHARED, "--stage1-checkpoint", "--st-lambda", "--keep", "--RESTORE_FROM_WHERE"],
@@ -31,7 +33,8 @@ DEFAULTS = {
 OF_BOTH = {
     "learning_rate": 1e-4, "momentum": 0.9, "weight_decay": 5e-4, "head_factor": 10.0, "poly_power": 0.9,
     "num_epochs": 50, "scale": [0.8, 2.5], "rotation": 15.0, "flip": 0.5, "seed": 1234, "background": False,
-    "target_pixels": "all", "target_images": "unseen", "backbone_weights": "imagenet", "freeze_backbone": False,
+    "target_pixels": "all", "target_images": "unseen", "backbone_weights": "imagenet",
+    "freeze_backbone": False,
 }  # fmt: skip
 
 
@@ -82,7 +85,7 @@ def test_both_spellings_of_restore_from_where(stage, default):
         assert parse([flag, "continue"]).restore_from_where == "continue"
 
 
-# --- every flag is read ----------------------------------------------------------------------------------------------
+# --- every flag is read ---------------------------------------------------------------------------------
 
 
 class Recording(argparse.Namespace):
@@ -95,7 +98,7 @@ class Recording(argparse.Namespace):
 
 
 def watch(monkeypatch, script, asked: set):
-    """Makes the script parse its flags into a `Recording` that adds to `asked`; returns all names there are."""
+    """Makes the script parse its flags into a `Recording` that adds to `asked`; returns all names."""
     parse, names = script.parse_arguments, set()
 
     def recording(argv):
@@ -192,11 +195,13 @@ def test_embedding_flags_choose_the_words(data, tmp_path):
     words.mkdir()
     (words / "classes.txt").write_text("\n".join(VOC_CLASSES) + "\n")
     np.save(words / "mine.npy", np.eye(20, 4, dtype=np.float32) + 1)
-    folder = train(1, data, tmp_path / "runs", "--embedding", "mine", "glove", embedding=None, embedding_path=words)
+    folder = train(
+        1, data, tmp_path / "runs", "--embedding", "mine", "glove", embedding=None, embedding_path=words
+    )
     assert weights(folder)["projection.class_embeddings"].shape == (20, 4 + 100)
 
 
-# --- bad flags ------------------------------------------------------------------------------------------------------
+# --- bad flags ------------------------------------------------------------------------------------------
 
 BAD = [
     (["--lamda", "0.1"], ["--lamda", "did you mean --lambda"]),
@@ -254,7 +259,7 @@ def test_command_line_of_helpers_is_complete(data, tmp_path):
         stage.parse_arguments(arguments(data, tmp_path))
 
 
-# --- the one line ---------------------------------------------------------------------------------------------------
+# --- the one line ---------------------------------------------------------------------------------------
 
 WRAPPED = """Caught ValueError in DataLoader worker process 0.
 Original Traceback (most recent call last):
@@ -269,7 +274,7 @@ some.module.ValueError: the file: is bad ValueError: truly
     [
         ("one line", "one line"),
         ("", "ValueError"),
-        ("x could not be written (first\n  second\n): free some disk", "x could not be written (first second ): free some disk"),
+        ("x is not written (first\n  second\n): free some", "x is not written (first second ): free some"),
         (WRAPPED, "the file: is bad ValueError: truly"),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The real scripts on drawn pictures: what they leave behind, that they go on exactly, and that no mask leaks."""
+"""The real scripts on drawn pictures: what they leave, that they go on exactly, that no mask leaks."""
 
 import json
 import math
@@ -36,11 +36,14 @@ SPLIT = Split.voc(1)
 def start(stage, finished, data, output, *flags, **changes):
     """A run of either stage from its natural beginning: stage 2 from the finished stage 1."""
     if stage == 2:
-        changes = {"restore_from_where": "saved", "stage1_checkpoint": finished.stage1 / "latest.pth"} | changes
+        changes = {
+            "restore_from_where": "saved",
+            "stage1_checkpoint": finished.stage1 / "latest.pth",
+        } | changes
     return train(stage, data, output, *flags, **changes)
 
 
-# --- what a run leaves behind -----------------------------------------------------------------------------------
+# --- what a run leaves behind ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stage", [1, 2])
@@ -59,7 +62,9 @@ def test_best_is_the_best_of_the_log(finished):
     assert load(finished.stage1 / "best.pth")["step"] == max(scores, key=scores.get)
 
 
-@pytest.mark.parametrize("stage, losses", [(1, {"ce", "bias_source", "bias_target"}), (2, {"ce", "self_training"})])
+@pytest.mark.parametrize(
+    "stage, losses", [(1, {"ce", "bias_source", "bias_target"}), (2, {"ce", "self_training"})]
+)
 def test_log_has_a_line_an_evaluation(finished, stage, losses):
     records = read_log(getattr(finished, f"stage{stage}"))
     assert [record["step"] for record in records] == ([2, 3] if stage == 1 else [3])
@@ -73,7 +78,9 @@ def test_log_has_a_line_an_evaluation(finished, stage, losses):
 def test_args_say_flags_versions_and_commit(finished, stage):
     record = json.loads((getattr(finished, f"stage{stage}") / "args.json").read_text())
     assert record["arguments"]["learning_rate"] == 0.01 and record["arguments"]["max_steps"] == 3
-    assert record["versions"]["torch"] == torch.__version__ and {"python", "torchvision"} <= set(record["versions"])
+    assert record["versions"]["torch"] == torch.__version__ and {"python", "torchvision"} <= set(
+        record["versions"]
+    )
     assert "commit" in record and (record["commit"] is None or len(record["commit"]) >= 40)
 
 
@@ -85,7 +92,7 @@ def test_logged_losses_are_what_training_minimises(finished):
 
 
 def test_stage_2_starts_from_the_checkpoint_of_stage_1(finished, tmp_path):
-    """By default it looks where stage 1 of the same split wrote; a rate of almost 0 shows what it began with."""
+    """By default it looks where stage 1 of the same split wrote; a rate near 0 shows how it began."""
     shutil.copytree(finished.stage1, tmp_path / "split1" / "stage1")
     same = {"max_steps": 1, "learning_rate": 1e-30, "weight_decay": 0, "restore_from_where": "saved"}
     begun, ended = weights(finished.stage1), weights(train(2, finished.data, tmp_path, **same))
@@ -103,13 +110,22 @@ def test_training_learns(data, tmp_path):
     assert losses[-1] < 0.9 * losses[0] and losses[-1] < math.log(len(SPLIT.names))
 
 
-# --- evaluation ----------------------------------------------------------------------------------------------------
+# --- evaluation -----------------------------------------------------------------------------------------
 
 
 def test_eval_prints_a_table_with_protocol(finished, capsys):
     assert evaluate(finished.stage2 / "latest.pth", finished.data) == 0
     text = capsys.readouterr().out
-    for words in ("hIoU", "ZSL", "bias", "stage 2", "split 1", "target pixels all", "no target mask", "glove"):
+    for words in (
+        "hIoU",
+        "ZSL",
+        "bias",
+        "stage 2",
+        "split 1",
+        "target pixels all",
+        "no target mask",
+        "glove",
+    ):
         assert words in text
     assert all(name in text for name in SPLIT.names)
 
@@ -139,7 +155,7 @@ def test_eval_repeats_what_training_logged(finished, capsys):
 
 def recount(masks, data, split):
     """Per-class IoU (None without pixels) from the written masks and the true ones."""
-    hits, unions = {value: 0 for value in split.mask_values}, {value: 0 for value in split.mask_values}
+    hits, unions = dict.fromkeys(split.mask_values, 0), dict.fromkeys(split.mask_values, 0)
     for path in masks:
         truth, prediction = read_values(mask_path(data, path.stem)), read_values(path)
         counted = np.isin(truth, split.mask_values)
@@ -176,12 +192,19 @@ def test_eval_of_a_list(finished, tmp_path, capsys):
 def test_eval_needs_nothing_but_checkpoint_and_data(finished, tmp_path):
     """As a command, from another folder: the words, classes and network travel in the checkpoint."""
     script = helpers.ROOT / "eval.py"
-    command = [sys.executable, script, "--checkpoint", finished.stage1 / "latest.pth", "--data-path", finished.data]
+    command = [
+        sys.executable,
+        script,
+        "--checkpoint",
+        finished.stage1 / "latest.pth",
+        "--data-path",
+        finished.data,
+    ]
     done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "hIoU" in done.stdout, done.stderr
 
 
-# --- the same bits ---------------------------------------------------------------------------------------------------
+# --- the same bits --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stage", [1, 2])
@@ -202,7 +225,8 @@ def test_every_seed_that_is_taken_works(data, tmp_path, seed):
 @pytest.mark.parametrize("stage", [1, 2])
 def test_workers_change_no_bit(finished, tmp_path, stage):
     none, two = (
-        start(stage, finished, finished.data, tmp_path / str(n), num_workers=n, evaluate_every=2) for n in (0, 2)
+        start(stage, finished, finished.data, tmp_path / str(n), num_workers=n, evaluate_every=2)
+        for n in (0, 2)
     )
     assert same_bits(weights(none), weights(two)) and read_log(none) == read_log(two)
 
@@ -258,7 +282,7 @@ def test_continue_survives_a_log_line_that_was_cut_off(finished, tmp_path):
     assert [record["step"] for record in read_log(log.parent)] == [2, 3]
 
 
-# --- no mask leaks -----------------------------------------------------------------------------------------------------
+# --- no mask leaks --------------------------------------------------------------------------------------
 
 # One step that takes every target picture (there are fewer than 30), and one more.
 EVERY_TARGET = {"max_steps": 2, "target_batch_size": 30}
@@ -282,7 +306,7 @@ def test_training_gives_the_same_bits_without_the_masks_of_target_pictures(
 
 
 def scramble(data, split, erase):
-    """Changes the unseen pixels of the source pictures' masks: erased, or all but a few, which are mixed up."""
+    """Changes the unseen pixels of source masks: erased, or all but a few, which are mixed up."""
     for picture in source_and_target(data, split):
         path = mask_path(data, picture)
         mask = read_values(path)
@@ -354,7 +378,9 @@ def test_only_the_oracle_opens_masks_of_target_pictures(finished, opened, tmp_pa
     paths = opened(start, stage, finished, data, tmp_path, **EVERY_TARGET, target_pixels=pixels)
     targets = {str(mask_path(data, picture)) for picture in target_only(data, split)}
     assert paths & targets == (targets if pixels == "oracle" else set())
-    assert any(str(data / "SegmentationClassAug") in path for path in paths)  # source masks were: the hook works
+    assert any(
+        str(data / "SegmentationClassAug") in path for path in paths
+    )  # source masks were: the hook works
 
 
 def test_lambda_0_opens_no_target_picture(finished, opened, tmp_path):
@@ -368,7 +394,9 @@ def test_lambda_0_opens_no_target_picture(finished, opened, tmp_path):
 @pytest.mark.parametrize("stage", [1, 2])
 def test_oracle_trains_another_network_and_says_so(finished, tmp_path, capsys, stage):
     honest = start(stage, finished, finished.data, tmp_path / "all", **EVERY_TARGET)
-    oracle = start(stage, finished, finished.data, tmp_path / "oracle", **EVERY_TARGET, target_pixels="oracle")
+    oracle = start(
+        stage, finished, finished.data, tmp_path / "oracle", **EVERY_TARGET, target_pixels="oracle"
+    )
     assert not same_bits(weights(honest), weights(oracle))
     assert load(oracle / "latest.pth")["setting"]["target_pixels"] == "oracle"
     assert read_log(oracle)[-1]["target_pixels"] == "oracle"
@@ -380,12 +408,14 @@ def test_oracle_trains_another_network_and_says_so(finished, tmp_path, capsys, s
 
 
 def test_target_images_all_takes_other_pictures(finished, tmp_path):
-    few, many = (train(1, finished.data, tmp_path / images, target_images=images) for images in ("unseen", "all"))
+    few, many = (
+        train(1, finished.data, tmp_path / images, target_images=images) for images in ("unseen", "all")
+    )
     assert not same_bits(weights(few), weights(many))
     assert load(many / "latest.pth")["setting"]["target_images"] == "all"
 
 
-# --- splits and background -----------------------------------------------------------------------------------------------
+# --- splits and background ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", VOC_SPLITS)

@@ -12,6 +12,7 @@ UNSEEN = {
     4: ("pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 }
 
+
 def each_split(test):
     test = pytest.mark.parametrize("number", [1, 2, 3, 4])(test)
     return pytest.mark.parametrize("background", [False, True])(test)
