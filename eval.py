@@ -15,8 +15,6 @@ import json
 import sys
 from pathlib import Path
 
-import torch
-
 from dataset.errors import DatasetError
 from dataset.loaders import evaluation_loader
 from dataset.splits import VOC_SPLITS, VOID, Split
@@ -34,9 +32,14 @@ from utils.run import choose_device, describe_protocol
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help="latest.pth or best.pth of a run")
     parser.add_argument(
-        "--data-path", type=Path, default=Path("data/VOCdevkit/VOC2012"), metavar="FOLDER",
+        "--checkpoint", type=Path, required=True, metavar="PATH", help="latest.pth or best.pth of a run"
+    )
+    parser.add_argument(
+        "--data-path",
+        type=Path,
+        default=Path("data/VOCdevkit/VOC2012"),
+        metavar="FOLDER",
         help="folder in VOC layout, see DATA_PATH.md",
     )
     parser.add_argument(
@@ -44,11 +47,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--split", type=int, choices=VOC_SPLITS, help="refuse a checkpoint of another split")
     parser.add_argument(
-        "--json", nargs="?", const="-", metavar="PATH",
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="PATH",
         help="write the figures as JSON to PATH; without PATH, to the standard output instead of the table",
     )
     parser.add_argument(
-        "--save-dir", type=Path, metavar="FOLDER",
+        "--save-dir",
+        type=Path,
+        metavar="FOLDER",
         help="write masks/<id>.png (palette PNG) and overlays/<id>.png (photo, truth, prediction)",
     )
     add_running_options(parser)

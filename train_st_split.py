@@ -43,7 +43,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, parents=[shared])
     method = parser.add_argument_group("method")
     method.add_argument(
-        "--stage1-checkpoint", type=Path, metavar="PATH",
+        "--stage1-checkpoint",
+        type=Path,
+        metavar="PATH",
         help="where `saved` starts (default: latest.pth of stage 1 of the same split below --output-dir)",
     )
     method.add_argument("--st-lambda", type=weight, default=0.4, help="weight of the self-training term")

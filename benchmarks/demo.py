@@ -87,7 +87,9 @@ def draw_results(results: dict[str, dict], data_path: Path, output_dir: Path) ->
             (np.array(Image.open(folder.image_path(p))), masks[p], np.array(Image.open(result["masks"] / f"{p}.png")))
             for p in dict.fromkeys(largest)
         ]
-        title = f"{method}: seen {result['miou_seen']:.1%}, unseen {result['miou_unseen']:.1%}, hIoU {result['hiou']:.1%}"
+        title = (
+            f"{method}: seen {result['miou_seen']:.1%}, unseen {result['miou_unseen']:.1%}, hIoU {result['hiou']:.1%}"
+        )
         page = contact_sheet(rows, names, marked=split.unseen_values, title=title, ignore=(0, VOID))
         paths.append(output_dir / f"{method.replace(' ', '_')}.png")
         page.save(paths[-1])

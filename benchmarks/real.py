@@ -29,7 +29,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data-path", type=Path, required=True, help="a folder in VOC layout, see DATA_PATH.md")
     parser.add_argument("--embedding-path", type=Path, help="folder with word2vec and fastText vectors")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/real"), help="runs, logs and table")
-    parser.add_argument("--other-splits", action=argparse.BooleanOptionalAction, default=True, help="splits 1, 2, 3 too")
+    parser.add_argument(
+        "--other-splits", action=argparse.BooleanOptionalAction, default=True, help="splits 1, 2, 3 too"
+    )
     add_seeds(parser, [1, 2, 3])
     return parser.parse_args(argv)
 

@@ -57,14 +57,14 @@ def training_loader(
 ) -> DataLoader:
     """Batches of `dataset` for the steps from `first_step` to before `last_step`, see `StepSampler`."""
     sampler = StepSampler(len(dataset), batch_size, first_step, last_step, seed)
-    return DataLoader(
-        dataset, batch_sampler=sampler, num_workers=num_workers, pin_memory=torch.cuda.is_available()
-    )
+    return DataLoader(dataset, batch_sampler=sampler, num_workers=num_workers, pin_memory=torch.cuda.is_available())
 
 
 def empty_batches(size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Target batches of no picture, image [0, 3, size, size] and valid [0, size, size]: for source-only training."""
-    return itertools.repeat((torch.empty(0, 3, size, size, dtype=torch.uint8), torch.empty(0, size, size, dtype=torch.bool)))
+    return itertools.repeat(
+        (torch.empty(0, 3, size, size, dtype=torch.uint8), torch.empty(0, size, size, dtype=torch.bool))
+    )
 
 
 def evaluation_loader(dataset: Dataset, num_workers: int) -> DataLoader:

@@ -15,6 +15,7 @@ averaged down (smooth edges), the mask is sampled from the same polygons (hard e
 """
 
 import argparse
+import itertools
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -93,7 +94,7 @@ def stroke(points: Sequence[Point], widths: float | Sequence[float]) -> list[np.
     """A line of the given width (or one width per point) with round joints and ends: limbs, tubes, stems."""
     widths = [widths] * len(points) if np.isscalar(widths) else list(widths)
     shapes = [ellipse(x, y, w / 2, w / 2, corners=12) for (x, y), w in zip(points, widths)]
-    for (a, b), (u, v) in zip(zip(points, points[1:]), zip(widths, widths[1:])):
+    for (a, b), (u, v) in zip(itertools.pairwise(points), itertools.pairwise(widths)):
         along = np.subtract(b, a)
         normal = np.array([-along[1], along[0]]) / (np.hypot(*along) + 1e-9) / 2
         shapes.append(np.array([a + normal * u, b + normal * v, b - normal * v, a - normal * u]))
@@ -118,7 +119,7 @@ def ring(x: float, y: float, radius: float, width: float) -> np.ndarray:
     """A ring of the given outer radius: one polygon that runs around the rim and back along the hole."""
     angle = np.linspace(0, 2 * np.pi, 41)
     rim = np.stack([np.cos(angle), np.sin(angle)], 1)
-    return np.concatenate([rim * radius, rim[::-1] * (radius - width)]) + (x, y)
+    return np.concatenate([rim * radius, rim[::-1] * (radius - width)]) + np.array([x, y])
 
 
 def leaf(base: Point, tip: Point, width: float) -> np.ndarray:
@@ -267,9 +268,7 @@ class Sketch:
 
     parts: list[tuple[list[np.ndarray], Paint | RGB | None, bool]] = field(default_factory=list)
 
-    def fill(
-        self, shapes: np.ndarray | list[np.ndarray], paint: Paint | RGB | None, solid: bool = True
-    ) -> None:
+    def fill(self, shapes: np.ndarray | list[np.ndarray], paint: Paint | RGB | None, solid: bool = True) -> None:
         self.parts.append(([shapes] if isinstance(shapes, np.ndarray) else list(shapes), paint, solid))
 
     def points(self) -> np.ndarray:
@@ -347,9 +346,7 @@ class Canvas:
             # The blurred stencil, looked up a little away from the light, is dark on the far side only.
             shift = rim * self.light // 2
             soft = stencil.filter(ImageFilter.BoxBlur(rim))
-            soft = soft.crop(
-                (inside[0] + shift, inside[1] + rim // 2, inside[2] + shift, inside[3] + rim // 2)
-            )
+            soft = soft.crop((inside[0] + shift, inside[1] + rim // 2, inside[2] + shift, inside[3] + rim // 2))
             colours = colours * (0.64 + 0.44 / 255 * np.asarray(soft, np.float32))[..., None]
         picture = Image.fromarray(np.clip(colours, 0, 255).astype(np.uint8))
         self.image.paste(picture, (int(x0), int(y0)), stencil.crop(inside) if rim else stencil)
@@ -370,9 +367,7 @@ class Canvas:
         """A soft shadow on the ground around (x, y), `half` wide to either side; canvas pixels."""
         depth = max(4, int(0.14 * half))
         stencil = Image.new("L", (int(2 * half) + 4 * depth, 5 * depth))
-        ImageDraw.Draw(stencil).ellipse(
-            (2 * depth, 1.5 * depth, stencil.width - 2 * depth, 3.5 * depth), fill=120
-        )
+        ImageDraw.Draw(stencil).ellipse((2 * depth, 1.5 * depth, stencil.width - 2 * depth, 3.5 * depth), fill=120)
         stencil = stencil.filter(ImageFilter.BoxBlur(depth * 0.6))
         self.image.paste((18, 20, 28), (int(x - half) - 2 * depth, int(y - 2.5 * depth)), stencil)
 
@@ -1588,9 +1583,7 @@ def write_dataset(
         for name in picture_names(subset, (found or {}).get(subset, 0))[counts[subset] :]:
             (data_path / "JPEGImages" / f"{name}.jpg").unlink(missing_ok=True)
             (data_path / "SegmentationClassAug" / f"{name}.png").unlink(missing_ok=True)
-    jobs = [
-        (data_path, subset, index, seed, tuple(size)) for subset in SUBSETS for index in range(counts[subset])
-    ]
+    jobs = [(data_path, subset, index, seed, tuple(size)) for subset in SUBSETS for index in range(counts[subset])]
     run_jobs(jobs, workers)
     for subset in SUBSETS:
         lines = "".join(f"{name}\n" for name in picture_names(subset, counts[subset]))

@@ -87,7 +87,9 @@ class VOCFolder:
             raise DatasetError(f"{path} is empty: write one picture id a line")
         for number, picture in enumerate(ids, start=1):
             if Path(picture).name != picture or picture == "..":
-                raise DatasetError(f"{path}, entry {number}: {picture!r} is no picture id; write a name like 2007_000032")
+                raise DatasetError(
+                    f"{path}, entry {number}: {picture!r} is no picture id; write a name like 2007_000032"
+                )
         if len(set(ids)) != len(ids):
             double = next(picture for i, picture in enumerate(ids) if picture in ids[:i])
             raise DatasetError(f"{path} lists {double} twice: remove one")
@@ -106,7 +108,9 @@ class VOCFolder:
         names = [name] if name is not None else list(defaults)
         found = next((folder / f"{n}.txt" for n in names if (folder / f"{n}.txt").is_file()), None)
         if found is None:
-            raise DatasetError(f"no list {' or '.join(f'{n}.txt' for n in names)} in {folder}: write one picture id a line")
+            raise DatasetError(
+                f"no list {' or '.join(f'{n}.txt' for n in names)} in {folder}: write one picture id a line"
+            )
         return found
 
 
@@ -164,7 +168,9 @@ def _check_size(image: np.ndarray, mask: np.ndarray, image_path: Path, mask_path
 # Which classes a picture shows
 
 
-def index_classes(folder: VOCFolder, ids: Sequence[str], known_values: Sequence[int]) -> dict[str, frozenset[int] | None]:
+def index_classes(
+    folder: VOCFolder, ids: Sequence[str], known_values: Sequence[int]
+) -> dict[str, frozenset[int] | None]:
     """Mask values that each picture shows, from the index file, which this brings up to date.
 
     An entry is remade when its mask has another size or time of change; a picture whose mask is gone keeps

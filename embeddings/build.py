@@ -152,9 +152,7 @@ def write(output: Path, names: Sequence[str], array: bytes, facts: dict) -> None
         text = json.dumps(facts, indent=2, ensure_ascii=False)
         Path(f"{output}.json").write_text(text + "\n", encoding="utf-8", newline="\n")
     except OSError as error:
-        raise EmbeddingError(
-            f"--output {output}: cannot be written ({error.strerror}); choose another"
-        ) from None
+        raise EmbeddingError(f"--output {output}: cannot be written ({error.strerror}); choose another") from None
 
 
 def build(args: argparse.Namespace) -> None:

@@ -93,9 +93,7 @@ def average_words(path: Path, names: Sequence[str], table: Mapping[str, Sequence
             "choose other words for these classes with --words of python -m embeddings.build"
         )
     means = [unit_rows(np.stack([vectors[word] for word in words[name]])).mean(axis=0) for name in names]
-    return np.stack(
-        [checked(mean, f"{path}: class '{name}'") for name, mean in zip(names, means, strict=True)]
-    )
+    return np.stack([checked(mean, f"{path}: class '{name}'") for name, mean in zip(names, means, strict=True)])
 
 
 def pick_rows(path: Path, names: Sequence[str]) -> np.ndarray:

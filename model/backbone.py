@@ -35,11 +35,13 @@ class Backbone(nn.Module):
         channels: depth of the features.
         mean, std: of pixel values in [0, 1], a colour channel each.
         frozen: never train the trunk, and keep its batch norm as it is.
+        min_batch: pictures that a training step needs at least.
     """
 
-    def __init__(self, trunk, classifier, channels, mean=IMAGENET_MEAN, std=IMAGENET_STD, frozen=False):
+    def __init__(self, trunk, classifier, channels, mean=IMAGENET_MEAN, std=IMAGENET_STD, frozen=False, min_batch=1):
         super().__init__()
         self.trunk, self.classifier, self.channels, self.frozen = trunk, classifier, channels, frozen
+        self.min_batch = min_batch
         self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         trunk.requires_grad_(not frozen)
@@ -53,6 +55,8 @@ class Backbone(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """uint8 or float image in [0, 255], [N, 3, H, W] -> features [N, channels, h, w]."""
+        if self.training and len(image) < self.min_batch:
+            raise ModelError(f"this --backbone's batch norm needs {self.min_batch} pictures a step: raise --batch-size")
         features = self.trunk((image.float() - self.mean) / self.std)
         return self.classifier(features)
 
@@ -97,7 +101,8 @@ def _deeplabv3(build: Callable[..., nn.Module]) -> Backbone:
     """torchvision's DeepLab v3 up to the last 1x1 convolution, which the projection takes the place of."""
     network = build(weights=None, weights_backbone=None, aux_loss=False)
     *classifier, last = network.classifier
-    return Backbone(_Out(network.backbone), nn.Sequential(*classifier), last.in_channels)
+    # The picture-wide pooling of ASPP leaves one value a channel and picture, too few for batch norm on one picture.
+    return Backbone(_Out(network.backbone), nn.Sequential(*classifier), last.in_channels, min_batch=2)
 
 
 class _EfficientNetLite(nn.Module):

@@ -129,9 +129,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path, writer):
     assert not trace.exists()
 
 
-@pytest.mark.parametrize(
-    "thing", [3, [1, 2], {}, {"model": {}}, torch.ones(2), {"format": FORMAT, "step": 1}]
-)
+@pytest.mark.parametrize("thing", [3, [1, 2], {}, {"model": {}}, torch.ones(2), {"format": FORMAT, "step": 1}])
 def test_another_file_of_torch_is_no_checkpoint(tmp_path, thing):
     torch.save(thing, tmp_path / "x.pth")
     with pytest.raises(InputError, match="is not a checkpoint of this project"):

@@ -152,9 +152,7 @@ def test_of_a_repeated_word_the_first_counts_and_a_phrase_is_no_word(tmp_path):
 def test_spelling_as_it_is_then_lower_then_title(tmp_path):
     assert spellings("BUS") == ("BUS", "bus", "Bus") and spellings("cat") == ("cat", "Cat")
     path = put(tmp_path / "w.txt", b"Cat 1 0\ncat 0 1\nBus 1 0\nbus 0 1\n")
-    np.testing.assert_array_equal(
-        loading.class_vectors(path, ["cat", "Bus", "BUS"]), [[0, 1], [1, 0], [0, 1]]
-    )
+    np.testing.assert_array_equal(loading.class_vectors(path, ["cat", "Bus", "BUS"]), [[0, 1], [1, 0], [0, 1]])
 
 
 def test_npm_package_and_its_json_drop_norm_and_index(tmp_path):
@@ -223,9 +221,7 @@ def test_bad_files_are_refused_by_name_on_one_line(tmp_path, file, data, message
 
 def test_damaged_gzip(tmp_path):
     path = tmp_path / "cut.vec.gz"
-    path.write_bytes(
-        gzip.compress(text_bytes({"dog": [1.0, 2.0]} | {f"w{i}": [i, 1] for i in range(99)}))[:-40]
-    )
+    path.write_bytes(gzip.compress(text_bytes({"dog": [1.0, 2.0]} | {f"w{i}": [i, 1] for i in range(99)}))[:-40])
     with fails("cut.vec.gz", "cannot be read"):
         loading.class_vectors(path, ["cat"])
 
@@ -257,9 +253,7 @@ def test_table_may_be_packed_or_in_fortran_order_or_half_precision(tmp_path):
     np.save(buffer, np.asfortranarray(np.array([[0, 2, 0], [3, 0, 0]], np.float16)))
     put(tmp_path / "S.npy.gz", buffer.getvalue())
     (tmp_path / "classes.txt").write_text("a\nb\n")
-    np.testing.assert_array_equal(
-        load_class_embeddings(["b", "a"], ["S"], tmp_path)[0], [[1, 0, 0], [0, 1, 0]]
-    )
+    np.testing.assert_array_equal(load_class_embeddings(["b", "a"], ["S"], tmp_path)[0], [[1, 0, 0], [0, 1, 0]])
 
 
 @pytest.mark.parametrize(
@@ -448,9 +442,7 @@ def test_build_from_a_package_and_from_a_table_and_by_default_for_voc(tmp_path):
     assert facts["licence"] == "MIT"
     assert (tmp_path / "a" / "classes.txt").read_text().split() == list(WORDS)
     build.main(["--source", str(tmp_path / "a" / "x.npy"), "--output", str(tmp_path / "b" / "y")])
-    np.testing.assert_allclose(
-        np.load(tmp_path / "b" / "y.npy"), np.load(tmp_path / "a" / "x.npy"), atol=1e-7
-    )
+    np.testing.assert_allclose(np.load(tmp_path / "b" / "y.npy"), np.load(tmp_path / "a" / "x.npy"), atol=1e-7)
 
 
 def test_build_refuses_and_writes_nothing(tmp_path, classes, capsys):
@@ -556,7 +548,5 @@ def test_package_imports_only_the_standard_library_numpy_and_tqdm():
     allowed = set(sys.stdlib_module_names) | {"numpy", "tqdm", "embeddings"}
     for module in (embeddings, build, loading, packages, readers):
         for value in vars(module).values():
-            name = (
-                value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
-            )
+            name = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
             assert name is None or name.partition(".")[0] in allowed, (module, value)

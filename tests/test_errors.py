@@ -352,9 +352,7 @@ def test_no_checkpoint_where_one_is_wanted(place, capsys, tmp_path, stage, where
 
 
 def test_no_checkpoint_at_the_flag(place, capsys, tmp_path):
-    line = fail_training(
-        capsys, place, 2, restore_from_where="saved", stage1_checkpoint=tmp_path / "none.pth"
-    )
+    line = fail_training(capsys, place, 2, restore_from_where="saved", stage1_checkpoint=tmp_path / "none.pth")
     assert str(tmp_path / "none.pth") in line and "--stage1-checkpoint" in line
 
 

@@ -45,9 +45,7 @@ def test_every_item_comes_once_an_epoch(num_items, batch_size):
 
 def test_orders_differ_between_epochs_and_seeds():
     found = indices(batches(30, 30, last=3))
-    orders = {tuple(found[i : i + 30]) for i in (0, 30, 60)} | {
-        tuple(indices(batches(30, 30, last=1, seed=2)))
-    }
+    orders = {tuple(found[i : i + 30]) for i in (0, 30, 60)} | {tuple(indices(batches(30, 30, last=1, seed=2)))}
     assert len(orders) == 4
 
 

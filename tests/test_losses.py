@@ -28,9 +28,7 @@ def pixels(array):
 
 def slow_cross_entropy(logits, label):
     """Mean of -log softmax_label over the labelled pixels, a pixel at a time."""
-    losses = [
-        -math.log(slow_softmax(scores)[c]) for scores, c in zip(pixels(logits), label.flatten()) if c != VOID
-    ]
+    losses = [-math.log(slow_softmax(scores)[c]) for scores, c in zip(pixels(logits), label.flatten()) if c != VOID]
     return sum(losses) / len(losses) if losses else 0.0
 
 
@@ -214,9 +212,7 @@ def test_pseudo_labels_without_a_valid_pixel_are_void():
 
 def test_pseudo_labels_carry_no_gradient():
     logits, _, valid = scene()
-    assert not pseudo_labels(
-        torch.tensor(logits, requires_grad=True), SEEN, torch.tensor(valid)
-    ).requires_grad
+    assert not pseudo_labels(torch.tensor(logits, requires_grad=True), SEEN, torch.tensor(valid)).requires_grad
 
 
 # --- the weighted sum of each script --------------------------------------------------------------------
@@ -317,7 +313,5 @@ def test_stage_1_with_lambda_0_is_plain_cross_entropy():
 def test_train_step_lowers_the_loss(stage):
     model, (source, target) = Tiny(), batches()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    values = [
-        STEP[stage](model, optimizer, source, target, SEEN, ARGS[stage])["total"].item() for _ in range(30)
-    ]
+    values = [STEP[stage](model, optimizer, source, target, SEEN, ARGS[stage])["total"].item() for _ in range(30)]
     assert values[-1] < 0.8 * values[0]

@@ -1,4 +1,5 @@
 """Metrics against confusion matrices worked out by hand, and against a slow loop over the pixels."""
+
 import json
 import math
 
@@ -8,9 +9,8 @@ import torch
 from utils import metrics
 from utils.metrics import ConfusionMatrix, ZeroShotMetrics, as_json, format_table
 
-KEYS = {'miou_seen', 'miou_unseen', 'hiou', 'miou_zsl', 'bias', 'pixel_accuracy', 'mean_accuracy', 'fwiou',
-        'per_class'}
-NAMES = ('cat', 'dog', 'bus', 'tv')  # the first two are seen
+KEYS = {"miou_seen", "miou_unseen", "hiou", "miou_zsl", "bias", "pixel_accuracy", "mean_accuracy", "fwiou", "per_class"}
+NAMES = ("cat", "dog", "bus", "tv")  # the first two are seen
 LABEL = torch.zeros(1, 2, 2).long()
 
 
@@ -56,11 +56,11 @@ def test_counts_by_hand():
 def test_metrics_by_hand():
     """Truth in rows, GZSL prediction in columns:
 
-            cat dog bus  tv
-        cat   3   1   0   0     IoU 3 / (4 + 5 - 3) = 1/2
-        dog   0   2   0   0     IoU 2 / (2 + 4 - 2) = 1/2
-        bus   2   0   2   0     IoU 2 / (4 + 2 - 2) = 1/2
-        tv    0   1   0   1     IoU 1 / (2 + 1 - 1) = 1/2
+        cat dog bus  tv
+    cat   3   1   0   0     IoU 3 / (4 + 5 - 3) = 1/2
+    dog   0   2   0   0     IoU 2 / (2 + 4 - 2) = 1/2
+    bus   2   0   2   0     IoU 2 / (4 + 2 - 2) = 1/2
+    tv    0   1   0   1     IoU 1 / (2 + 1 - 1) = 1/2
     """
     label = [0, 0, 0, 0, 1, 1, 2, 2, 2, 2, 3, 3, 255]
     guess = [0, 0, 0, 1, 1, 1, 0, 0, 2, 2, 1, 3, 0]
@@ -71,37 +71,37 @@ def test_metrics_by_hand():
     assert metric.zsl.matrix.tolist() == [[3, 1], [1, 1]]
     result = metric.compute()
     assert set(result) == KEYS
-    assert result['per_class'] == {'cat': 0.5, 'dog': 0.5, 'bus': 0.5, 'tv': 0.5}
-    assert result['miou_seen'] == result['miou_unseen'] == result['hiou'] == result['fwiou'] == 0.5
-    assert result['bias'] == pytest.approx(3 / 6)
-    assert result['pixel_accuracy'] == pytest.approx(8 / 12)
-    assert result['mean_accuracy'] == pytest.approx((3 / 4 + 2 / 2 + 2 / 4 + 1 / 2) / 4)
-    assert metric.per_class_zsl() == pytest.approx({'bus': 3 / 5, 'tv': 1 / 3})
-    assert result['miou_zsl'] == pytest.approx((3 / 5 + 1 / 3) / 2)
+    assert result["per_class"] == {"cat": 0.5, "dog": 0.5, "bus": 0.5, "tv": 0.5}
+    assert result["miou_seen"] == result["miou_unseen"] == result["hiou"] == result["fwiou"] == 0.5
+    assert result["bias"] == pytest.approx(3 / 6)
+    assert result["pixel_accuracy"] == pytest.approx(8 / 12)
+    assert result["mean_accuracy"] == pytest.approx((3 / 4 + 2 / 2 + 2 / 4 + 1 / 2) / 4)
+    assert metric.per_class_zsl() == pytest.approx({"bus": 3 / 5, "tv": 1 / 3})
+    assert result["miou_zsl"] == pytest.approx((3 / 5 + 1 / 3) / 2)
 
 
 def test_unequal_classes_by_hand():
     """Here all numbers differ, so that swapping any two of them shows.
 
-            cat dog bus  tv
-        cat   6   0   0   0     IoU 6 / (6 + 9 - 6) = 2/3
-        dog   0   1   1   0     IoU 1 / (2 + 1 - 1) = 1/2
-        bus   2   0   1   0     IoU 1 / (3 + 2 - 1) = 1/4
-        tv    1   0   0   1     IoU 1 / (2 + 1 - 1) = 1/2
+        cat dog bus  tv
+    cat   6   0   0   0     IoU 6 / (6 + 9 - 6) = 2/3
+    dog   0   1   1   0     IoU 1 / (2 + 1 - 1) = 1/2
+    bus   2   0   1   0     IoU 1 / (3 + 2 - 1) = 1/4
+    tv    1   0   0   1     IoU 1 / (2 + 1 - 1) = 1/2
     """
     label = [0] * 6 + [1] * 2 + [2] * 3 + [3] * 2
     metric = run(label, [0] * 6 + [1, 2] + [0, 0, 2] + [0, 3], second=[2] * 13)
     result = metric.compute()
-    assert result['per_class'] == pytest.approx({'cat': 2 / 3, 'dog': 1 / 2, 'bus': 1 / 4, 'tv': 1 / 2})
-    assert result['miou_seen'] == pytest.approx(7 / 12)
-    assert result['miou_unseen'] == pytest.approx(3 / 8)
-    assert result['hiou'] == pytest.approx(2 * 7 / 12 * 3 / 8 / (7 / 12 + 3 / 8))
-    assert metric.per_class_zsl() == pytest.approx({'bus': 3 / 4, 'tv': 1 / 2})
-    assert result['miou_zsl'] == pytest.approx(5 / 8)
-    assert result['bias'] == pytest.approx(3 / 5)
-    assert result['pixel_accuracy'] == pytest.approx(9 / 13)
-    assert result['mean_accuracy'] == pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 2) / 4)
-    assert result['fwiou'] == pytest.approx((6 * 2 / 3 + 2 * 1 / 2 + 3 * 1 / 4 + 2 * 1 / 2) / 13)
+    assert result["per_class"] == pytest.approx({"cat": 2 / 3, "dog": 1 / 2, "bus": 1 / 4, "tv": 1 / 2})
+    assert result["miou_seen"] == pytest.approx(7 / 12)
+    assert result["miou_unseen"] == pytest.approx(3 / 8)
+    assert result["hiou"] == pytest.approx(2 * 7 / 12 * 3 / 8 / (7 / 12 + 3 / 8))
+    assert metric.per_class_zsl() == pytest.approx({"bus": 3 / 4, "tv": 1 / 2})
+    assert result["miou_zsl"] == pytest.approx(5 / 8)
+    assert result["bias"] == pytest.approx(3 / 5)
+    assert result["pixel_accuracy"] == pytest.approx(9 / 13)
+    assert result["mean_accuracy"] == pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 2) / 4)
+    assert result["fwiou"] == pytest.approx((6 * 2 / 3 + 2 * 1 / 2 + 3 * 1 / 4 + 2 * 1 / 2) / 13)
 
 
 def test_harmonic_mean_by_hand():
@@ -111,10 +111,10 @@ def test_harmonic_mean_by_hand():
     assert math.isnan(metrics.harmonic_mean(0.5, math.nan))
 
 
-@pytest.mark.parametrize('seed', range(3))
+@pytest.mark.parametrize("seed", range(3))
 def test_agrees_with_a_slow_loop(seed):
     generator = torch.Generator().manual_seed(seed)
-    names, num_seen = [f'class {number}' for number in range(7)], 4
+    names, num_seen = [f"class {number}" for number in range(7)], 4
     logits = torch.randn(3, 7, 6, 5, generator=generator)
     label = torch.randint(0, 7, (3, 6, 5), generator=generator)
     label[torch.rand(label.shape, generator=generator) < 0.2] = 255
@@ -134,51 +134,51 @@ def test_agrees_with_a_slow_loop(seed):
     total = sum(map(sum, counts))
     unseen_total = sum(map(sum, counts[num_seen:]))
     seen, unseen = sum(iou[:4]) / 4, sum(iou[4:]) / 3
-    assert result['per_class'] == pytest.approx(dict(zip(names, iou)))
-    assert result['miou_seen'] == pytest.approx(seen)
-    assert result['miou_unseen'] == pytest.approx(unseen)
-    assert result['hiou'] == pytest.approx(2 * seen * unseen / (seen + unseen))
-    assert result['miou_zsl'] == pytest.approx(sum(slow_iou(zsl_counts, number) for number in range(3)) / 3)
-    assert result['bias'] == pytest.approx(sum(sum(row[:4]) for row in counts[4:]) / unseen_total)
-    assert result['pixel_accuracy'] == pytest.approx(sum(counts[c][c] for c in range(7)) / total)
-    assert result['mean_accuracy'] == pytest.approx(sum(counts[c][c] / sum(counts[c]) for c in range(7)) / 7)
-    assert result['fwiou'] == pytest.approx(sum(sum(counts[c]) / total * iou[c] for c in range(7)))
+    assert result["per_class"] == pytest.approx(dict(zip(names, iou)))
+    assert result["miou_seen"] == pytest.approx(seen)
+    assert result["miou_unseen"] == pytest.approx(unseen)
+    assert result["hiou"] == pytest.approx(2 * seen * unseen / (seen + unseen))
+    assert result["miou_zsl"] == pytest.approx(sum(slow_iou(zsl_counts, number) for number in range(3)) / 3)
+    assert result["bias"] == pytest.approx(sum(sum(row[:4]) for row in counts[4:]) / unseen_total)
+    assert result["pixel_accuracy"] == pytest.approx(sum(counts[c][c] for c in range(7)) / total)
+    assert result["mean_accuracy"] == pytest.approx(sum(counts[c][c] / sum(counts[c]) for c in range(7)) / 7)
+    assert result["fwiou"] == pytest.approx(sum(sum(counts[c]) / total * iou[c] for c in range(7)))
 
 
 def test_class_that_never_occurs_is_left_out_of_the_means():
     result = run([0, 0, 2, 2], [0, 0, 2, 0]).compute()  # no dog and no tv anywhere
-    assert math.isnan(result['per_class']['dog']) and math.isnan(result['per_class']['tv'])
-    assert result['miou_seen'] == pytest.approx(2 / 3)
-    assert result['miou_unseen'] == pytest.approx(1 / 2)
-    assert result['mean_accuracy'] == pytest.approx((1 + 1 / 2) / 2)
-    assert result['fwiou'] == pytest.approx(1 / 2 * 2 / 3 + 1 / 2 * 1 / 2)
+    assert math.isnan(result["per_class"]["dog"]) and math.isnan(result["per_class"]["tv"])
+    assert result["miou_seen"] == pytest.approx(2 / 3)
+    assert result["miou_unseen"] == pytest.approx(1 / 2)
+    assert result["mean_accuracy"] == pytest.approx((1 + 1 / 2) / 2)
+    assert result["fwiou"] == pytest.approx(1 / 2 * 2 / 3 + 1 / 2 * 1 / 2)
 
 
 def test_class_that_is_only_predicted_counts_as_zero():
     result = run([0, 0, 2, 2], [0, 1, 2, 2]).compute()
-    assert result['per_class']['dog'] == 0.0
-    assert result['miou_seen'] == pytest.approx((1 / 2 + 0) / 2)
-    assert result['mean_accuracy'] == pytest.approx((1 / 2 + 1) / 2)  # recall has no dog
+    assert result["per_class"]["dog"] == 0.0
+    assert result["miou_seen"] == pytest.approx((1 / 2 + 0) / 2)
+    assert result["mean_accuracy"] == pytest.approx((1 / 2 + 1) / 2)  # recall has no dog
 
 
 def test_everything_wrong_gives_zero_and_not_nan():
     result = run([0, 1, 2, 3], [1, 0, 3, 2]).compute()
-    assert result['miou_seen'] == result['miou_unseen'] == result['hiou'] == result['bias'] == 0.0
+    assert result["miou_seen"] == result["miou_unseen"] == result["hiou"] == result["bias"] == 0.0
 
 
 def test_without_unseen_pixels_bias_is_undefined():
     result = run([0, 1, 255], [0, 1, 3]).compute()
-    assert result['miou_seen'] == 1.0
-    for key in ('bias', 'miou_unseen', 'hiou', 'miou_zsl'):
+    assert result["miou_seen"] == 1.0
+    for key in ("bias", "miou_unseen", "hiou", "miou_zsl"):
         assert math.isnan(result[key]), key
     written = json.loads(json.dumps(as_json(result), allow_nan=False))
-    assert written['bias'] is None and written['per_class']['tv'] is None
-    assert written['miou_seen'] == 1.0 and set(written) == KEYS
+    assert written["bias"] is None and written["per_class"]["tv"] is None
+    assert written["miou_seen"] == 1.0 and set(written) == KEYS
 
 
 def test_without_any_pixel_all_is_undefined():
     result = ZeroShotMetrics(NAMES, 2).compute()
-    numbers = list(result.pop('per_class').values()) + list(result.values())
+    numbers = list(result.pop("per_class").values()) + list(result.values())
     assert all(isinstance(number, float) and math.isnan(number) for number in numbers)
 
 
@@ -186,8 +186,8 @@ def test_only_unseen_pixels_enter_zsl():
     metric = run([0, 1, 2, 3], [0, 0, 0, 0], second=[3, 3, 2, 2])
     assert metric.zsl.matrix.tolist() == [[1, 0], [1, 0]]
     result = metric.compute()
-    assert result['bias'] == 1.0 and result['miou_unseen'] == 0.0
-    assert metric.per_class_zsl() == {'bus': 0.5, 'tv': 0.0}
+    assert result["bias"] == 1.0 and result["miou_unseen"] == 0.0
+    assert metric.per_class_zsl() == {"bus": 0.5, "tv": 0.0}
 
 
 def test_ignored_pixels_change_nothing():
@@ -195,8 +195,9 @@ def test_ignored_pixels_change_nothing():
     results = []
     for rows in (0, 3):
         metric = ZeroShotMetrics(NAMES, 2)
-        metric.update(torch.cat([logits, torch.randn(1, 4, rows, 8)], 2),
-                      torch.cat([label, torch.full((1, rows, 8), 255)], 1))
+        metric.update(
+            torch.cat([logits, torch.randn(1, 4, rows, 8)], 2), torch.cat([label, torch.full((1, rows, 8), 255)], 1)
+        )
         results.append(metric.compute())
     assert results[0] == results[1]
 
@@ -223,11 +224,11 @@ def test_states_of_two_processes_add_up():
     assert all(tensor.dtype == torch.int64 and tensor.is_contiguous() for tensor in whole.state())
 
 
-@pytest.mark.parametrize('label, prediction', [(3, 0), (-1, 0), (0, 3), (0, -1), (254, 0)])
+@pytest.mark.parametrize("label, prediction", [(3, 0), (-1, 0), (0, 3), (0, -1), (254, 0)])
 def test_value_out_of_range_raises_and_is_not_counted(label, prediction):
     matrix = ConfusionMatrix(3)
     matrix.update(torch.tensor([1, 1]), torch.tensor([1, 2]))
-    with pytest.raises(ValueError, match='1 pixels have a label or prediction outside 0 ... 2'):
+    with pytest.raises(ValueError, match=r"1 pixels have a label or prediction outside 0 \.\.\. 2"):
         matrix.update(torch.tensor([label]), torch.tensor([prediction]))
     assert matrix.matrix.tolist() == [[0, 0, 0], [0, 1, 1], [0, 0, 0]]
 
@@ -235,8 +236,8 @@ def test_value_out_of_range_raises_and_is_not_counted(label, prediction):
 def test_value_out_of_range_raises_at_reading_where_update_cannot_look():
     matrix = ConfusionMatrix(3)
     matrix._bins[9] += 2  # what an update on an accelerator leaves behind
-    with pytest.raises(ValueError, match='2 pixels'):
-        matrix.matrix
+    with pytest.raises(ValueError, match="2 pixels"):
+        _ = matrix.matrix
 
 
 def test_prediction_at_an_ignored_pixel_may_be_anything():
@@ -248,21 +249,24 @@ def test_prediction_at_an_ignored_pixel_may_be_anything():
 def test_nan_score_raises():
     logits = torch.zeros(1, 4, 1, 2)
     logits[0, 3, 0, 1] = math.nan
-    with pytest.raises(ValueError, match='NaN'):
+    with pytest.raises(ValueError, match="NaN"):
         ZeroShotMetrics(NAMES, 2).update(logits, torch.tensor([[[0, 1]]]))
 
 
-@pytest.mark.parametrize('call, message', [
-    (lambda: ConfusionMatrix(3).update(torch.zeros(2, 3).long(), torch.zeros(3, 2).long()), 'shapes differ'),
-    (lambda: ConfusionMatrix(3).update(torch.zeros(2).long(), torch.zeros(2)), 'integer'),
-    (lambda: ConfusionMatrix(3).update(torch.zeros(2).bool(), torch.zeros(2).long()), 'integer'),
-    (lambda: ConfusionMatrix(0), 'at least one class'),
-    (lambda: ZeroShotMetrics(NAMES, 0), 'num_seen'),
-    (lambda: ZeroShotMetrics(NAMES, 4), 'num_seen'),
-    (lambda: ZeroShotMetrics(('cat', 'cat', 'bus'), 1), 'repeat'),
-    (lambda: ZeroShotMetrics(NAMES, 2).update(torch.zeros(1, 5, 2, 2), LABEL), 'logits'),
-    (lambda: ZeroShotMetrics(NAMES, 2).update(torch.zeros(1, 4, 3, 2), LABEL), 'differ'),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: ConfusionMatrix(3).update(torch.zeros(2, 3).long(), torch.zeros(3, 2).long()), "shapes differ"),
+        (lambda: ConfusionMatrix(3).update(torch.zeros(2).long(), torch.zeros(2)), "integer"),
+        (lambda: ConfusionMatrix(3).update(torch.zeros(2).bool(), torch.zeros(2).long()), "integer"),
+        (lambda: ConfusionMatrix(0), "at least one class"),
+        (lambda: ZeroShotMetrics(NAMES, 0), "num_seen"),
+        (lambda: ZeroShotMetrics(NAMES, 4), "num_seen"),
+        (lambda: ZeroShotMetrics(("cat", "cat", "bus"), 1), "repeat"),
+        (lambda: ZeroShotMetrics(NAMES, 2).update(torch.zeros(1, 5, 2, 2), LABEL), "logits"),
+        (lambda: ZeroShotMetrics(NAMES, 2).update(torch.zeros(1, 4, 3, 2), LABEL), "differ"),
+    ],
+)
 def test_misuse_raises_with_a_clear_line(call, message):
     with pytest.raises(ValueError, match=message):
         call()
@@ -272,7 +276,7 @@ def test_empty_batch_and_single_pixel():
     metric = ZeroShotMetrics(NAMES, 2)
     metric.update(torch.zeros(0, 4, 3, 3), torch.zeros(0, 3, 3).long())
     metric.update(as_logits(torch.tensor([[[3]]]), 4), torch.tensor([[[3]]]))
-    assert metric.compute()['miou_unseen'] == 1.0
+    assert metric.compute()["miou_unseen"] == 1.0
 
 
 def test_table_shows_percent_stars_and_dashes():
@@ -280,31 +284,33 @@ def test_table_shows_percent_stars_and_dashes():
     table = format_table(result, NAMES, num_seen=2, columns=2)
     assert table == format_table(as_json(result), NAMES, num_seen=2, columns=2)
     headline, numbers = (line.split() for line in table.splitlines()[:2])
-    assert headline == ['seen', 'unseen', 'hIoU', 'ZSL', 'bias', 'pixel', 'acc', 'mean', 'acc', 'fwIoU']
-    assert numbers == ['75.0', '66.7', '70.6', '100.0', '0.0', '83.3', '87.5', '72.2']
-    assert [line.split() for line in table.splitlines()[4:]] == [['cat', '75.0', 'bus*', '66.7'],
-                                                                 ['dog', '-', 'tv*', '-']]
+    assert headline == ["seen", "unseen", "hIoU", "ZSL", "bias", "pixel", "acc", "mean", "acc", "fwIoU"]
+    assert numbers == ["75.0", "66.7", "70.6", "100.0", "0.0", "83.3", "87.5", "72.2"]
+    assert [line.split() for line in table.splitlines()[4:]] == [
+        ["cat", "75.0", "bus*", "66.7"],
+        ["dog", "-", "tv*", "-"],
+    ]
 
 
 def test_metric_prints_its_table():
     metric = run([0, 1, 2, 3], [0, 1, 2, 3])
     assert str(metric) == format_table(metric.compute(), NAMES, 2)
-    assert '100.0' in str(metric)
+    assert "100.0" in str(metric)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_update_on_a_gpu_never_waits_and_counts_the_same():
     logits, label = torch.randn(2, 4, 33, 31), torch.randint(0, 4, (2, 33, 31))
     label[0, :5] = 255
-    here, there = ZeroShotMetrics(NAMES, 2), ZeroShotMetrics(NAMES, 2, device='cuda')
+    here, there = ZeroShotMetrics(NAMES, 2), ZeroShotMetrics(NAMES, 2, device="cuda")
     here.update(logits, label)
     logits, label = logits.cuda(), label.cuda()
-    torch.cuda.set_sync_debug_mode('error')
+    torch.cuda.set_sync_debug_mode("error")
     try:
         there.update(logits, label)
     finally:
-        torch.cuda.set_sync_debug_mode('default')
+        torch.cuda.set_sync_debug_mode("default")
     assert here.compute() == there.compute()
     there.update(logits, label + 4)  # 4 ... 7 and 259 are out of range
-    with pytest.raises(ValueError, match='outside 0 ... 3'):
+    with pytest.raises(ValueError, match=r"outside 0 \.\.\. 3"):
         there.compute()

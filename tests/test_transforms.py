@@ -66,10 +66,7 @@ def test_what_the_picture_does_not_cover_is_void(seed):
     image, label = drawn(training_transform(64, (1, 1), 0, 0), *pair(np.full((20, 30), 7)), seed)
     assert (label == 7).sum() == 20 * 30 and ((label == 7) | (label == VOID)).all()
     mean = torch.tensor(FILL[tv_tensors.Image], dtype=torch.uint8)
-    assert (
-        image[:, label == VOID].T.equal(mean.expand((label == VOID).sum(), 3))
-        and (image[:, label == 7] == 70).all()
-    )
+    assert image[:, label == VOID].T.equal(mean.expand((label == VOID).sum(), 3)) and (image[:, label == 7] == 70).all()
 
 
 def test_rotated_corners_are_void():
@@ -102,9 +99,7 @@ def test_scales_angles_and_flips_are_drawn_over_their_range():
     sides = [(drawn(transform, *pair(label), seed)[1] == 1).sum().sqrt().item() / 20 for seed in range(60)]
     assert min(sides) < 1.0 and max(sides) > 2.2 and min(sides) > 0.7 and max(sides) < 2.6
     halves = pair(np.kron([[0, 1]], np.ones((32, 16))))
-    flips = [
-        drawn(training_transform(32, (1, 1), 0, 0.5), *halves, seed)[1][0, 0].item() for seed in range(40)
-    ]
+    flips = [drawn(training_transform(32, (1, 1), 0, 0.5), *halves, seed)[1][0, 0].item() for seed in range(40)]
     assert 8 < sum(flips) < 32
 
 
@@ -112,9 +107,7 @@ def test_labels_are_never_mixed():
     """Nearest neighbours only: no class appears that was not there."""
     label = np.kron([[3, 17], [9, 3]], np.ones((20, 20)))
     transform = training_transform(50)
-    found = {
-        value for seed in range(20) for value in drawn(transform, *pair(label), seed)[1].unique().tolist()
-    }
+    found = {value for seed in range(20) for value in drawn(transform, *pair(label), seed)[1].unique().tolist()}
     assert found <= {3, 9, 17, VOID}
 
 

@@ -299,9 +299,7 @@ def test_a_folder_that_can_not_be_written_is_no_error(folder, monkeypatch, capsy
     monkeypatch.setattr(os, "replace", refuse)
     assert index_classes(folder, IDS, KNOWN)["seen"] == {0, 7}
     assert "index can't be kept" in capsys.readouterr().err
-    assert {
-        path.name for path in folder.root.iterdir() if path.is_file()
-    } == set()  # and nothing is left behind
+    assert {path.name for path in folder.root.iterdir() if path.is_file()} == set()  # and nothing is left behind
 
 
 def test_the_index_can_be_read_by_others(folder):

@@ -44,7 +44,9 @@ def save_checkpoint(path: Path, **content: Any) -> None:
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
-        raise InputError(f"{path} could not be written ({error}): the last checkpoint is kept; free some disk") from error
+        raise InputError(
+            f"{path} could not be written ({error}): the last checkpoint is kept; free some disk"
+        ) from error
 
 
 def load_checkpoint(path: Path, hint: str = "") -> dict[str, Any]:
@@ -106,4 +108,6 @@ def load_model(model: torch.nn.Module, checkpoint: dict[str, Any], path: Path) -
         model.load_state_dict(checkpoint["model"])
     except (RuntimeError, TypeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
-        raise InputError(f"{path} does not fit the network ({reason}): give a checkpoint of the same network") from error
+        raise InputError(
+            f"{path} does not fit the network ({reason}): give a checkpoint of the same network"
+        ) from error

@@ -7,15 +7,23 @@ Convention of the field: a class that occurs neither in the truth nor in the pre
 so its IoU is undefined (NaN) and it is left out of the means. A class that is absent from the truth but
 predicted somewhere counts as 0.
 """
+
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-HEADLINES = (('seen', 'miou_seen'), ('unseen', 'miou_unseen'), ('hIoU', 'hiou'), ('ZSL', 'miou_zsl'),
-             ('bias', 'bias'), ('pixel acc', 'pixel_accuracy'), ('mean acc', 'mean_accuracy'),
-             ('fwIoU', 'fwiou'))
+HEADLINES = (
+    ("seen", "miou_seen"),
+    ("unseen", "miou_unseen"),
+    ("hIoU", "hiou"),
+    ("ZSL", "miou_zsl"),
+    ("bias", "bias"),
+    ("pixel acc", "pixel_accuracy"),
+    ("mean acc", "mean_accuracy"),
+    ("fwIoU", "fwiou"),
+)
 
 
 class ConfusionMatrix:
@@ -26,15 +34,14 @@ class ConfusionMatrix:
     (and that batch is not counted), elsewhere it raises when `matrix` is next read.
     """
 
-    def __init__(self, num_classes: int, ignore_index: int = 255,
-                 device: torch.device | str | None = None):
+    def __init__(self, num_classes: int, ignore_index: int = 255, device: torch.device | str | None = None):
         if num_classes < 1:
-            raise ValueError(f'a confusion matrix needs at least one class, not {num_classes}')
+            raise ValueError(f"a confusion matrix needs at least one class, not {num_classes}")
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self._settled = device is not None
         # C * C counts; then a bin for values out of range, and one for ignored pixels, which nobody reads.
-        self._bins = torch.zeros(num_classes ** 2 + 2, dtype=torch.int64, device=device)
+        self._bins = torch.zeros(num_classes**2 + 2, dtype=torch.int64, device=device)
 
     @torch.no_grad()
     def update(self, label: Tensor, prediction: Tensor) -> None:
@@ -44,10 +51,10 @@ class ConfusionMatrix:
         of range.
         """
         if label.shape != prediction.shape:
-            raise ValueError(f'shapes differ: label {list(label.shape)}, prediction {list(prediction.shape)}')
-        for name, tensor in (('label', label), ('prediction', prediction)):
+            raise ValueError(f"shapes differ: label {list(label.shape)}, prediction {list(prediction.shape)}")
+        for name, tensor in (("label", label), ("prediction", prediction)):
             if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-                raise ValueError(f'{name} must be an integer tensor, not {tensor.dtype}')
+                raise ValueError(f"{name} must be an integer tensor, not {tensor.dtype}")
         if not self._settled:
             self._bins, self._settled = self._bins.to(label.device), True
 
@@ -56,7 +63,7 @@ class ConfusionMatrix:
         # are exact in any order.
         bins = torch.zeros_like(self._bins, device=index.device)
         bins.scatter_add_(0, index, torch.ones_like(index))
-        if index.device.type == 'cpu':
+        if index.device.type == "cpu":
             self._raise_out_of_range(bins)
         self._bins += bins.to(self._bins.device)
 
@@ -64,21 +71,23 @@ class ConfusionMatrix:
     def matrix(self) -> Tensor:
         """The counts, int64 [C, C], as a view: adding to it in place (all_reduce) changes this object."""
         self._raise_out_of_range(self._bins)
-        return self._bins[:self.num_classes ** 2].view(self.num_classes, self.num_classes)
+        return self._bins[: self.num_classes**2].view(self.num_classes, self.num_classes)
 
     def _bin_index(self, label: Tensor, prediction: Tensor) -> Tensor:
         """int64 [P], int64 [P] -> bin of each pixel, int64 [P]. (Boolean indexing would wait for the GPU.)"""
         count = self.num_classes
         inside = (label >= 0) & (label < count) & (prediction >= 0) & (prediction < count)
-        index = torch.where(inside, label * count + prediction, count ** 2)
-        return torch.where(label == self.ignore_index, count ** 2 + 1, index)
+        index = torch.where(inside, label * count + prediction, count**2)
+        return torch.where(label == self.ignore_index, count**2 + 1, index)
 
     def _raise_out_of_range(self, bins: Tensor) -> None:
         count = self.num_classes
-        wrong = int(bins[count ** 2])
+        wrong = int(bins[count**2])
         if wrong:
-            raise ValueError(f'{wrong} pixels have a label or prediction outside 0 ... {count - 1} '
-                             f'(ignore_index is {self.ignore_index}; a NaN score counts as prediction -1)')
+            raise ValueError(
+                f"{wrong} pixels have a label or prediction outside 0 ... {count - 1} "
+                f"(ignore_index is {self.ignore_index}; a NaN score counts as prediction -1)"
+            )
 
 
 class ZeroShotMetrics:
@@ -91,12 +100,13 @@ class ZeroShotMetrics:
         device: where the counts live; None: where the first batch lives.
     """
 
-    def __init__(self, names: Sequence[str], num_seen: int, ignore_index: int = 255,
-                 device: torch.device | str | None = None):
+    def __init__(
+        self, names: Sequence[str], num_seen: int, ignore_index: int = 255, device: torch.device | str | None = None
+    ):
         if not 0 < num_seen < len(names):
-            raise ValueError(f'num_seen is {num_seen}: {len(names)} classes must hold seen and unseen ones')
+            raise ValueError(f"num_seen is {num_seen}: {len(names)} classes must hold seen and unseen ones")
         if len(set(names)) != len(names):
-            raise ValueError(f'class names repeat: {list(names)}')
+            raise ValueError(f"class names repeat: {list(names)}")
         self.names = tuple(names)
         self.num_seen = num_seen
         self.ignore_index = ignore_index
@@ -112,11 +122,11 @@ class ZeroShotMetrics:
         A NaN score raises (see ConfusionMatrix), for argmax would quietly take it for the best one.
         """
         if logits.dim() != 4 or logits.shape[1] != len(self.names):
-            raise ValueError(f'logits must be [N, {len(self.names)}, H, W], not {list(logits.shape)}')
+            raise ValueError(f"logits must be [N, {len(self.names)}, H, W], not {list(logits.shape)}")
         unseen = (label >= self.num_seen) & (label != self.ignore_index)
         zsl_label = torch.where(unseen, label.long() - self.num_seen, self.zsl.ignore_index)
         self.gzsl.update(label, _best_class(logits))
-        self.zsl.update(zsl_label, _best_class(logits[:, self.num_seen:]))
+        self.zsl.update(zsl_label, _best_class(logits[:, self.num_seen :]))
 
     def state(self) -> list[Tensor]:
         """[GZSL counts int64 [K, K], ZSL counts int64 [U, U]], as views: processes sum them in place."""
@@ -134,20 +144,22 @@ class ZeroShotMetrics:
         """
         matrix = self.gzsl.matrix.cpu()
         iou = class_iou(matrix)
-        seen, unseen = nan_mean(iou[:self.num_seen]), nan_mean(iou[self.num_seen:])
-        return {'miou_seen': seen,
-                'miou_unseen': unseen,
-                'hiou': harmonic_mean(seen, unseen),
-                'miou_zsl': nan_mean(class_iou(self.zsl.matrix.cpu())),
-                'bias': seen_bias(matrix, self.num_seen),
-                'pixel_accuracy': pixel_accuracy(matrix),
-                'mean_accuracy': mean_accuracy(matrix),
-                'fwiou': frequency_weighted_iou(matrix),
-                'per_class': dict(zip(self.names, iou.tolist()))}
+        seen, unseen = nan_mean(iou[: self.num_seen]), nan_mean(iou[self.num_seen :])
+        return {
+            "miou_seen": seen,
+            "miou_unseen": unseen,
+            "hiou": harmonic_mean(seen, unseen),
+            "miou_zsl": nan_mean(class_iou(self.zsl.matrix.cpu())),
+            "bias": seen_bias(matrix, self.num_seen),
+            "pixel_accuracy": pixel_accuracy(matrix),
+            "mean_accuracy": mean_accuracy(matrix),
+            "fwiou": frequency_weighted_iou(matrix),
+            "per_class": dict(zip(self.names, iou.tolist())),
+        }
 
     def per_class_zsl(self) -> dict[str, float]:
         """{unseen name: IoU under the ZSL argmax on unseen pixels}."""
-        return dict(zip(self.names[self.num_seen:], class_iou(self.zsl.matrix.cpu()).tolist()))
+        return dict(zip(self.names[self.num_seen :], class_iou(self.zsl.matrix.cpu()).tolist()))
 
     def __str__(self) -> str:
         return format_table(self.compute(), self.names, self.num_seen)
@@ -207,18 +219,23 @@ def format_table(result: dict, names: Sequence[str], num_seen: int, columns: int
     The headline, then IoU by class in `columns` columns, read downwards; '-' is undefined.
     """
     widths = [max(len(title), 5) for title, _ in HEADLINES]
-    lines = ['  '.join(title.rjust(width) for (title, _), width in zip(HEADLINES, widths)),
-             '  '.join(_percent(result[key]).rjust(width) for (_, key), width in zip(HEADLINES, widths)),
-             '', 'IoU by class, % (* unseen)']
+    lines = [
+        "  ".join(title.rjust(width) for (title, _), width in zip(HEADLINES, widths)),
+        "  ".join(_percent(result[key]).rjust(width) for (_, key), width in zip(HEADLINES, widths)),
+        "",
+        "IoU by class, % (* unseen)",
+    ]
     width = max(len(name) for name in names) + 1
-    cells = [f'{name + ("*" if number >= num_seen else ""):<{width}} {_percent(result["per_class"][name]):>5}'
-             for number, name in enumerate(names)]
+    cells = [
+        f"{name + ('*' if number >= num_seen else ''):<{width}} {_percent(result['per_class'][name]):>5}"
+        for number, name in enumerate(names)
+    ]
     rows = -(-len(cells) // columns)
-    return '\n'.join(lines + ['   '.join(cells[row::rows]) for row in range(rows)])
+    return "\n".join(lines + ["   ".join(cells[row::rows]) for row in range(rows)])
 
 
 def _percent(value: float | None) -> str:
-    return '-' if value is None or math.isnan(value) else f'{100 * value:.1f}'
+    return "-" if value is None or math.isnan(value) else f"{100 * value:.1f}"
 
 
 def _best_class(scores: Tensor) -> Tensor:

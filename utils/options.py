@@ -88,26 +88,35 @@ def shared_options(splits: Sequence[int], backbones: Sequence[str], restore: Seq
 
 def _data_options(group, splits: Sequence[int]) -> None:
     group.add_argument(
-        "--data-path", type=Path, default=Path("data/VOCdevkit/VOC2012"),
+        "--data-path",
+        type=Path,
+        default=Path("data/VOCdevkit/VOC2012"),
         help="folder in VOC layout, see DATA_PATH.md",
     )
     group.add_argument("--split", type=int, choices=splits, default=splits[0], help="which classes are unseen")
     group.add_argument(
-        "--train-list", metavar="LIST",
+        "--train-list",
+        metavar="LIST",
         help="training pictures: a list of ImageSets/Segmentation or a text file (default: train_aug, else train)",
     )
-    group.add_argument(
-        "--evaluation-list", metavar="LIST", help="evaluation pictures, likewise (default: val)"
-    )
+    group.add_argument("--evaluation-list", metavar="LIST", help="evaluation pictures, likewise (default: val)")
     group.add_argument(
         "--input-size", type=number(int, 16), default=512, metavar="PIXELS", help="side of the training crops"
     )
     group.add_argument(
-        "--scale", type=positive, nargs=2, default=[0.8, 2.5], metavar=("LOW", "HIGH"), action=_Range,
+        "--scale",
+        type=positive,
+        nargs=2,
+        default=[0.8, 2.5],
+        metavar=("LOW", "HIGH"),
+        action=_Range,
         help="range of the random scale",
     )
     group.add_argument(
-        "--rotation", type=number(float, 0.0, 180.0), default=15.0, metavar="DEGREES",
+        "--rotation",
+        type=number(float, 0.0, 180.0),
+        default=15.0,
+        metavar="DEGREES",
         help="largest random rotation either way",
     )
     group.add_argument("--flip", type=fraction, default=0.5, metavar="P", help="probability of a horizontal flip")
@@ -115,14 +124,18 @@ def _data_options(group, splits: Sequence[int]) -> None:
 
 def add_embedding_path(group) -> None:
     group.add_argument(
-        "--embedding-path", type=Path, metavar="FOLDER",
+        "--embedding-path",
+        type=Path,
+        metavar="FOLDER",
         help="folder with vectors in any form the builder reads (default: embeddings/)",
     )
 
 
 def _word_options(group) -> None:
     group.add_argument(
-        "--embedding", nargs="+", metavar="NAME",
+        "--embedding",
+        nargs="+",
+        metavar="NAME",
         help="word vectors, concatenated if several (default: word2vec fasttext where their files exist, "
         "else the shipped glove)",
     )
@@ -132,15 +145,21 @@ def _word_options(group) -> None:
 def _model_options(group, backbones: Sequence[str], restore: Sequence[str]) -> None:
     group.add_argument("--backbone", choices=backbones, default=backbones[0], help="the network below the projection")
     group.add_argument(
-        "--backbone-weights", default="imagenet", metavar="{imagenet,none,PATH}",
+        "--backbone-weights",
+        default="imagenet",
+        metavar="{imagenet,none,PATH}",
         help="where the backbone starts: torchvision's ImageNet weights, random, or a state dict on disk",
     )
     group.add_argument(
-        "--freeze-backbone", action="store_true",
+        "--freeze-backbone",
+        action="store_true",
         help="train only what follows the ImageNet weights: much faster on a CPU, less accurate",
     )
     group.add_argument(
-        "--restore-from-where", "--RESTORE_FROM_WHERE", choices=restore, default=restore[0],
+        "--restore-from-where",
+        "--RESTORE_FROM_WHERE",
+        choices=restore,
+        default=restore[0],
         help="pretrained: from --backbone-weights; continue: go on with this stage where it stopped"
         + ("; saved: from stage 1's checkpoint" if "saved" in restore else ""),
     )
@@ -148,16 +167,21 @@ def _model_options(group, backbones: Sequence[str], restore: Sequence[str]) -> N
 
 def _protocol_options(group) -> None:
     group.add_argument(
-        "--background", action="store_true",
+        "--background",
+        action="store_true",
         help="count the background as a seen class (the protocol of ZS3Net) instead of ignoring it",
     )
     group.add_argument(
-        "--target-pixels", choices=["all", "oracle"], default="all",
+        "--target-pixels",
+        choices=["all", "oracle"],
+        default="all",
         help="all: no target mask is opened; oracle: only the pixels that the target's own mask calls unseen, "
         "as the published code does",
     )
     group.add_argument(
-        "--target-images", choices=["unseen", "all"], default="unseen",
+        "--target-images",
+        choices=["unseen", "all"],
+        default="unseen",
         help="unseen: training pictures known to show an unseen class; all: every training picture",
     )
 
@@ -172,11 +196,17 @@ def _optimiser_options(group, batch_size: int) -> None:
         "--max-steps", type=count, metavar="N", help="stop after so many steps; the schedule ends there too"
     )
     group.add_argument(
-        "--learning-rate", type=positive, default=1e-4, metavar="LR",
+        "--learning-rate",
+        type=positive,
+        default=1e-4,
+        metavar="LR",
         help="of the ImageNet weights; raise it for a frozen or untrained backbone",
     )
     group.add_argument(
-        "--head-factor", type=positive, default=10.0, metavar="F",
+        "--head-factor",
+        type=positive,
+        default=10.0,
+        metavar="F",
         help="classifier and projection learn so many times as fast",
     )
     group.add_argument("--momentum", type=fraction, default=0.9, help="of SGD")
@@ -186,14 +216,20 @@ def _optimiser_options(group, batch_size: int) -> None:
 
 def _running_options(group) -> None:
     group.add_argument(
-        "--output-dir", type=Path, default=Path("runs"), metavar="FOLDER",
+        "--output-dir",
+        type=Path,
+        default=Path("runs"),
+        metavar="FOLDER",
         help="the run is kept in FOLDER/split<k>/stage<n>",
     )
     group.add_argument(
         "--save-every", type=natural, default=1000, metavar="STEPS", help="steps between latest.pth; 0: at the end"
     )
     group.add_argument(
-        "--evaluate-every", type=natural, default=5000, metavar="STEPS",
+        "--evaluate-every",
+        type=natural,
+        default=5000,
+        metavar="STEPS",
         help="steps between evaluations, each kept in log.jsonl; 0: at the end",
     )
     group.add_argument("--log-every", type=count, default=20, metavar="STEPS", help="steps between looks at the losses")
@@ -204,7 +240,10 @@ def _running_options(group) -> None:
 def add_running_options(group) -> None:
     """What the evaluation needs too."""
     group.add_argument(
-        "--num-workers", type=natural, default=min(4, os.cpu_count() or 1), metavar="N",
+        "--num-workers",
+        type=natural,
+        default=min(4, os.cpu_count() or 1),
+        metavar="N",
         help="processes that read pictures; the results do not depend on it",
     )
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, or auto: the first there is")

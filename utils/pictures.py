@@ -3,6 +3,7 @@
 A mask is uint8 [H, W] of class numbers, a photo uint8 [H, W, 3] in RGB. What the numbers mean comes in as
 `names`.
 """
+
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ def palette(num_colours: int = 256) -> np.ndarray:
     Bits 0, 1, 2 of a number are the top bits of its red, green and blue; bits 3, 4, 5 the next ones, etc.
     """
     if not 0 < num_colours <= 256:
-        raise ValueError(f'a palette has 1 to 256 colours, not {num_colours}')
+        raise ValueError(f"a palette has 1 to 256 colours, not {num_colours}")
     number = np.arange(num_colours)[:, None]  # [num_colours, 1]
     channel = np.arange(3)[None]
     colours = np.zeros((num_colours, 3), dtype=np.int64)
@@ -44,9 +45,9 @@ def save_index_png(mask: np.ndarray, path: str | os.PathLike) -> None:
     path = Path(path)
     picture = Image.fromarray(mask)
     picture.putpalette(palette().tobytes())
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        picture.save(temporary, format='PNG')
+        picture.save(temporary, format="PNG")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -58,8 +59,13 @@ def colourise(mask: np.ndarray) -> np.ndarray:
     return _colours()[mask]
 
 
-def overlay(image: np.ndarray, mask: np.ndarray, opacity: float = 0.6, ignore: Collection[int] = (0, VOID),
-            faded: np.ndarray | None = None) -> np.ndarray:
+def overlay(
+    image: np.ndarray,
+    mask: np.ndarray,
+    opacity: float = 0.6,
+    ignore: Collection[int] = (0, VOID),
+    faded: np.ndarray | None = None,
+) -> np.ndarray:
     """A mask laid over its photo, with thin light contours between regions: uint8 [H, W, 3].
 
     Args:
@@ -85,9 +91,15 @@ def overlay(image: np.ndarray, mask: np.ndarray, opacity: float = 0.6, ignore: C
     return np.where(edge[..., None], CONTOUR, drawn).round().astype(np.uint8)
 
 
-def legend(values: Sequence[int], names: Mapping[int, str], width: int, marked: Collection[int] = frozenset(),
-           counts: Mapping[int, int] | None = None, note: str = '* unseen class',
-           footnote: str = '') -> Image.Image:
+def legend(
+    values: Sequence[int],
+    names: Mapping[int, str],
+    width: int,
+    marked: Collection[int] = frozenset(),
+    counts: Mapping[int, int] | None = None,
+    note: str = "* unseen class",
+    footnote: str = "",
+) -> Image.Image:
     """Colour swatches with names, in as many rows as `width` pixels ask for.
 
     Args:
@@ -100,8 +112,8 @@ def legend(values: Sequence[int], names: Mapping[int, str], width: int, marked: 
     total = sum(counts.values()) if counts else 0
     entries = []
     for value in values:
-        share = f' {100 * counts.get(value, 0) / total:.1f} %' if total else ''
-        text = f'{names.get(value, value)}{"*" if value in marked else ""}{share}'
+        share = f" {100 * counts.get(value, 0) / total:.1f} %" if total else ""
+        text = f"{names.get(value, value)}{'*' if value in marked else ''}{share}"
         entries.append((tuple(_colours()[value].tolist()), text, font, TEXT))
     small_print = [note] * any(value in marked for value in values) + [footnote]
     entries += [(None, text, small, MUTED) for text in small_print if text]
@@ -114,26 +126,40 @@ def legend(values: Sequence[int], names: Mapping[int, str], width: int, marked: 
             left, top = 0, top + height
         places.append((left, top))
         left += needed + 2 * GAP
-    picture = Image.new('RGB', (max(1, width), top + height), PAPER)
+    picture = Image.new("RGB", (max(1, width), top + height), PAPER)
     draw = ImageDraw.Draw(picture)
     for (colour, text, text_font, ink), (left, top) in zip(entries, places):
         if colour:
             draw.rectangle((left, top, left + swatch - 1, top + swatch - 1), fill=colour, outline=LINE)
             left += swatch + GAP // 2
-        draw.text((left, top + swatch // 2), text, fill=ink, font=text_font, anchor='lm')
+        draw.text((left, top + swatch // 2), text, fill=ink, font=text_font, anchor="lm")
     return picture
 
 
-def comparison(image: np.ndarray, truth: np.ndarray | None, prediction: Prediction, names: Mapping[int, str],
-               marked: Collection[int] = frozenset(), title: str = '', **options) -> Image.Image:
+def comparison(
+    image: np.ndarray,
+    truth: np.ndarray | None,
+    prediction: Prediction,
+    names: Mapping[int, str],
+    marked: Collection[int] = frozenset(),
+    title: str = "",
+    **options,
+) -> Image.Image:
     """One picture: photo | ground truth | prediction(s), and a legend; the arguments are contact_sheet's."""
     return contact_sheet([(image, truth, prediction)], names, marked, title, **options)
 
 
-def contact_sheet(rows: Sequence[tuple[np.ndarray, np.ndarray | None, Prediction]], names: Mapping[int, str],
-                  marked: Collection[int] = frozenset(), title: str = '', ignore: Collection[int] = (0, VOID),
-                  fade: bool = True, sides: tuple[int, int] = (256, 512), opacity: float = 0.6,
-                  note: str = '* unseen class') -> Image.Image:
+def contact_sheet(
+    rows: Sequence[tuple[np.ndarray, np.ndarray | None, Prediction]],
+    names: Mapping[int, str],
+    marked: Collection[int] = frozenset(),
+    title: str = "",
+    ignore: Collection[int] = (0, VOID),
+    fade: bool = True,
+    sides: tuple[int, int] = (256, 512),
+    opacity: float = 0.6,
+    note: str = "* unseen class",
+) -> Image.Image:
     """Several pictures, one a row, as photo | ground truth | prediction(s), with headings and one legend.
 
     Args:
@@ -153,10 +179,10 @@ def contact_sheet(rows: Sequence[tuple[np.ndarray, np.ndarray | None, Prediction
     rows, or if rows differ in their columns.
     """
     if not rows:
-        raise ValueError('a contact sheet needs at least one row')
+        raise ValueError("a contact sheet needs at least one row")
     tables = [_columns(truth, prediction) for _, truth, prediction in rows]
     if any(list(table) != list(tables[0]) for table in tables):
-        raise ValueError(f'rows differ in their columns: {[list(table) for table in tables]}')
+        raise ValueError(f"rows differ in their columns: {[list(table) for table in tables]}")
     cells, shown, any_faded = [], set(), False
     for (image, truth, _), masks in zip(rows, tables):
         for mask in masks.values():
@@ -168,14 +194,24 @@ def contact_sheet(rows: Sequence[tuple[np.ndarray, np.ndarray | None, Prediction
             # Resized first, so that contours are thin and sharp whatever the size of the photo.
             small_fade = None if faded is None else _resize(faded.view(np.uint8), sides).astype(bool)
             cells[-1].append(overlay(cells[-1][0], _resize(mask, sides), opacity, ignore, small_fade))
-        any_faded = any_faded or faded is not None and bool(faded.any())
-    footnote = 'bleached: not evaluated' if any_faded else ''
-    return _page(['photo', *tables[0]], cells, title, sides[0],
-                 lambda width: legend(sorted(shown), names, width, marked, note=note, footnote=footnote))
+        any_faded = any_faded or (faded is not None and bool(faded.any()))
+    footnote = "bleached: not evaluated" if any_faded else ""
+    return _page(
+        ["photo", *tables[0]],
+        cells,
+        title,
+        sides[0],
+        lambda width: legend(sorted(shown), names, width, marked, note=note, footnote=footnote),
+    )
 
 
-def _page(headings: Sequence[str], cells: Sequence[Sequence[np.ndarray]], title: str, min_width: int,
-          make_legend: Callable[[int], Image.Image]) -> Image.Image:
+def _page(
+    headings: Sequence[str],
+    cells: Sequence[Sequence[np.ndarray]],
+    title: str,
+    min_width: int,
+    make_legend: Callable[[int], Image.Image],
+) -> Image.Image:
     """Rows of equally wide cells below their headings; title above, legend (from its width) below."""
     width = max(min_width, max(cell.shape[1] for row in cells for cell in row))
     inner = len(headings) * (width + GAP) - GAP
@@ -184,7 +220,7 @@ def _page(headings: Sequence[str], cells: Sequence[Sequence[np.ndarray]], title:
     rows_top = top + HEADING_SIZE + GAP
     heights = [max(cell.shape[0] for cell in row) for row in cells]
     legend_top = rows_top + sum(heights) + GAP * len(cells) + GAP // 2
-    page = Image.new('RGB', (inner + 2 * MARGIN, legend_top + key.height - GAP + MARGIN), PAPER)
+    page = Image.new("RGB", (inner + 2 * MARGIN, legend_top + key.height - GAP + MARGIN), PAPER)
     draw = ImageDraw.Draw(page)
     if title:
         font = _font(TITLE_SIZE)
@@ -192,7 +228,7 @@ def _page(headings: Sequence[str], cells: Sequence[Sequence[np.ndarray]], title:
     font = _font(HEADING_SIZE)
     for column, heading in enumerate(headings):
         left = MARGIN + column * (width + GAP)
-        draw.text((left + width // 2, top), _fitting(heading, font, width), fill=TEXT, font=font, anchor='ma')
+        draw.text((left + width // 2, top), _fitting(heading, font, width), fill=TEXT, font=font, anchor="ma")
         row_top = rows_top
         for row, height in zip(cells, heights):
             page.paste(Image.fromarray(row[column]), (left + (width - row[column].shape[1]) // 2, row_top))
@@ -203,8 +239,8 @@ def _page(headings: Sequence[str], cells: Sequence[Sequence[np.ndarray]], title:
 
 def _columns(truth: np.ndarray | None, prediction: Prediction) -> dict[str, np.ndarray]:
     """{heading: mask} of one row, without the photo."""
-    predictions = dict(prediction) if isinstance(prediction, Mapping) else {'prediction': prediction}
-    return predictions if truth is None else {'ground truth': truth, **predictions}
+    predictions = dict(prediction) if isinstance(prediction, Mapping) else {"prediction": prediction}
+    return predictions if truth is None else {"ground truth": truth, **predictions}
 
 
 def _resize(picture: np.ndarray, sides: tuple[int, int], how=Image.Resampling.NEAREST) -> np.ndarray:
@@ -242,18 +278,19 @@ def _fitting(text: str, font, width: int) -> str:
     """The text, cut short with dots if it is wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text
-    while text and font.getlength(text + '...') > width:
+    while text and font.getlength(text + "...") > width:
         text = text[:-1]
-    return text + '...'
+    return text + "..."
 
 
 def _check_mask(mask: np.ndarray) -> None:
     if mask.dtype != np.uint8 or mask.ndim != 2:
-        raise ValueError(f'a mask is uint8 [H, W], not {mask.dtype} {list(mask.shape)}')
+        raise ValueError(f"a mask is uint8 [H, W], not {mask.dtype} {list(mask.shape)}")
 
 
 def _check_image(image: np.ndarray, mask: np.ndarray) -> None:
     _check_mask(mask)
     if image.dtype != np.uint8 or image.shape != (*mask.shape, 3):
-        raise ValueError(f'a photo over a mask {list(mask.shape)} is uint8 {[*mask.shape, 3]}, '
-                         f'not {image.dtype} {list(image.shape)}')
+        raise ValueError(
+            f"a photo over a mask {list(mask.shape)} is uint8 {[*mask.shape, 3]}, not {image.dtype} {list(image.shape)}"
+        )

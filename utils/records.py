@@ -24,7 +24,9 @@ def make_run_folder(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--output-dir {path} can't be made ({error.strerror}): choose a folder you may write") from error
+        raise InputError(
+            f"--output-dir {path} can't be made ({error.strerror}): choose a folder you may write"
+        ) from error
     return path
 
 
@@ -104,9 +106,7 @@ class LossMeter:
             for (step, _), row in zip(self._steps, rows.tolist()):
                 for name, value in zip(names, row):
                     if not math.isfinite(value):
-                        raise InputError(
-                            f"the loss {name} is {value} at step {step}: lower --learning-rate; {KEPT}"
-                        )
+                        raise InputError(f"the loss {name} is {value} at step {step}: lower --learning-rate; {KEPT}")
             self._steps.clear()
             self.last = dict(zip(names, rows.mean(dim=0).tolist()))
         return self.last

@@ -1,6 +1,7 @@
 """What a training run is made of besides its method: device, schedule, and what it keeps on disk."""
 
 import argparse
+import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -184,8 +185,11 @@ class Run:
         protocol = {key: self.setting[key] for key in ("target_pixels", "target_images", "background")}
         append_log(self.folder, {"stage": self.stage, "step": self.step, **protocol, **losses, **as_json(result)})
         print(f"\nstage {self.stage}, step {self.step}: {describe_protocol(self.setting)}")
-        print(format_table(result, self.setting["seen"] + self.setting["unseen"], len(self.setting["seen"])), flush=True)
+        print(
+            format_table(result, self.setting["seen"] + self.setting["unseen"], len(self.setting["seen"])), flush=True
+        )
         score = result[self.selected_by]
+        score = -1.0 if math.isnan(score) else score  # undefined, without such a pixel: worse than any
         if self.best is None or score > self.best:
             self.best = score
             self.save("best.pth", f"highest {self.selected_by} on the evaluation pictures")
