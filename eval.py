@@ -17,7 +17,7 @@ from pathlib import Path
 
 from dataset.errors import DatasetError
 from dataset.loaders import evaluation_loader
-from dataset.splits import VOC_SPLITS, VOID, Split
+from dataset.splits import BACKGROUND, VOC_SPLITS, VOID, Split
 from dataset.voc import EvaluationDataset, evaluation_dataset
 from model.backbone import ModelError
 from model.segmenter import Segmenter
@@ -89,7 +89,9 @@ def save_pictures(folder: Path, dataset: EvaluationDataset, batch: tuple, split:
         save_index_png(prediction, folder / "masks" / f"{picture}.png")
         page = comparison(
             image.permute(1, 2, 0).cpu().numpy(), split.to_mask(label.cpu().numpy()), prediction, values,
-            marked=split.unseen_values, title=picture, ignore=(VOID,),
+            marked=split.unseen_values, title=picture,
+            # Background that counts is drawn as it is, background that does not is bleached.
+            **({"ignore": (0, VOID), "fade": False} if BACKGROUND in split.names else {"ignore": (VOID,)}),
         )  # fmt: skip
         page.save(folder / "overlays" / f"{picture}.png")
 

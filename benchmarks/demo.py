@@ -10,13 +10,14 @@ without a look at a target mask. What is finished is not done again.
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from benchmarks.runs import add_seeds, evaluate, format_results, train
-from dataset.splits import VOC_CLASSES, VOID, Split
+from dataset.splits import VOC_CLASSES, Split
 from dataset.synthetic import write_dataset
 from dataset.voc import VOCFolder
 from utils.pictures import contact_sheet
@@ -25,11 +26,11 @@ SPLIT = 4
 SHARED = [
     "--split", SPLIT, "--backbone", "small", "--backbone-weights", "none", "--embedding", "glove",
     "--input-size", 96, "--scale", 0.7, 1.4, "--rotation", 10, "--batch-size", 16,
-    "--num-workers", 1, "--save-every", 100, "--evaluate-every", 0,
+    "--num-workers", 1, "--save-every", 100, "--evaluate-every", 0, "--background",
 ]  # fmt: skip
 # A few hundred steps from nothing are no 50 epochs from ImageNet weights: the target weighs more than published.
 STAGE1 = ["--max-steps", 400, "--learning-rate", 0.01, "--weak-proportion", 0.5]
-STAGE2 = ["--max-steps", 100, "--weak-proportion", 0.5, "--st-lambda", 1, "--learning-rate", 0.003]
+STAGE2 = ["--max-steps", 60, "--learning-rate", 0.001, "--weak-proportion", 0.5, "--keep", 0.1]
 LAMBDA = 0.5
 TRAIN_PICTURES, EVALUATION_PICTURES = 800, 120
 METHODS = ("source only", "stage 1", "stage 2")
@@ -76,24 +77,29 @@ def run_seed(seed: int, data_path: Path, output_dir: Path) -> dict[str, dict]:
 
 
 def draw_results(results: dict[str, dict], data_path: Path, output_dir: Path) -> list[Path]:
-    """One picture a method: a row for each unseen class with photo, ground truth and prediction."""
+    """One picture a method, a row for each unseen class: photo, ground truth, prediction; and one with all methods."""
     split, folder = Split.voc(SPLIT), VOCFolder.open(data_path)
     names = dict(enumerate(VOC_CLASSES, start=1))
-    masks = {p: np.array(Image.open(folder.mask_path(p))) for p in folder.read_list("val", ())}
-    largest = [max(masks, key=lambda p: (masks[p] == value).sum()) for value in sorted(split.unseen_values)]
-    paths = []
-    for method, result in results.items():
-        rows = [
-            (np.array(Image.open(folder.image_path(p))), masks[p], np.array(Image.open(result["masks"] / f"{p}.png")))
-            for p in dict.fromkeys(largest)
-        ]
-        title = (
-            f"{method}: seen {result['miou_seen']:.1%}, unseen {result['miou_unseen']:.1%}, hIoU {result['hiou']:.1%}"
+    truth = {p: np.array(Image.open(folder.mask_path(p))) for p in folder.read_list("val", ())}
+    shown = [max(truth, key=lambda p: (truth[p] == value).sum()) for value in sorted(split.unseen_values)]
+    photos = {p: np.array(Image.open(folder.image_path(p))) for p in shown}
+    masks = {m: {p: np.array(Image.open(r["masks"] / f"{p}.png")) for p in shown} for m, r in results.items()}
+
+    def sheet(name: str, title: str, methods: Sequence[str]) -> Path:
+        rows = [(photos[p], truth[p], {method: masks[method][p] for method in methods}) for p in photos]
+        path = output_dir / f"{name}.png"
+        contact_sheet(rows, names, marked=split.unseen_values, title=title, fade=False).save(path)
+        return path
+
+    paths = [
+        sheet(
+            method.replace(" ", "_"),
+            f"{method}: seen {r['miou_seen']:.1%}, unseen {r['miou_unseen']:.1%}, hIoU {r['hiou']:.1%}",
+            [method],
         )
-        page = contact_sheet(rows, names, marked=split.unseen_values, title=title, ignore=(0, VOID))
-        paths.append(output_dir / f"{method.replace(' ', '_')}.png")
-        page.save(paths[-1])
-    return paths
+        for method, r in results.items()
+    ]
+    return [*paths, sheet("all_methods", "", METHODS)]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -105,7 +111,8 @@ def main(argv: list[str] | None = None) -> int:
     table = format_results({method: [run[method] for run in runs] for method in METHODS})
     paths = draw_results(runs[0], data_path, output_dir)
     unseen = ", ".join(Split.voc(SPLIT).unseen)
-    print(f"\nDrawn pictures, split {SPLIT} (unseen: {unseen}), no target mask opened, last checkpoint, percent\n")
+    print(f"\nDrawn pictures, split {SPLIT} (unseen: {unseen}), percent; background is a seen class,")
+    print("no target mask was opened, the last checkpoint counts\n")
     print(table)
     (output_dir / "table.md").write_text(table + "\n", encoding="utf-8")
     print(f"\nPictures: {', '.join(str(path) for path in paths)}\n{time.monotonic() - began:.0f} s")

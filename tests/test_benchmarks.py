@@ -1,0 +1,108 @@
+"""The studies: tables worked out by hand, runs that are done once, and both studies from end to end, but tiny."""
+
+import json
+
+import pytest
+
+from benchmarks import demo, real, runs
+from dataset.synthetic import write_dataset
+
+TINY = ["--backbone", "small", "--backbone-weights", "none", "--embedding", "glove", "--num-workers", 0]
+CROPS = ["--input-size", 32, "--batch-size", 2, "--learning-rate", 0.01]
+
+
+def figures(seen, unseen):
+    return {"miou_seen": seen, "miou_unseen": unseen, "hiou": 0.0, "miou_zsl": None, "bias": 1.0}
+
+
+def test_results_are_means_and_standard_deviations_in_percent():
+    table = runs.format_results({"ours": [figures(0.10, 0.2), figures(0.20, 0.2)], "other": [figures(0.5, 0.0)]})
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    assert rows[0] == ["", "seen", "unseen", "hIoU", "ZSL", "bias", "seeds"]
+    assert rows[2] == ["ours", "15.0 ± 7.1", "20.0 ± 0.0", "0.0 ± 0.0", "-", "100.0 ± 0.0", "2"]
+    assert rows[3] == ["other", "50.0", "0.0", "0.0", "-", "100.0", "1"]
+
+
+def test_class_table_marks_unseen_and_averages_over_seeds():
+    results = [{"per_class": {"cat": 0.2, "sofa": 0.0}}, {"per_class": {"cat": 0.4, "sofa": None}}]
+    table = runs.format_classes({"ours": results}, marked=["sofa"])
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    assert rows[2:] == [["cat", "30.0"], ["sofa*", "-"]]
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """Notes commands instead of running them; "fail" among a command's flags interrupts it."""
+    noted = []
+
+    def note(arguments, log):
+        noted.append(list(map(str, arguments)))
+        if "fail" in noted[-1]:
+            raise SystemExit(1)
+
+    monkeypatch.setattr(runs, "command", note)
+    return noted
+
+
+def test_a_finished_run_is_not_run_again_unless_its_flags_change(commands, tmp_path):
+    runs.train("stage.py", ["--seed", 1], tmp_path / "run")
+    runs.train("stage.py", ["--seed", 1], tmp_path / "run")
+    assert commands == [["stage.py", "--seed", "1"]]
+    runs.train("stage.py", ["--seed", 2], tmp_path / "run")
+    assert commands[1:] == [["stage.py", "--seed", "2"]]
+
+
+def test_an_interrupted_run_goes_on_and_other_flags_begin_anew(commands, tmp_path):
+    for flags in (["fail"], ["fail"], ["fail", "--seed", "2"]):
+        with pytest.raises(SystemExit):
+            runs.train("stage.py", flags, tmp_path)
+        (tmp_path / "latest.pth").touch()
+    assert commands[1] == ["stage.py", "fail", "--restore-from-where", "continue"]
+    assert commands[2] == ["stage.py", "fail", "--seed", "2"]
+
+
+def test_a_failing_command_ends_the_study_with_its_exit_code(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        runs.command(["eval.py", "--checkpoint", tmp_path / "none.pth"], tmp_path / "log.txt")
+    assert end.value.code == 2
+    assert "log.txt" in capsys.readouterr().err
+    assert "none.pth" in (tmp_path / "log.txt").read_text()
+
+
+def test_demo_gives_a_table_and_pictures_and_a_second_run_trains_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "SHARED", [*TINY, *CROPS, "--split", demo.SPLIT, "--background"])
+    monkeypatch.setattr(demo, "STAGE1", ["--max-steps", 1])
+    monkeypatch.setattr(demo, "STAGE2", ["--max-steps", 1])
+    monkeypatch.setattr(demo, "TRAIN_PICTURES", 40)
+    monkeypatch.setattr(demo, "EVALUATION_PICTURES", 20)
+    arguments = ["--data-path", str(tmp_path / "data"), "--output-dir", str(tmp_path / "runs"), "--seeds", "1"]
+    demo.main(arguments)
+    output = capsys.readouterr().out
+    assert all(f"| {method}" in output for method in demo.METHODS)
+    pictures = {path.name for path in (tmp_path / "runs").glob("*.png")}
+    assert pictures == {"source_only.png", "stage_1.png", "stage_2.png", "all_methods.png"}
+    checkpoints = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("latest.pth")}
+    assert len(checkpoints) == 3
+    demo.main(arguments)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("latest.pth")} == checkpoints
+
+
+def test_real_study_trains_every_row_under_its_own_protocol(tmp_path, monkeypatch, capsys):
+    write_dataset(tmp_path / "data", 40, 20, size=(48, 48))
+    monkeypatch.setattr(real, "SHARED", TINY)
+    monkeypatch.setattr(real, "CROPS", CROPS)
+    monkeypatch.setattr(real, "STAGE1", ["--max-steps", 1])
+    monkeypatch.setattr(real, "STAGE2", ["--max-steps", 1])
+    arguments = ["--data-path", tmp_path / "data", "--output-dir", tmp_path / "runs", "--seeds", 1]
+    real.main([*map(str, arguments), "--no-other-splits"])
+    rows = capsys.readouterr().out
+    for row in ("source only", "stage 1, oracle", "stage 2, oracle", "stage 1, no oracle", "stage 2, no oracle"):
+        assert f"| {row}" in rows
+    pixels = {log.parts[-5] + log.parts[-2]: json.loads(log.read_text()) for log in tmp_path.rglob("log.jsonl")}
+    assert {name: line["target_pixels"] for name, line in pixels.items()} == {
+        "source_onlystage1": "all",
+        "oraclestage1": "oracle",
+        "oraclestage2": "oracle",
+        "allstage1": "all",
+        "allstage2": "all",
+    }
