@@ -21,7 +21,7 @@ SAME_NETWORK = ("split", "background", "backbone", "embedding")
 SAME_RUN = (*SAME_NETWORK, "target_pixels", "target_images")
 """As above, for a run that goes on: a run has one protocol from its first step to its last."""
 
-SAME_SCHEDULE = ("learning_rate", "head_factor", "momentum", "weight_decay", "poly_power")
+SAME_SCHEDULE = ("learning_rate", "head_factor", "optimizer", "momentum", "weight_decay", "poly_power")
 """Flags that a run that goes on can't change: their values lie in the state of its optimiser and schedule."""
 
 
@@ -47,6 +47,13 @@ def count_steps(num_pictures: int, batch_size: int, num_epochs: int, max_steps: 
     """Optimiser steps of a run: `num_epochs` times through the pictures, but at most `max_steps`."""
     steps = -(-num_epochs * num_pictures // batch_size)
     return steps if max_steps is None else min(steps, max_steps)
+
+
+def build_optimizer(groups: list[dict], args: argparse.Namespace) -> torch.optim.Optimizer:
+    """The optimiser of `--optimizer` over parameter groups that bring their own rates."""
+    if args.optimizer == "adamw":
+        return torch.optim.AdamW(groups, weight_decay=args.weight_decay)
+    return torch.optim.SGD(groups, momentum=args.momentum, weight_decay=args.weight_decay)
 
 
 def setting(args: argparse.Namespace, split: dict[str, list], embedding: Sequence[str]) -> dict[str, Any]:
@@ -76,7 +83,7 @@ class Run:
         self.folder = make_run_folder(stage_folder(args.output_dir, args.split, stage))
         self.arguments = {key: _plain(value) for key, value in vars(args).items()}
         groups = model.parameter_groups(args.learning_rate, args.head_factor)
-        self.optimizer = torch.optim.SGD(groups, momentum=args.momentum, weight_decay=args.weight_decay)
+        self.optimizer = build_optimizer(groups, args)
         self.scheduler = torch.optim.lr_scheduler.PolynomialLR(self.optimizer, num_steps, args.poly_power)
         self.step = 0
         self.best: float | None = None
