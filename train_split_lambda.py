@@ -93,7 +93,9 @@ def main(argv: list[str] | None = None) -> int:
     # Network, optimiser and what is kept of them
     class_embeddings, embedding = load_class_embeddings(split.names, args.embedding, args.embedding_path)
     weights = args.backbone_weights if args.restore_from_where == "pretrained" else "none"
-    model = Segmenter(args.backbone, torch.from_numpy(class_embeddings), weights, args.freeze_backbone).to(device)
+    model = Segmenter(
+        args.backbone, torch.from_numpy(class_embeddings), weights, args.freeze_backbone, args.cache_features
+    ).to(device)
     num_steps = count_steps(len(source), args.batch_size, args.num_epochs, args.max_steps)
     run = Run(STAGE, args, setting(args, split.as_dict(), embedding), model, num_steps)
     if args.restore_from_where == "continue":

@@ -36,9 +36,9 @@ class RandomScaleRotateCrop(v2.Transform):
         low, high = self.scale
         scale = float(torch.empty(1).uniform_(low, high))
         side = self.size / scale  # of the crop, in pixels of the picture
-        # A picture smaller than the crop lies anywhere inside it, a larger one anywhere around it.
-        top = float(torch.rand(1)) * (height - side)
-        left = float(torch.rand(1)) * (width - side)
+        # A picture smaller than the crop lies in its middle, a larger one anywhere around it.
+        top = (float(torch.rand(1)) if height > side else 0.5) * (height - side)
+        left = (float(torch.rand(1)) if width > side else 0.5) * (width - side)
         angle = float(torch.empty(1).uniform_(-self.degrees, self.degrees)) if self.degrees else 0.0
         return {"top": top, "left": left, "scale": scale, "angle": angle}
 

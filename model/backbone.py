@@ -19,6 +19,8 @@ from torchvision.models import (
     vgg,
 )
 
+from model.feature_cache import FeatureCache
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -42,6 +44,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.trunk, self.classifier, self.channels, self.frozen = trunk, classifier, channels, frozen
         self.min_batch = min_batch
+        self.cache: FeatureCache | None = None
         self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         trunk.requires_grad_(not frozen)
@@ -57,8 +60,11 @@ class Backbone(nn.Module):
         """uint8 or float image in [0, 255], [N, 3, H, W] -> features [N, channels, h, w]."""
         if self.training and len(image) < self.min_batch:
             raise ModelError(f"this --backbone's batch norm needs {self.min_batch} pictures a step: raise --batch-size")
-        features = self.trunk((image.float() - self.mean) / self.std)
+        features = self._trunk_features(image) if self.cache is None else self.cache(image, self._trunk_features)
         return self.classifier(features)
+
+    def _trunk_features(self, image: torch.Tensor) -> torch.Tensor:
+        return self.trunk((image.float() - self.mean) / self.std)
 
 
 class _Out(nn.Module):
@@ -222,19 +228,22 @@ _RECIPES = {
 BACKBONES = tuple(_RECIPES)
 
 
-def build_backbone(name: str, weights: str = "imagenet", frozen: bool = False) -> Backbone:
+def build_backbone(name: str, weights: str = "imagenet", frozen: bool = False, cache: Path | None = None) -> Backbone:
     """A backbone by name.
 
     Args:
         name: one of `BACKBONES`.
         weights: "imagenet", "none" for random ones, or the path of a state dict of the ImageNet classifier.
         frozen: never train the trunk.
+        cache: folder to keep the features of a frozen trunk in, see `FeatureCache`.
 
     Raises:
         ModelError: for a name, file or download that doesn't do.
     """
     if name not in _RECIPES:
         raise ModelError(f"--backbone {name}: choose one of {', '.join(BACKBONES)}")
+    if cache is not None and not frozen:
+        raise ModelError("--cache-features keeps what a frozen backbone makes: add --freeze-backbone")
     recipe = _RECIPES[name]
     if weights == "imagenet" and recipe.weights is None:
         raise ModelError(f"--backbone {name} has no ImageNet weights: add --backbone-weights none")
@@ -244,6 +253,13 @@ def build_backbone(name: str, weights: str = "imagenet", frozen: bool = False) -
         _load_trunk(backbone.trunk, state, recipe, weights)
     backbone.frozen = frozen
     backbone.trunk.requires_grad_(not frozen)
+    if cache is not None:
+        try:
+            backbone.cache = FeatureCache(cache, backbone.trunk)
+        except OSError as error:
+            raise ModelError(
+                f"--cache-features {cache} can't be made ({error.strerror}): choose another folder"
+            ) from error
     return backbone.train()
 
 

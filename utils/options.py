@@ -156,6 +156,13 @@ def _model_options(group, backbones: Sequence[str], restore: Sequence[str]) -> N
         help="train only what follows the ImageNet weights: much faster on a CPU, less accurate",
     )
     group.add_argument(
+        "--cache-features",
+        type=Path,
+        metavar="FOLDER",
+        help="keep a frozen backbone's features there, for whole pictures (--scale 1 1 --rotation 0): later epochs and "
+        "runs need no forward pass through it (0.7 MB a picture of 320 pixels for efficientnet_lite0)",
+    )
+    group.add_argument(
         "--restore-from-where",
         "--RESTORE_FROM_WHERE",
         choices=restore,

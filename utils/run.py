@@ -202,7 +202,7 @@ class Run:
             self.save("best.pth", f"highest {self.selected_by} on the evaluation pictures")
 
     def _say_changes(self, before: dict[str, Any]) -> None:
-        ignored = ("restore_from_where", "num_workers", "device", "output_dir", "data_path")
+        ignored = ("restore_from_where", "cache_features", "num_workers", "device", "output_dir", "data_path")
         for key, value in self.arguments.items():
             if key not in ignored and before.get(key) != value:
                 flag = "--" + key.strip("_").replace("_", "-")
