@@ -38,8 +38,8 @@ def bias_loss(logits: torch.Tensor, num_seen: int, valid: torch.Tensor) -> torch
     Returns:
         A scalar, 0 (with a gradient of 0) where no pixel is valid.
     """
-    log_unseen = logits[:, num_seen:].logsumexp(dim=1) - logits.logsumexp(dim=1)  # [N, H, W]
-    loss = -torch.log(log_unseen.exp() + EPSILON)
+    probability = logits.softmax(dim=1)[:, num_seen:].sum(dim=1)  # of the unseen classes together, [N, H, W]
+    loss = -torch.log(probability + EPSILON)
     return (loss * valid).sum() / valid.sum().clamp(min=1)
 
 
