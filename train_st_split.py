@@ -55,6 +55,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     method.add_argument(
         "--keep", type=fraction, default=0.6, help="share of the batch's valid target pixels that get a pseudo-label"
     )
+    method.add_argument(
+        "--balance-classes",
+        action="store_true",
+        help="keep the surest --keep of each unseen class's pixels, not of all together: no class is starved",
+    )
     return parser.parse_args(argv)
 
 
@@ -70,7 +75,7 @@ def train_step(model, optimizer, source, target, num_seen: int, args) -> dict[st
     logits = model(torch.cat([source_image, target_image]))  # [N + M, K, S, S]
     source_logits, target_logits = logits.split([len(source_image), len(target_image)])
 
-    pseudo_label = pseudo_labels(target_logits, num_seen, valid, args.keep)
+    pseudo_label = pseudo_labels(target_logits, num_seen, valid, args.keep, balanced=args.balance_classes)
     ce = cross_entropy(source_logits, label)
     self_training = cross_entropy(target_logits, pseudo_label)
     loss = ce + args.weak_proportion * args.st_lambda * self_training

@@ -30,7 +30,10 @@ SHARED = [
 ]  # fmt: skip
 # A few hundred steps from nothing are no 50 epochs from ImageNet weights: the target weighs more than published.
 STAGE1 = ["--max-steps", 400, "--learning-rate", 0.01, "--weak-proportion", 0.5]
-STAGE2 = ["--max-steps", 60, "--learning-rate", 0.001, "--weak-proportion", 0.5, "--keep", 0.1]
+STAGE2 = [
+    "--max-steps", 60, "--learning-rate", 0.001, "--weak-proportion", 0.5, "--st-lambda", 1,
+    "--keep", 0.1, "--balance-classes",
+]  # fmt: skip
 LAMBDA = 0.5
 TRAIN_PICTURES, EVALUATION_PICTURES = 800, 120
 METHODS = ("source only", "stage 1", "stage 2")

@@ -45,24 +45,36 @@ def bias_loss(logits: torch.Tensor, num_seen: int, valid: torch.Tensor) -> torch
 
 @torch.no_grad()
 def pseudo_labels(
-    logits: torch.Tensor, num_seen: int, valid: torch.Tensor, keep: float = 0.6, ignore_index: int = 255
+    logits: torch.Tensor,
+    num_seen: int,
+    valid: torch.Tensor,
+    keep: float = 0.6,
+    ignore_index: int = 255,
+    balanced: bool = False,
 ) -> torch.Tensor:
-    """The best unseen class of each pixel, kept where its logit is among the highest of the batch.
+    """The best unseen class of each pixel, kept where its logit is among the highest.
 
     Args:
         logits: [N, K, H, W].
         num_seen: the first so many of the K classes are seen.
         valid: bool [N, H, W], the pixels to choose from.
-        keep: share of the batch's valid pixels that get a label; equal logits at the cut are all kept.
+        keep: share of pixels that get a label; equal logits at the cut are all kept.
+        balanced: False keeps the highest `keep` of the batch's valid pixels, as published; True the highest `keep` of
+            each class's own, so that a class whose logits are lower than another's is not left without a label
+            (Zou et al., class-balanced self-training, ECCV 2018).
 
     Returns:
         Class indices, int64 [N, H, W], in [num_seen, K) or `ignore_index`.
     """
-    score, unseen = logits[:, num_seen:].max(dim=1)  # [N, H, W]
-    score = score.float().masked_fill(~valid, -torch.inf)
-    # The cut is found without asking the device how many pixels are valid: a sync a step would cost more.
-    ranked = score.flatten().sort(descending=True).values
-    kept = (valid.sum() * keep).long()
-    cut = ranked[(kept - 1).clamp(min=0)]
-    chosen = valid & (score >= cut) & (kept > 0)
+    score, unseen = logits[:, num_seen:].float().max(dim=1)  # [N, H, W]
+    groups = [valid & (unseen == c) for c in range(logits.shape[1] - num_seen)] if balanced else [valid]
+    chosen = torch.stack([_highest(score, group, keep) for group in groups]).any(dim=0)
     return torch.where(chosen, unseen + num_seen, ignore_index)
+
+
+def _highest(score: torch.Tensor, among: torch.Tensor, share: float) -> torch.Tensor:
+    """Where `score` is one of the highest `share` of its values `among`; bool, of the same shape."""
+    # The cut is found without asking the device how many pixels there are: a sync a step would cost more.
+    ranked = score.masked_fill(~among, -torch.inf).flatten().sort(descending=True).values
+    kept = (among.sum() * share).long()
+    return among & (score >= ranked[(kept - 1).clamp(min=0)]) & (kept > 0)

@@ -315,3 +315,17 @@ def test_train_step_lowers_the_loss(stage):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     values = [STEP[stage](model, optimizer, source, target, SEEN, ARGS[stage])["total"].item() for _ in range(30)]
     assert values[-1] < 0.8 * values[0]
+
+
+def test_balanced_pseudo_labels_keep_the_surest_of_each_class():
+    """Class 2 has low logits everywhere: one cut through all classes starves it, a cut a class does not."""
+    logits = torch.full((1, 3, 1, 8), -9.0)
+    logits[0, 1, 0, :4] = torch.tensor([8.0, 7.0, 6.0, 5.0])
+    logits[0, 2, 0, 4:] = torch.tensor([1.0, 4.0, 2.0, 3.0])
+    valid = torch.ones(1, 1, 8, dtype=torch.bool)
+    together = pseudo_labels(logits, 1, valid, keep=0.5)
+    assert together.flatten().tolist() == [1, 1, 1, 1, 255, 255, 255, 255]
+    balanced = pseudo_labels(logits, 1, valid, keep=0.5, balanced=True)
+    assert balanced.flatten().tolist() == [1, 1, 255, 255, 255, 2, 255, 2]
+    valid[..., 5] = False  # class 2 keeps half of the three that are left: one
+    assert pseudo_labels(logits, 1, valid, keep=0.5, balanced=True).flatten().tolist()[4:] == [255, 255, 255, 2]
