@@ -243,7 +243,7 @@ class Tiny(nn.Module):
 
 ARGS = {
     1: SimpleNamespace(lambda_=0.7, weak_proportion=0.3),
-    2: SimpleNamespace(weak_proportion=0.3, st_lambda=0.7, keep=0.5),
+    2: SimpleNamespace(weak_proportion=0.3, st_lambda=0.7, keep=0.5, balance_classes=False),
 }
 STEP = {1: train_split_lambda.train_step, 2: train_st_split.train_step}
 
