@@ -1,7 +1,7 @@
 """The whole method in a few minutes on a laptop: drawn pictures, three trainings, one table, one picture a method.
 
     make demo
-    python -m benchmarks.demo --seeds 1 2 3          # mean and spread
+    python -m benchmarks.demo --seeds 1234 1235 1236     # mean and spread
 
 A small network learns from nothing: source only (stage 1 with lambda 0), stage 1, and stage 2 from stage 1, all
 without a look at a target mask. What is finished is not done again.

@@ -27,7 +27,7 @@ CROPS = [
 # Rates by the seen classes of source-only training alone; AdamW learns the rare ones in these few steps, SGD does not.
 STAGE1 = ["--max-steps", 250, "--optimizer", "adamw", "--learning-rate", 5e-5]
 STAGE2 = ["--max-steps", 80, "--optimizer", "adamw", "--learning-rate", 2e-5]
-OTHER_SPLITS = ["--max-steps", 80]
+OTHER_SPLITS = ["--max-steps", 40]
 SPLIT = 4
 
 
