@@ -101,8 +101,13 @@ def summary(values: Sequence[float | None], spread: bool = True) -> str:
 def align(lines: Sequence[Sequence[str]]) -> str:
     """Rows of cells as a Markdown table that also reads well as plain text."""
     widths = [max(len(row[i]) for row in lines) for i in range(len(lines[0]))]
-    lines = [[c.ljust(w, "-" if c.startswith("---") else " ") for c, w in zip(row, widths)] for row in lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in lines)
+
+    def cell(text: str, width: int) -> str:
+        if text in ("---", "---:"):
+            return text[3:].rjust(width, "-")
+        return text.ljust(width)
+
+    return "\n".join("| " + " | ".join(map(cell, row, widths)) + " |" for row in lines)
 
 
 def add_seeds(parser: argparse.ArgumentParser, default: Sequence[int]) -> None:
