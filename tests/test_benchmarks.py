@@ -27,10 +27,7 @@ def test_results_are_means_and_standard_deviations_in_percent():
     table = runs.format_results({"ours": [figures(0.10, 0.2), figures(0.20, 0.2)], "other": [figures(0.5, 0.0)]})
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
     assert rows[0] == ["", "seen", "unseen", "hIoU", "ZSL", "bias", "seeds"]
-    assert rows[1] == [
-        "-" * 5,
-        *("-" * (len(line) - 1) + ":" for line in (["x" * 10] * 3 + ["x" * 5, "x" * 13, "x" * 5])),
-    ]
+    assert all(cell.strip("-") == ("" if i == 0 else ":") and len(cell) > 2 for i, cell in enumerate(rows[1]))
     assert rows[2] == ["ours", "15.0 ± 7.1", "20.0 ± 0.0", "0.0 ± 0.0", "-", "100.0 ± 0.0", "2"]
     assert rows[3] == ["other", "50.0", "0.0", "0.0", "-", "100.0", "1"]
 
