@@ -55,6 +55,7 @@ def train(script: str, flags: Sequence[str], folder: Path, log: Path | None = No
         if not goes_on:
             (folder / "latest.pth").unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
+        done.unlink(missing_ok=True)  # or these flags' checkpoint could pass for that of the flags before
         begun.write_text(json.dumps(wanted), encoding="utf-8")
         command([script, *flags, *(["--restore-from-where", "continue"] if goes_on else [])], log)
         done.write_text(json.dumps(wanted), encoding="utf-8")

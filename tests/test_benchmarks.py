@@ -70,6 +70,14 @@ def test_an_interrupted_run_goes_on_and_other_flags_begin_anew(commands, tmp_pat
     assert commands[2] == ["stage.py", "fail", "--seed", "2"]
 
 
+def test_a_run_that_other_flags_have_overwritten_is_run_again(commands, tmp_path):
+    runs.train("stage.py", ["--seed", "1"], tmp_path)
+    with pytest.raises(SystemExit):
+        runs.train("stage.py", ["fail"], tmp_path)
+    runs.train("stage.py", ["--seed", "1"], tmp_path)
+    assert commands[2:] == [["stage.py", "--seed", "1"]]
+
+
 def test_a_failing_command_ends_the_study_with_its_exit_code(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         runs.command(["eval.py", "--checkpoint", tmp_path / "none.pth"], tmp_path / "log.txt")
