@@ -72,9 +72,8 @@ def study(args: argparse.Namespace) -> dict[str, list[dict]]:
     rows: dict[str, list[dict]] = {}
     for seed in args.seeds:
         rows.setdefault("source only", []).append(stage1(args, "source_only", seed, ["--lambda", 0]))
-        for pixels in ("oracle", "all"):
+        for pixels, label in (("oracle", "oracle"), ("all", "no oracle")):
             flags = ["--target-pixels", pixels]
-            label = {"oracle": "oracle", "all": "no oracle"}[pixels]
             rows.setdefault(f"stage 1, {label}", []).append(stage1(args, pixels, seed, flags))
             rows.setdefault(f"stage 2, {label}", []).append(stage2(args, pixels, seed, flags))
     return rows

@@ -122,15 +122,6 @@ def _data_options(group, splits: Sequence[int]) -> None:
     group.add_argument("--flip", type=fraction, default=0.5, metavar="P", help="probability of a horizontal flip")
 
 
-def add_embedding_path(group) -> None:
-    group.add_argument(
-        "--embedding-path",
-        type=Path,
-        metavar="FOLDER",
-        help="folder with vectors in any form the builder reads (default: embeddings/)",
-    )
-
-
 def _word_options(group) -> None:
     group.add_argument(
         "--embedding",
@@ -139,7 +130,12 @@ def _word_options(group) -> None:
         help="word vectors, concatenated if several (default: word2vec fasttext where their files exist, "
         "else the shipped glove)",
     )
-    add_embedding_path(group)
+    group.add_argument(
+        "--embedding-path",
+        type=Path,
+        metavar="FOLDER",
+        help="folder with vectors in any form the builder reads (default: embeddings/)",
+    )
 
 
 def _model_options(group, backbones: Sequence[str], restore: Sequence[str]) -> None:
