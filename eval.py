@@ -64,7 +64,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def load_segmenter(path: Path) -> tuple[Segmenter, Split, dict]:
-    """The network that a checkpoint holds, its split, and the checkpoint without the network's weights.
+    """The network that a checkpoint holds, the split that it is scored by, and the checkpoint without the network's weights.
 
     Raises:
         InputError: if the file is no whole checkpoint of this project.
@@ -73,11 +73,14 @@ def load_segmenter(path: Path) -> tuple[Segmenter, Split, dict]:
     try:
         split = Split.from_dict(checkpoint["setting"])
         class_embeddings = checkpoint["model"]["projection.class_embeddings"]
-        model = Segmenter(checkpoint["setting"]["backbone"], class_embeddings)
+        scored = split.without_background() if checkpoint["setting"]["auxiliary_background"] else split
+        model = Segmenter(
+            checkpoint["setting"]["backbone"], class_embeddings, num_auxiliary=split.num_seen - scored.num_seen
+        )
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} lacks {error}: it is no whole checkpoint; give a latest.pth or best.pth") from error
     load_model(model, checkpoint, path)
-    return model, split, {key: value for key, value in checkpoint.items() if key not in ("model", "optimizer")}
+    return model, scored, {key: value for key, value in checkpoint.items() if key not in ("model", "optimizer")}
 
 
 def save_pictures(folder: Path, dataset: EvaluationDataset, batch: tuple, split: Split) -> None:

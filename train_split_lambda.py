@@ -60,7 +60,9 @@ def train_step(model, optimizer, source, target, num_seen: int, args) -> dict[st
     """
     source_image, label = source
     target_image, valid = target
-    logits = model(torch.cat([source_image, target_image]))  # [N + M, K, S, S]
+    step = slice(None, None, args.loss_stride)
+    label, valid = label[:, step, step], valid[:, step, step]  # [N, S, S] -> [N, s, s]
+    logits = model(torch.cat([source_image, target_image]))  # [N + M, K, s, s]
     source_logits, target_logits = logits.split([len(source_image), len(target_image)])
 
     ce = cross_entropy(source_logits, label)
@@ -82,20 +84,22 @@ def main(argv: list[str] | None = None) -> int:
     torch.manual_seed(args.seed)
 
     # Data: labelled source pictures, unlabelled target pictures, evaluation pictures
-    split = Split.voc(args.split, args.background)
+    split = Split.voc(args.split, args.background or args.auxiliary_background)
+    scored = split.without_background() if args.auxiliary_background else split
     transform = training_transform(args.input_size, tuple(args.scale), args.rotation, args.flip)
     target_images = args.target_images if args.lambda_ else "all"  # none is used: do without one that shows unseen
     source, target = training_datasets(
         args.data_path, split, transform, target_images, args.target_pixels, args.train_list
     )
-    evaluation = evaluation_loader(evaluation_dataset(args.data_path, split, args.evaluation_list), args.num_workers)
+    evaluation = evaluation_loader(evaluation_dataset(args.data_path, scored, args.evaluation_list), args.num_workers)
 
     # Network, optimiser and what is kept of them
     class_embeddings, embedding = load_class_embeddings(split.names, args.embedding, args.embedding_path)
     weights = args.backbone_weights if args.restore_from_where == "pretrained" else "none"
     model = Segmenter(
-        args.backbone, torch.from_numpy(class_embeddings), weights, args.freeze_backbone, args.cache_features
-    ).to(device)
+        args.backbone, torch.from_numpy(class_embeddings), weights, args.freeze_backbone, args.cache_features,
+        loss_stride=args.loss_stride, num_auxiliary=split.num_seen - scored.num_seen,
+    ).to(device)  # fmt: skip
     num_steps = count_steps(len(source), args.batch_size, args.num_epochs, args.max_steps)
     run = Run(STAGE, args, setting(args, split.as_dict(), embedding), model, num_steps)
     if args.restore_from_where == "continue":
@@ -114,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
         losses = train_step(model, run.optimizer, source_batch, target_batch, split.num_seen, args)
         run.note(losses)
         if run.due(args.evaluate_every):
-            run.record(evaluate(model, evaluation, ZeroShotMetrics(split.names, split.num_seen), device))
+            run.record(evaluate(model, evaluation, ZeroShotMetrics(scored.names, scored.num_seen), device))
         if run.due(args.save_every):
             run.save()
     return 0

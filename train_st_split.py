@@ -25,14 +25,16 @@ from dataset.loaders import evaluation_loader, training_loader
 from dataset.splits import VOC_SPLITS, Split
 from dataset.transforms import training_transform
 from dataset.voc import evaluation_dataset, training_datasets
-from embeddings import EmbeddingError, load_class_embeddings
-from model.backbone import BACKBONES, ModelError
+from embeddings import EmbeddingError, imagenet_similarity, load_class_embeddings
+from model.backbone import BACKBONES, IMAGENET_CLASSES, ModelError, imagenet_head
+from model.discovery import Discovery
+from model.imagenet_names import ImageNetNames
 from model.losses import cross_entropy, pseudo_labels
 from model.segmenter import Segmenter
 from utils.errors import one_line_errors
 from utils.evaluation import evaluate
 from utils.metrics import ZeroShotMetrics
-from utils.options import Parser, fraction, shared_options, weight
+from utils.options import Parser, fraction, self_training_options, shared_options, weight
 from utils.run import Run, choose_device, count_steps, setting, stage_folder
 
 STAGE = 2
@@ -60,22 +62,28 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="keep the surest --keep of each unseen class's pixels, not of all together: no class is starved",
     )
+    self_training_options(parser.add_argument_group("beyond the paper"))
     return parser.parse_args(argv)
 
 
-def train_step(model, optimizer, source, target, num_seen: int, args) -> dict[str, torch.Tensor]:
+def train_step(model, optimizer, source, target, num_seen: int, args, teacher=None) -> dict[str, torch.Tensor]:
     """One optimiser step; returns the losses as scalars on the device.
 
     Args:
         source: image uint8 [N, 3, S, S] and label uint8 [N, S, S], unseen and unlabelled pixels void.
         target: image uint8 [M, 3, S, S] and valid bool [M, S, S].
+        teacher: what labels the target; None: the network itself, as published.
     """
     source_image, label = source
     target_image, valid = target
-    logits = model(torch.cat([source_image, target_image]))  # [N + M, K, S, S]
+    step = slice(None, None, args.loss_stride)
+    pseudo_label = None if teacher is None else teacher(target_image, valid)[:, step, step]
+    label, valid = label[:, step, step], valid[:, step, step]  # [N, S, S] -> [N, s, s]
+    logits = model(torch.cat([source_image, target_image]))  # [N + M, K, s, s]
     source_logits, target_logits = logits.split([len(source_image), len(target_image)])
 
-    pseudo_label = pseudo_labels(target_logits, num_seen, valid, args.keep, balanced=args.balance_classes)
+    if pseudo_label is None:
+        pseudo_label = pseudo_labels(target_logits, num_seen, valid, args.keep, balanced=args.balance_classes)
     ce = cross_entropy(source_logits, label)
     self_training = cross_entropy(target_logits, pseudo_label)
     loss = ce + args.weak_proportion * args.st_lambda * self_training
@@ -86,6 +94,34 @@ def train_step(model, optimizer, source, target, num_seen: int, args) -> dict[st
     return {"total": loss, "ce": ce, "self_training": self_training}
 
 
+def build_teacher(model, split: Split, args, device: torch.device) -> Discovery | None:
+    """The teacher of `--teacher`; None for the published self-training."""
+    if args.teacher == "self":
+        return None
+    names = None
+    if args.imagenet_names:
+        similarity = imagenet_similarity(IMAGENET_CLASSES, split.unseen, args.name_similarity)
+        names = ImageNetNames(imagenet_head(args.backbone, args.backbone_weights), torch.from_numpy(similarity))
+    return Discovery(model, split.num_seen, args.num_clusters, args.naming, names).to(device)
+
+
+def guide(teacher: Discovery, model, source, target, step: int, num_steps: int, args) -> None:
+    """Begins a round where one is due, and lets a moving teacher follow the network."""
+    round_steps = -(-num_steps // args.rounds)
+    if step // round_steps >= teacher.round:
+        last = args.keep if args.keep_last is None else args.keep_last
+        rise = (step // round_steps) / max(args.rounds - 1, 1)
+        keep = args.keep + rise * (last - args.keep)
+        size = args.target_batch_size or args.batch_size
+        once = (
+            training_loader(pictures, size, 0, -(-len(pictures) // size), args.seed, args.num_workers)
+            for pictures in (target, target.others(source))
+        )
+        teacher.begin_round(model, *once, keep, args.keep_known, args.gate)
+    elif args.teacher == "ema":
+        teacher.follow(model, args.ema_decay)
+
+
 @one_line_errors(DatasetError, EmbeddingError, ModelError)
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
@@ -93,21 +129,24 @@ def main(argv: list[str] | None = None) -> int:
     torch.manual_seed(args.seed)
 
     # Data: labelled source pictures, unlabelled target pictures, evaluation pictures
-    split = Split.voc(args.split, args.background)
+    split = Split.voc(args.split, args.background or args.auxiliary_background)
+    scored = split.without_background() if args.auxiliary_background else split
     transform = training_transform(args.input_size, tuple(args.scale), args.rotation, args.flip)
     source, target = training_datasets(
         args.data_path, split, transform, args.target_images, args.target_pixels, args.train_list
     )
-    evaluation = evaluation_loader(evaluation_dataset(args.data_path, split, args.evaluation_list), args.num_workers)
+    evaluation = evaluation_loader(evaluation_dataset(args.data_path, scored, args.evaluation_list), args.num_workers)
 
     # Network, optimiser and what is kept of them
     class_embeddings, embedding = load_class_embeddings(split.names, args.embedding, args.embedding_path)
     weights = args.backbone_weights if args.restore_from_where == "pretrained" else "none"
     model = Segmenter(
-        args.backbone, torch.from_numpy(class_embeddings), weights, args.freeze_backbone, args.cache_features
-    ).to(device)
+        args.backbone, torch.from_numpy(class_embeddings), weights, args.freeze_backbone, args.cache_features,
+        loss_stride=args.loss_stride, num_auxiliary=split.num_seen - scored.num_seen,
+    ).to(device)  # fmt: skip
+    teacher = build_teacher(model, split, args, device)
     num_steps = count_steps(len(source), args.batch_size, args.num_epochs, args.max_steps)
-    run = Run(STAGE, args, setting(args, split.as_dict(), embedding), model, num_steps)
+    run = Run(STAGE, args, setting(args, split.as_dict(), embedding), model, num_steps, teacher)
     if args.restore_from_where == "continue":
         run.resume()
     elif args.restore_from_where == "saved":
@@ -121,10 +160,12 @@ def main(argv: list[str] | None = None) -> int:
     source_batches = training_loader(source, args.batch_size, run.step, num_steps, args.seed, args.num_workers)
     target_batches = training_loader(target, target_size, run.step, num_steps, args.seed + 1, args.num_workers)
     for source_batch, target_batch in run.steps(source_batches, target_batches, device):
-        losses = train_step(model, run.optimizer, source_batch, target_batch, split.num_seen, args)
+        if teacher is not None:
+            guide(teacher, model, source, target, run.step, num_steps, args)
+        losses = train_step(model, run.optimizer, source_batch, target_batch, split.num_seen, args, teacher)
         run.note(losses)
         if run.due(args.evaluate_every):
-            run.record(evaluate(model, evaluation, ZeroShotMetrics(split.names, split.num_seen), device))
+            run.record(evaluate(model, evaluation, ZeroShotMetrics(scored.names, scored.num_seen), device))
         if run.due(args.save_every):
             run.save()
     return 0

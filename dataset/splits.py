@@ -5,7 +5,7 @@ indices*: the seen classes first, then the unseen ones. `Split` is the one place
 from one to the other; nothing else in the project counts classes.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import numpy as np
@@ -68,6 +68,12 @@ class Split:
             seen = (BACKGROUND, *seen)
         value = {BACKGROUND: 0} | {name: i for i, name in enumerate(VOC_CLASSES, start=1)}
         return cls(seen, unseen, tuple(value[name] for name in seen + unseen), tuple(sorted(value.values())))
+
+    def without_background(self) -> "Split":
+        """The same classes, the background not among them: what is scored where it was only trained on."""
+        if self.seen[0] != BACKGROUND:
+            return self
+        return replace(self, seen=self.seen[1:], mask_values=self.mask_values[1:])
 
     def as_dict(self) -> dict[str, list]:
         """The split in plain types, for a checkpoint."""

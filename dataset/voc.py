@@ -322,6 +322,12 @@ class TargetDataset(_Pictures):
             raise ValueError(f"target pixels are 'all' or 'oracle', not {pixels!r}")
         self.transform, self.pixels = transform, pixels
 
+    def others(self, source: SourceDataset) -> "TargetDataset":
+        """The source pictures that are no target, without their labels: where `--target-images unseen` says which
+        pictures show an unseen class, these show none."""
+        ids = [picture for picture in source.ids if picture not in set(self.ids)]
+        return TargetDataset(self.folder, ids, self.split, self.transform, "all")
+
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
         index, seed = key
         if self.pixels == "oracle":

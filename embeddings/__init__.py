@@ -1,6 +1,7 @@
 """Word vectors of classes: where they come from, how they are averaged, how they are loaded."""
 
+from .imagenet import imagenet_similarity
 from .loading import load_class_embeddings
 from .readers import EmbeddingError
 
-__all__ = ["EmbeddingError", "load_class_embeddings"]
+__all__ = ["EmbeddingError", "imagenet_similarity", "load_class_embeddings"]

@@ -10,13 +10,15 @@ from model.backbone import build_backbone, parameter_groups
 from model.projection import EmbeddingProjection
 
 
-def upsample(logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
+def upsample(logits: torch.Tensor, height: int, width: int, stride: int = 1) -> torch.Tensor:
     """Bilinear upsampling with align_corners, [N, K, h, w] -> [N, K, height, width].
+
+    With `stride` only every so manieth row and column of that, from the first on.
 
     Two products with small matrices, since bilinear interpolation is one along rows and one along columns. On a CPU
     the backward pass is several times as fast as that of `F.interpolate`, which it equals to rounding.
     """
-    rows, columns = (_interpolation(n, m, logits) for n, m in zip(logits.shape[-2:], (height, width)))
+    rows, columns = (_interpolation(n, m, logits)[::stride] for n, m in zip(logits.shape[-2:], (height, width)))
     return rows @ (logits @ columns.T)
 
 
@@ -35,6 +37,8 @@ class Segmenter(nn.Module):
         weights: "imagenet", "none" or a path, see `build_backbone`.
         frozen: never train the backbone's trunk.
         cache: folder to keep a frozen trunk's features in.
+        loss_stride: in training mode, logits of every so manieth row and column of pixels only.
+        num_auxiliary: the first so many classes are only trained on: they take no part in evaluation mode.
 
     Raises:
         ModelError: if the backbone can't be built as asked.
@@ -47,8 +51,11 @@ class Segmenter(nn.Module):
         weights: str = "none",
         frozen: bool = False,
         cache: Path | None = None,
+        loss_stride: int = 1,
+        num_auxiliary: int = 0,
     ):
         super().__init__()
+        self.loss_stride, self.num_auxiliary = loss_stride, num_auxiliary
         self.backbone = build_backbone(backbone, weights, frozen, cache)
         self.projection = EmbeddingProjection(self.backbone.channels, class_embeddings)
         # Convolutions are fastest with the channels innermost, upsampling and the losses with the pixels: a
@@ -56,10 +63,19 @@ class Segmenter(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """uint8 image [N, 3, H, W] -> logits [N, K, H, W]."""
-        image = image.contiguous(memory_format=torch.channels_last)
-        logits = self.projection(self.backbone(image)).contiguous()  # [N, K, h, w]
-        return upsample(logits, *image.shape[-2:])
+        """uint8 image [N, 3, H, W] -> logits [N, K, H, W].
+
+        In evaluation mode without the auxiliary classes, in training mode at every `loss_stride`-th pixel.
+        """
+        features = self.backbone(image.contiguous(memory_format=torch.channels_last))
+        logits = self.projection(features).contiguous()  # [N, K, h, w]
+        if self.training:
+            return upsample(logits, *image.shape[-2:], self.loss_stride)
+        return upsample(logits[:, self.num_auxiliary :], *image.shape[-2:])
+
+    def score_features(self, features: torch.Tensor) -> torch.Tensor:
+        """Trunk features [N, C, h, w] -> logits of all classes [N, K, h, w], the auxiliary ones among them."""
+        return self.projection(self.backbone.classifier(features))
 
     def parameter_groups(self, learning_rate: float, factor: float = 10.0) -> list[dict]:
         """Optimiser groups: the trunk at `learning_rate`, classifier and projection `factor` times as fast."""

@@ -11,6 +11,7 @@ A checkpoint is a dict of plain types and tensors:
     best        the best score met so far, or None
     selection   how this checkpoint was chosen: "last", or by which figure on the evaluation pictures
     arguments   every flag of the run
+    teacher     state dict of what labels the target pictures; empty where nothing is kept of it
     setting     what rebuilds the model and says under which protocol it was trained (a flat dict)
 """
 
@@ -24,7 +25,7 @@ import torch
 from utils.errors import InputError
 
 FORMAT = 1
-KEYS = ("stage", "step", "model", "optimizer", "scheduler", "best", "selection", "arguments", "setting")
+KEYS = ("stage", "step", "model", "optimizer", "scheduler", "best", "selection", "arguments", "teacher", "setting")
 
 
 def save_checkpoint(path: Path, **content: Any) -> None:
@@ -98,14 +99,14 @@ def _shown(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def load_model(model: torch.nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
-    """Puts the checkpoint's weights into `model`.
+def load_model(model: torch.nn.Module, checkpoint: dict[str, Any], path: Path, key: str = "model") -> None:
+    """Puts the checkpoint's weights, those under `key`, into `model`.
 
     Raises:
         InputError: if names or shapes differ.
     """
     try:
-        model.load_state_dict(checkpoint["model"])
+        model.load_state_dict(checkpoint[key])
     except (RuntimeError, TypeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise InputError(

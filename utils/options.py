@@ -175,6 +175,12 @@ def _protocol_options(group) -> None:
         help="count the background as a seen class (the protocol of ZS3Net) instead of ignoring it",
     )
     group.add_argument(
+        "--auxiliary-background",
+        action="store_true",
+        help="train on the background as on a seen class, so that unlabelled pixels have somewhere to go, but ignore it "
+        "in the evaluation",
+    )
+    group.add_argument(
         "--target-pixels",
         choices=["all", "oracle"],
         default="all",
@@ -218,9 +224,78 @@ def _optimiser_options(group, batch_size: int) -> None:
         default="sgd",
         help="sgd as published; adamw learns classes that few pictures show in fewer steps, at a lower rate",
     )
+    group.add_argument(
+        "--loss-stride",
+        type=count,
+        default=1,
+        metavar="N",
+        help="take the losses at every N-th row and column of pixels: with 4 a light backbone trains several times as "
+        "fast on a CPU, and neighbours say much the same",
+    )
     group.add_argument("--momentum", type=fraction, default=0.9, help="of SGD; AdamW keeps its own")
     group.add_argument("--weight-decay", type=weight, default=5e-4, help="of either optimiser")
     group.add_argument("--poly-power", type=weight, default=0.9, help="the rate falls as (1 - step / steps) ** power")
+
+
+def self_training_options(group) -> None:
+    """What stage 2 may do beyond the paper; the defaults are the paper's."""
+    group.add_argument(
+        "--teacher",
+        choices=["self", "frozen", "ema"],
+        default="self",
+        help="who labels the target: self: the network in the same step, by its unseen logits, as published; frozen: the "
+        "network as it was when the round began; ema: the moving average of its weights",
+    )
+    group.add_argument("--ema-decay", type=fraction, default=0.99, metavar="A", help="of --teacher ema, a step")
+    group.add_argument(
+        "--rounds", type=count, default=1, metavar="N", help="equal parts of the run; each begins with a new teacher"
+    )
+    group.add_argument(
+        "--keep-last", type=fraction, metavar="SHARE", help="of the last round; --keep rises to it (default: --keep)"
+    )
+    group.add_argument(
+        "--keep-known",
+        type=fraction,
+        default=0.0,
+        metavar="SHARE",
+        help="of the target's pixels, those that look least like an unseen class keep the teacher's known one; it "
+        "protects the seen classes (not with --teacher self)",
+    )
+    group.add_argument(
+        "--gate",
+        type=fraction,
+        default=1.0,
+        metavar="SHARE",
+        help="of the target's pixels at most so many, the likeliest, may be unseen at all; about the share of the "
+        "pictures that objects of unseen classes fill (not with --teacher self)",
+    )
+    group.add_argument(
+        "--num-clusters",
+        type=natural,
+        default=0,
+        metavar="N",
+        help="clusters of the target's features over which doubt and names are pooled; 0: none; 100 is a good number",
+    )
+    group.add_argument(
+        "--naming",
+        choices=["mean", "hungarian", "sinkhorn"],
+        default="mean",
+        help="how a cluster gets its unseen class: the best on average, each class one cluster first, or by optimal "
+        "transport",
+    )
+    group.add_argument(
+        "--imagenet-names",
+        action="store_true",
+        help="let the names of the classes that the ImageNet classifier sees in a cluster speak too (ConSE); those that "
+        "could be an unseen class are left out",
+    )
+    group.add_argument(
+        "--name-similarity",
+        type=fraction,
+        default=0.6,
+        metavar="COSINE",
+        help="an ImageNet class nearer to an unseen one than this is left out, as is one that shares a word with it",
+    )
 
 
 def _running_options(group) -> None:

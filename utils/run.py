@@ -15,7 +15,7 @@ from utils.errors import InputError
 from utils.metrics import as_json, format_table
 from utils.records import KEPT, LossMeter, append_log, forget_log, make_run_folder, progress, write_arguments
 
-SAME_NETWORK = ("split", "background", "backbone", "embedding")
+SAME_NETWORK = ("split", "background", "auxiliary_background", "backbone", "embedding")
 """Keys of a setting, and flags, that a checkpoint and the run that starts from it must share."""
 
 SAME_RUN = (*SAME_NETWORK, "target_pixels", "target_images")
@@ -58,7 +58,7 @@ def build_optimizer(groups: list[dict], args: argparse.Namespace) -> torch.optim
 
 def setting(args: argparse.Namespace, split: dict[str, list], embedding: Sequence[str]) -> dict[str, Any]:
     """What a checkpoint must say of itself: the classes, the network and the protocol, in plain types."""
-    chosen = ("split", "background", "backbone", "target_pixels", "target_images")
+    chosen = ("split", "background", "auxiliary_background", "backbone", "target_pixels", "target_images")
     return {**split, **{name: getattr(args, name) for name in chosen}, "embedding": list(embedding)}
 
 
@@ -74,17 +74,22 @@ class Run:
         setting: what rebuilds the model and tells its protocol, in plain types, see `utils.checkpoint`.
         model: the network, on its device.
         num_steps: optimiser steps of the whole run.
+        teacher: a module whose state goes with the run's, if it has one.
     """
 
     selected_by = "miou_unseen"
 
-    def __init__(self, stage: int, args: argparse.Namespace, setting: dict[str, Any], model: nn.Module, num_steps: int):
+    def __init__(
+        self, stage: int, args: argparse.Namespace, setting: dict[str, Any], model: nn.Module, num_steps: int,
+        teacher: nn.Module | None = None,
+    ):  # fmt: skip
         self.stage, self.args, self.setting, self.model, self.num_steps = stage, args, setting, model, num_steps
         self.folder = make_run_folder(stage_folder(args.output_dir, args.split, stage))
         self.arguments = {key: _plain(value) for key, value in vars(args).items()}
         groups = model.parameter_groups(args.learning_rate, args.head_factor)
         self.optimizer = build_optimizer(groups, args)
         self.scheduler = torch.optim.lr_scheduler.PolynomialLR(self.optimizer, num_steps, args.poly_power)
+        self.teacher = teacher
         self.step = 0
         self.best: float | None = None
         self._losses, self._bar = LossMeter(), None
@@ -112,6 +117,8 @@ class Run:
         check_setting(self.latest, checkpoint["setting"], self.setting, SAME_RUN)
         check_setting(self.latest, checkpoint["arguments"], self.arguments, SAME_SCHEDULE)
         load_model(self.model, checkpoint, self.latest)
+        if self.teacher is not None:
+            load_model(self.teacher, checkpoint, self.latest, "teacher")
         try:
             self.optimizer.load_state_dict(checkpoint["optimizer"])
             self.scheduler.load_state_dict(checkpoint["scheduler"])
@@ -183,7 +190,7 @@ class Run:
         save_checkpoint(
             self.folder / name, stage=self.stage, step=self.step, model=weights,
             optimizer=self.optimizer.state_dict(), scheduler=self.scheduler.state_dict(), best=self.best,
-            selection=selection, arguments=self.arguments, setting=self.setting,
+            teacher={} if self.teacher is None else self.teacher.state_dict(), selection=selection, arguments=self.arguments, setting=self.setting,
         )  # fmt: skip
 
     def record(self, result: dict) -> None:
@@ -193,7 +200,8 @@ class Run:
         append_log(self.folder, {"stage": self.stage, "step": self.step, **protocol, **losses, **as_json(result)})
         print(f"\nstage {self.stage}, step {self.step}: {describe_protocol(self.setting)}")
         print(
-            format_table(result, self.setting["seen"] + self.setting["unseen"], len(self.setting["seen"])), flush=True
+            format_table(result, list(result["per_class"]), len(result["per_class"]) - len(self.setting["unseen"])),
+            flush=True,
         )
         score = result[self.selected_by]
         score = -1.0 if math.isnan(score) else score  # undefined, without such a pixel: worse than any
@@ -213,6 +221,8 @@ def describe_protocol(setting: dict[str, Any]) -> str:
     """One line that tells how a network was trained, for tables and logs."""
     pixels = {"all": "no target mask opened", "oracle": "ORACLE: target masks told where unseen pixels are"}
     background = "background a seen class" if setting["background"] else "background ignored"
+    if setting["auxiliary_background"]:
+        background += " but trained on"
     return (
         f"split {setting['split']}, target pixels {setting['target_pixels']} "
         f"({pixels[setting['target_pixels']]}), target images {setting['target_images']}, {background}, "

@@ -1,0 +1,248 @@
+"""Which target pixels show an unseen class, and which one: what a teacher doubts, pooled over clusters of pixels.
+
+A class that nobody labels is still a cluster of pixels that look alike. The features of the ImageNet trunk, which
+training does not move, put the target's pixels into clusters. A pixel is held for unseen the more
+
+    score = log r(cluster) + mean over the cluster of log u + log u(pixel)
+    u     = 1 - highest probability of a known class (seen, or the background where it is trained on)
+    r     = share of the target's pixels in the cluster / share of the other pictures' pixels in it
+
+so what the teacher knows from the source counts against it, and so does what pictures without an unseen class show
+as well. The cluster is also what gets a name: the unseen class whose word fits its pixels best on average. Each class
+then keeps the same portion of the pixels that were given to it (Zou et al., class-balanced self-training, ECCV 2018),
+so that a class that is never sure of anything is not left without a label.
+"""
+
+import copy
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import nn
+
+from model.imagenet_names import ImageNetNames
+from model.segmenter import Segmenter
+
+PIXELS = 100
+"""Grid cells that are looked at in each picture to make clusters and cuts."""
+
+NAMING = ("mean", "hungarian", "sinkhorn")
+
+
+class Discovery(nn.Module):
+    """A teacher that labels target pixels, for a round of self-training; its state belongs into the checkpoint.
+
+    Args:
+        student: the network, as stage 2 begins with it; copied.
+        num_seen: the first so many of its classes are seen (the background among them, if it is trained on).
+        num_clusters: clusters of the target's pixels; 0 scores and names each pixel by itself.
+        naming: how clusters get a name, see `name_clusters`.
+        names: evidence of the ImageNet classifier, added to that of the network; None: the network alone.
+    """
+
+    def __init__(
+        self, student: Segmenter, num_seen: int, num_clusters: int, naming: str = "mean",
+        names: ImageNetNames | None = None,
+    ):  # fmt: skip
+        super().__init__()
+        num_unseen = len(student.projection.class_embeddings) - num_seen
+        self.num_seen, self.num_clusters, self.naming, self.names = num_seen, num_clusters, naming, names
+        self.teacher = copy.deepcopy(student)
+        self.eyes = self.teacher.backbone if student.backbone.frozen else copy.deepcopy(student.backbone)
+        self.requires_grad_(False).eval()
+        with torch.no_grad():
+            channels = self.eyes.trunk(torch.zeros_like(student.backbone.mean).expand(1, 3, 64, 64)).shape[1]
+        self.register_buffer("round", torch.tensor(0))  # rounds begun
+        self.register_buffer("centre", torch.zeros(channels))
+        self.register_buffer("spread", torch.ones(channels))
+        self.register_buffer("centroids", torch.zeros(max(num_clusters, 1), channels))
+        self.register_buffer("cluster_name", torch.zeros(max(num_clusters, 1), dtype=torch.long))
+        self.register_buffer("log_ratio", torch.zeros(max(num_clusters, 1)))
+        self.register_buffer("cluster_doubt", torch.zeros(max(num_clusters, 1)))
+        self.register_buffer("cuts", torch.zeros(num_unseen))
+        self.register_buffer("known_cut", torch.tensor(-torch.inf))
+
+    def train(self, mode: bool = True) -> "Discovery":
+        return super().train(False)  # a teacher never drops out
+
+    @torch.no_grad()
+    def follow(self, student: Segmenter, decay: float) -> None:
+        """Moves the teacher towards the student: weights = decay * teacher + (1 - decay) * student."""
+        for mine, theirs in zip(self.teacher.state_dict().values(), student.state_dict().values()):
+            if mine.is_floating_point():
+                mine.lerp_(theirs, 1 - decay)
+            else:
+                mine.copy_(theirs)
+
+    @torch.no_grad()
+    def begin_round(
+        self, student: Segmenter, target: Iterable, others: Iterable, keep: float, keep_known: float, gate: float
+    ) -> None:
+        """Takes the student for a teacher and sets the cuts by what it says of the target.
+
+        Clusters, their names and r are made in the first round and stay: words named them before self-training
+        could have moved what the network says.
+
+        Args:
+            student: the network.
+            target: batches of (image uint8 [N, 3, H, W], valid bool [N, H, W]) of the target pictures.
+            others: the same of pictures known to show no unseen class; empty: r is 1.
+            keep: portion of the pixels given to an unseen class that are labelled with it.
+            keep_known: portion of all pixels, those with the lowest score, that keep the teacher's known class.
+            gate: no pixel outside the highest `gate` of all scores is labelled unseen.
+        """
+        self.teacher.load_state_dict(student.state_dict())
+        features, logits = self._sample(target, self._look)
+        first = self.round == 0
+        self.round += 1
+        if first and self.num_clusters:
+            self._make_clusters(features, logits, others)
+        cluster = self._assign(features)
+        doubt = log_doubt(logits, self.num_seen)
+        if self.num_clusters:
+            self.cluster_doubt.copy_(mean_by(cluster, doubt, len(self.centroids)))
+        score, name = self._score(cluster, doubt), self._name(cluster, logits)
+        gate_cut = score.quantile(1 - gate)
+        for c in range(len(self.cuts)):
+            given = score[name == c]
+            self.cuts[c] = torch.maximum(given.quantile(1 - keep), gate_cut) if len(given) else torch.inf
+        self.known_cut.copy_(score.quantile(keep_known) if keep_known else score.new_tensor(-torch.inf))
+
+    @torch.no_grad()
+    def forward(self, image: torch.Tensor, valid: torch.Tensor, ignore_index: int = 255) -> torch.Tensor:
+        """Pseudo-labels, int64 [N, H, W], of target pictures uint8 [N, 3, H, W], where `valid` (bool [N, H, W])."""
+        features, logits = self._look(image)  # [N, h, w, C], [N, h, w, K]
+        cluster, doubt = self._assign(features), log_doubt(logits, self.num_seen)
+        score, name = self._score(cluster, doubt), self._name(cluster, logits)
+        label = torch.full_like(name, ignore_index)
+        label = torch.where(score <= self.known_cut, logits[..., : self.num_seen].argmax(-1), label)
+        label = torch.where(score >= self.cuts[name], name + self.num_seen, label)
+        full = F.interpolate(label[:, None].float(), size=image.shape[-2:], mode="nearest-exact")[:, 0].long()
+        return torch.where(valid, full, ignore_index)
+
+    def _look(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Trunk features [N, h, w, C] and the teacher's logits of all classes [N, h, w, K]."""
+        features = self.eyes.features(image)
+        own = features if self.eyes is self.teacher.backbone else self.teacher.backbone.features(image)
+        return features.permute(0, 2, 3, 1), self.teacher.score_features(own).permute(0, 2, 3, 1)
+
+    def _sample(self, batches: Iterable, look: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]):
+        """What `look` says, each [P, ...], of at most `PIXELS` valid cells of each picture, drawn by a fixed seed."""
+        draw = torch.Generator().manual_seed(0)
+        kept = []
+        for image, valid in batches:
+            maps = look(image.to(self.centre.device))  # [N, h, w, ...] each
+            valid = F.interpolate(valid[:, None].float(), size=maps[0].shape[1:3], mode="nearest-exact")[:, 0] > 0
+            for i, cells in enumerate(valid.flatten(1)):
+                cells = cells.nonzero()[:, 0]
+                cells = cells[torch.randperm(len(cells), generator=draw)[:PIXELS]].to(self.centre.device)
+                kept.append([values[i].flatten(0, 1)[cells] for values in maps])
+        return [torch.cat(values) for values in zip(*kept)]
+
+    def _make_clusters(self, features: torch.Tensor, logits: torch.Tensor, others: Iterable) -> None:
+        self.centre.copy_(features.mean(0))
+        self.spread.copy_(features.std(0).clamp(min=1e-6))
+        self.centroids.copy_(kmeans(self._normalise(features), self.num_clusters))
+        cluster = self._assign(features)
+        in_target = cluster.bincount(minlength=self.num_clusters).float()
+        found = self._sample(others, lambda image: [self.eyes.features(image).permute(0, 2, 3, 1)])
+        if found:
+            in_others = self._assign(found[0]).bincount(minlength=self.num_clusters).float()
+            self.log_ratio.copy_(
+                (in_target / in_target.sum() + 1e-5).log() - (in_others / in_others.sum() + 1e-5).log()
+            )
+        evidence = standardise(logits[:, self.num_seen :])
+        if self.names is not None:
+            evidence = evidence + centre_rows(self.names(features))
+        self.cluster_name.copy_(name_clusters(mean_by(cluster, evidence, self.num_clusters), in_target, self.naming))
+
+    def _normalise(self, features: torch.Tensor) -> torch.Tensor:
+        return F.normalize((features - self.centre) / self.spread, dim=-1)
+
+    def _assign(self, features: torch.Tensor) -> torch.Tensor:
+        """The nearest centroid of each row, [..., C] -> [...]."""
+        if not self.num_clusters:
+            return features.new_zeros(features.shape[:-1], dtype=torch.long)
+        return (self._normalise(features) @ self.centroids.T).argmax(-1)
+
+    def _score(self, cluster: torch.Tensor, doubt: torch.Tensor) -> torch.Tensor:
+        return self.log_ratio[cluster] + self.cluster_doubt[cluster] + doubt
+
+    def _name(self, cluster: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        return self.cluster_name[cluster] if self.num_clusters else logits[..., self.num_seen :].argmax(-1)
+
+
+def log_doubt(logits: torch.Tensor, num_seen: int) -> torch.Tensor:
+    """log(1 - highest probability of a known class), [..., K] -> [...]."""
+    return torch.log(1 - logits.softmax(-1)[..., :num_seen].amax(-1) + 1e-3)
+
+
+def centre_rows(evidence: torch.Tensor) -> torch.Tensor:
+    """What speaks for one class rather than another, [P, U]: less the mean over the classes."""
+    return evidence - evidence.mean(1, keepdim=True)
+
+
+def standardise(evidence: torch.Tensor) -> torch.Tensor:
+    """As `centre_rows`, with unit deviation over all."""
+    evidence = centre_rows(evidence)
+    return evidence / evidence.std().clamp(min=1e-6)
+
+
+def mean_by(group: torch.Tensor, values: torch.Tensor, num_groups: int) -> torch.Tensor:
+    """Mean of `values` [P, ...] in each group (int64 [P]), [num_groups, ...]; 0 for an empty one."""
+    total = values.new_zeros(num_groups, *values.shape[1:]).index_add_(0, group, values)
+    size = group.bincount(minlength=num_groups).clamp(min=1)
+    return total / size.view(-1, *[1] * (values.dim() - 1))
+
+
+def kmeans(points: torch.Tensor, num_clusters: int, iterations: int = 10, limit: int = 60_000) -> torch.Tensor:
+    """Spherical k-means: unit centroids [num_clusters, C] of unit points [P, C], from a fixed draw of them.
+
+    At most `limit` points take part. Fewer points than clusters are taken more than once.
+    """
+    draw = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(points), generator=draw)[:limit].to(points.device)
+    points = points[order]
+    centroids = points[torch.arange(num_clusters, device=points.device) % len(points)]
+    for _ in range(iterations):
+        nearest = (points @ centroids.T).argmax(1)
+        total = torch.zeros_like(centroids).index_add_(0, nearest, points)
+        empty = total.norm(dim=1, keepdim=True) < 1e-6
+        centroids = torch.where(empty, centroids, F.normalize(total, dim=1))
+    return centroids
+
+
+def name_clusters(evidence: torch.Tensor, size: torch.Tensor, naming: str = "mean") -> torch.Tensor:
+    """An unseen class for each cluster.
+
+    Args:
+        evidence: [clusters, U], how well each class fits a cluster's pixels on average.
+        size: [clusters], pixels in each.
+        naming: "mean" takes the best; "hungarian" first lets each class claim one cluster, so that their evidence
+            together is highest (`scipy.optimize.linear_sum_assignment`), and gives the others their best; "sinkhorn"
+            shares clusters out by optimal transport with a prior half way between the shares that "mean" gives and
+            equal ones (Cuturi, NeurIPS 2013).
+
+    Returns:
+        int64 [clusters], in [0, U).
+    """
+    best = evidence.argmax(1)
+    num_classes = evidence.shape[1]
+    if naming == "hungarian":
+        claim = evidence - evidence.amax(1, keepdim=True)
+        cluster, name = linear_sum_assignment(claim.cpu().numpy(), maximize=True)
+        best[torch.from_numpy(cluster).to(best.device)] = torch.from_numpy(name).to(best.device)
+    elif naming == "sinkhorn":
+        weight = size / size.sum()
+        share = torch.zeros(num_classes, device=size.device).index_add_(0, best, weight)
+        prior = (share + 1 / num_classes) / 2
+        logits, log_weight = evidence / 0.3, (weight + 1e-9).log()
+        column = torch.zeros(num_classes, device=size.device)
+        for _ in range(50):
+            row = log_weight - torch.logsumexp(logits + column, dim=1)
+            column = prior.log() - torch.logsumexp(logits + row[:, None], dim=0)
+        best = (logits + column).argmax(1)
+    elif naming != "mean":
+        raise ValueError(f"naming {naming!r}: choose one of {', '.join(NAMING)}")
+    return best
