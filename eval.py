@@ -64,7 +64,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def load_segmenter(path: Path) -> tuple[Segmenter, Split, dict]:
-    """The network that a checkpoint holds, the split that it is scored by, and the checkpoint without the network's weights.
+    """The network that a checkpoint holds, the split that it is scored by, and the checkpoint without the weights.
 
     Raises:
         InputError: if the file is no whole checkpoint of this project.

@@ -32,7 +32,7 @@ from model.segmenter import Segmenter
 from utils.errors import one_line_errors
 from utils.evaluation import evaluate
 from utils.metrics import ZeroShotMetrics
-from utils.options import Parser, fraction, shared_options, weight
+from utils.options import Parser, fraction, parse_with_recipe, shared_options, weight
 from utils.run import Run, choose_device, count_steps, setting
 
 STAGE = 1
@@ -46,9 +46,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--lambda", dest="lambda_", type=weight, default=0.2, help="weight of the bias term; 0 trains on source alone"
     )
     method.add_argument(
+        "--supervised",
+        action="store_true",
+        help="NOT zero-shot: labels of the unseen classes too, and nothing else; the ceiling for others to be held "
+        "against",
+    )
+    method.add_argument(
         "--weak-proportion", type=fraction, default=0.2, metavar="W", help="w, the target's share of the bias term"
     )
-    return parser.parse_args(argv)
+    return parse_with_recipe(parser, argv, STAGE)
 
 
 def train_step(model, optimizer, source, target, num_seen: int, args) -> dict[str, torch.Tensor]:
@@ -87,14 +93,16 @@ def main(argv: list[str] | None = None) -> int:
     split = Split.voc(args.split, args.background or args.auxiliary_background)
     scored = split.without_background() if args.auxiliary_background else split
     transform = training_transform(args.input_size, tuple(args.scale), args.rotation, args.flip)
+    if args.supervised:
+        args.lambda_ = 0.0
     target_images = args.target_images if args.lambda_ else "all"  # none is used: do without one that shows unseen
     source, target = training_datasets(
-        args.data_path, split, transform, target_images, args.target_pixels, args.train_list
+        args.data_path, split, transform, target_images, args.target_pixels, args.train_list, args.supervised
     )
     evaluation = evaluation_loader(evaluation_dataset(args.data_path, scored, args.evaluation_list), args.num_workers)
 
     # Network, optimiser and what is kept of them
-    class_embeddings, embedding = load_class_embeddings(split.names, args.embedding, args.embedding_path)
+    class_embeddings, embedding = load_class_embeddings(scored.names, args.embedding, args.embedding_path)
     weights = args.backbone_weights if args.restore_from_where == "pretrained" else "none"
     model = Segmenter(
         args.backbone, torch.from_numpy(class_embeddings), weights, args.freeze_backbone, args.cache_features,

@@ -34,7 +34,7 @@ from model.segmenter import Segmenter
 from utils.errors import one_line_errors
 from utils.evaluation import evaluate
 from utils.metrics import ZeroShotMetrics
-from utils.options import Parser, fraction, self_training_options, shared_options, weight
+from utils.options import Parser, fraction, parse_with_recipe, self_training_options, shared_options, weight
 from utils.run import Run, choose_device, count_steps, setting, stage_folder
 
 STAGE = 2
@@ -63,7 +63,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="keep the surest --keep of each unseen class's pixels, not of all together: no class is starved",
     )
     self_training_options(parser.add_argument_group("beyond the paper"))
-    return parser.parse_args(argv)
+    return parse_with_recipe(parser, argv, STAGE)
 
 
 def train_step(model, optimizer, source, target, num_seen: int, args, teacher=None) -> dict[str, torch.Tensor]:
@@ -138,7 +138,7 @@ def main(argv: list[str] | None = None) -> int:
     evaluation = evaluation_loader(evaluation_dataset(args.data_path, scored, args.evaluation_list), args.num_workers)
 
     # Network, optimiser and what is kept of them
-    class_embeddings, embedding = load_class_embeddings(split.names, args.embedding, args.embedding_path)
+    class_embeddings, embedding = load_class_embeddings(scored.names, args.embedding, args.embedding_path)
     weights = args.backbone_weights if args.restore_from_where == "pretrained" else "none"
     model = Segmenter(
         args.backbone, torch.from_numpy(class_embeddings), weights, args.freeze_backbone, args.cache_features,

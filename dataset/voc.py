@@ -228,8 +228,8 @@ def _save_index(path: Path, entries: dict[str, dict]) -> None:
         print(f"note: the class index can't be kept ({error}); masks are indexed again next time", file=sys.stderr)
 
 
-def choose_source(shown: dict[str, frozenset[int] | None], split: Split) -> list[str]:
-    """Ids of the pictures that show a seen class, in order.
+def choose_source(shown: dict[str, frozenset[int] | None], split: Split, supervised: bool = False) -> list[str]:
+    """Ids of the pictures that show a seen class (`supervised`: or an unseen one), in order.
 
     The background does not count here even where it is a seen class: else every picture would be a source
     picture, and training would open the masks of those that show only unseen classes.
@@ -237,7 +237,8 @@ def choose_source(shown: dict[str, frozenset[int] | None], split: Split) -> list
     Raises:
         DatasetError: if there is none.
     """
-    source = [picture for picture, values in shown.items() if values and values & split.seen_values]
+    labelled = split.seen_values | (split.unseen_values if supervised else frozenset())
+    source = [picture for picture, values in shown.items() if values and values & labelled]
     if not source:
         raise DatasetError("no training picture shows a seen class: check the training list, the masks and --split")
     return source
@@ -295,17 +296,22 @@ class _Pictures(Dataset):
 class SourceDataset(_Pictures):
     """Labelled pictures: image uint8 [3, H, W] and label uint8 [H, W], unseen and void pixels `VOID`.
 
+    `supervised` keeps the labels of the unseen classes, which is not zero-shot: the ceiling.
+
     An item is asked for by (index, seed), see `loaders.StepSampler`: the seed draws the augmentation.
     """
 
-    def __init__(self, folder: VOCFolder, ids: Sequence[str], split: Split, transform: Transform):
+    def __init__(
+        self, folder: VOCFolder, ids: Sequence[str], split: Split, transform: Transform, supervised: bool = False
+    ):
         super().__init__(folder, ids, split)
         self.transform = transform
+        self.to_labels = split.to_labels if supervised else split.to_seen_labels
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
         index, seed = key
         image, mask = self._read(index)
-        return _augment(self.transform, *self._tensors(image, self.split.to_seen_labels(mask)), seed)
+        return _augment(self.transform, *self._tensors(image, self.to_labels(mask)), seed)
 
 
 class TargetDataset(_Pictures):
@@ -351,7 +357,7 @@ class EvaluationDataset(_Pictures):
 
 def training_datasets(
     data_path: str | Path, split: Split, transform: Transform, target_images: str, target_pixels: str,
-    train_list: str | None = None,
+    train_list: str | None = None, supervised: bool = False,
 ) -> tuple[SourceDataset, TargetDataset]:  # fmt: skip
     """The source and target pictures of a folder in VOC layout.
 
@@ -362,13 +368,14 @@ def training_datasets(
         target_images: "unseen" or "all", see `choose_target`.
         target_pixels: "all" or "oracle", see `TargetDataset`.
         train_list: see `VOCFolder.read_list`.
+        supervised: NOT zero-shot: source pictures are those that show any class, and bring every label.
 
     Raises:
         DatasetError: for whatever is wrong with the folder, its list or its masks.
     """
     folder = VOCFolder.open(data_path)
     shown = index_classes(folder, folder.read_list(train_list, TRAIN_LISTS), split.known_values)
-    source = SourceDataset(folder, choose_source(shown, split), split, transform)
+    source = SourceDataset(folder, choose_source(shown, split, supervised), split, transform, supervised)
     target = TargetDataset(folder, choose_target(shown, split, target_images), split, transform, target_pixels)
     return source, target
 

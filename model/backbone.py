@@ -243,11 +243,15 @@ def _published(build, weights, **prefixes) -> _Recipe:
 _RECIPES = {
     "vgg16": _published(vgg16, VGG16_Weights.IMAGENET1K_V1, source_prefix="features."),
     "deeplabv3_resnet50": _published(
-        lambda: _deeplabv3(segmentation.deeplabv3_resnet50), ResNet50_Weights.IMAGENET1K_V1, trunk_prefix="layers.",
+        lambda: _deeplabv3(segmentation.deeplabv3_resnet50),
+        ResNet50_Weights.IMAGENET1K_V1,
+        trunk_prefix="layers.",
         head=lambda state: _linear(state, "fc"),
     ),
     "deeplabv3_resnet101": _published(
-        lambda: _deeplabv3(segmentation.deeplabv3_resnet101), ResNet101_Weights.IMAGENET1K_V1, trunk_prefix="layers.",
+        lambda: _deeplabv3(segmentation.deeplabv3_resnet101),
+        ResNet101_Weights.IMAGENET1K_V1,
+        trunk_prefix="layers.",
         head=lambda state: _linear(state, "fc"),
     ),
     "deeplabv3_mobilenet_v3_large": _published(
@@ -257,9 +261,7 @@ _RECIPES = {
         trunk_prefix="layers.",
         head=_mobilenet_head,
     ),
-    "efficientnet_lite0": _Recipe(
-        efficientnet_lite0, _efficientnet_lite0_weights, head=_efficientnet_lite0_head
-    ),
+    "efficientnet_lite0": _Recipe(efficientnet_lite0, _efficientnet_lite0_weights, head=_efficientnet_lite0_head),
     "small": _Recipe(small, None),
 }
 
@@ -319,7 +321,9 @@ def imagenet_head(name: str, weights: str = "imagenet") -> nn.Module:
     try:
         head = recipe.head(state)
     except (KeyError, RuntimeError) as error:
-        raise ModelError(f"--backbone-weights {weights} has no ImageNet classifier ({error}): give a whole one") from error
+        raise ModelError(
+            f"--backbone-weights {weights} has no ImageNet classifier ({error}): give a whole one"
+        ) from error
     return head.eval().requires_grad_(False)
 
 

@@ -46,7 +46,7 @@ class Discovery(nn.Module):
         names: ImageNetNames | None = None,
     ):  # fmt: skip
         super().__init__()
-        num_unseen = len(student.projection.class_embeddings) - num_seen
+        num_unseen = student.num_auxiliary + len(student.projection.class_embeddings) - num_seen
         self.num_seen, self.num_clusters, self.naming, self.names = num_seen, num_clusters, naming, names
         self.teacher = copy.deepcopy(student)
         self.eyes = self.teacher.backbone if student.backbone.frozen else copy.deepcopy(student.backbone)

@@ -1,7 +1,7 @@
 """What the ImageNet classifier says of a pixel, told in the words of other classes.
 
-ConSE (Norouzi et al., ICLR 2014): a picture of a class that a classifier does not know lies, in the space of words, among
-the classes that it takes the picture for. Here for every cell of the trunk's features.
+ConSE (Norouzi et al., ICLR 2014): a picture of a class that a classifier does not know lies, in the space of words,
+among the classes that it takes the picture for. Here for every cell of the trunk's features.
 """
 
 import torch

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from utils.recipes import RECIPES, spelt_out
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, with the nearest flag for one that is misspelt."""
@@ -27,6 +29,21 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         print(f"error: {message}", file=sys.stderr)
         raise SystemExit(2)
+
+
+def parse_with_recipe(parser: Parser, argv: Sequence[str] | None, stage: int) -> argparse.Namespace:
+    """The flags; what `--recipe` sets stands where nothing else was given."""
+    first = Parser(add_help=False)
+    first.add_argument("--recipe", choices=RECIPES, default="paper")
+    parser.add_argument(
+        "--recipe",
+        choices=RECIPES,
+        default="paper",
+        help=f"paper: the defaults; best: what was measured best without an oracle, the same as "
+        f"{spelt_out('best', stage)}; flags given besides it come first",
+    )
+    parser.set_defaults(**RECIPES[first.parse_known_args(argv)[0].recipe][stage])
+    return parser.parse_args(argv)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -176,9 +193,10 @@ def _protocol_options(group) -> None:
     )
     group.add_argument(
         "--auxiliary-background",
-        action="store_true",
-        help="train on the background as on a seen class, so that unlabelled pixels have somewhere to go, but ignore it "
-        "in the evaluation",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="train on the background as on a seen class, so that unlabelled pixels have somewhere to go, but "
+        "ignore it in the evaluation",
     )
     group.add_argument(
         "--target-pixels",
@@ -243,8 +261,8 @@ def self_training_options(group) -> None:
         "--teacher",
         choices=["self", "frozen", "ema"],
         default="self",
-        help="who labels the target: self: the network in the same step, by its unseen logits, as published; frozen: the "
-        "network as it was when the round began; ema: the moving average of its weights",
+        help="who labels the target: self: the network in the same step, by its unseen logits, as published; frozen: "
+        "the network as it was when the round began; ema: the moving average of its weights",
     )
     group.add_argument("--ema-decay", type=fraction, default=0.99, metavar="A", help="of --teacher ema, a step")
     group.add_argument(
@@ -285,9 +303,10 @@ def self_training_options(group) -> None:
     )
     group.add_argument(
         "--imagenet-names",
-        action="store_true",
-        help="let the names of the classes that the ImageNet classifier sees in a cluster speak too (ConSE); those that "
-        "could be an unseen class are left out",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="let the names of the classes that the ImageNet classifier sees in a cluster speak too (ConSE); those "
+        "that could be an unseen class are left out",
     )
     group.add_argument(
         "--name-similarity",

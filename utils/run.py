@@ -59,7 +59,13 @@ def build_optimizer(groups: list[dict], args: argparse.Namespace) -> torch.optim
 def setting(args: argparse.Namespace, split: dict[str, list], embedding: Sequence[str]) -> dict[str, Any]:
     """What a checkpoint must say of itself: the classes, the network and the protocol, in plain types."""
     chosen = ("split", "background", "auxiliary_background", "backbone", "target_pixels", "target_images")
-    return {**split, **{name: getattr(args, name) for name in chosen}, "embedding": list(embedding)}
+    supervised = getattr(args, "supervised", False)  # stage 2 has no such thing
+    return {
+        **split,
+        "supervised": supervised,
+        **{name: getattr(args, name) for name in chosen},
+        "embedding": list(embedding),
+    }
 
 
 class Run:
@@ -144,6 +150,8 @@ class Run:
         """
         checkpoint = load_checkpoint(path, "run stage 1 first, or give --stage1-checkpoint")
         check_setting(path, checkpoint["setting"], self.setting, SAME_NETWORK)
+        if checkpoint["setting"]["supervised"]:
+            raise InputError(f"{path} was trained with --supervised, which is not zero-shot: give another checkpoint")
         if checkpoint["setting"]["target_pixels"] == "oracle":  # else the result would pass for an honest one
             check_setting(path, checkpoint["setting"], self.setting, ["target_pixels"])
         load_model(self.model, checkpoint, path)
@@ -190,7 +198,8 @@ class Run:
         save_checkpoint(
             self.folder / name, stage=self.stage, step=self.step, model=weights,
             optimizer=self.optimizer.state_dict(), scheduler=self.scheduler.state_dict(), best=self.best,
-            teacher={} if self.teacher is None else self.teacher.state_dict(), selection=selection, arguments=self.arguments, setting=self.setting,
+            teacher={} if self.teacher is None else self.teacher.state_dict(), selection=selection,
+            arguments=self.arguments, setting=self.setting,
         )  # fmt: skip
 
     def record(self, result: dict) -> None:
@@ -223,6 +232,8 @@ def describe_protocol(setting: dict[str, Any]) -> str:
     background = "background a seen class" if setting["background"] else "background ignored"
     if setting["auxiliary_background"]:
         background += " but trained on"
+    if setting["supervised"]:
+        return f"split {setting['split']}, SUPERVISED with all labels, {background}, {setting['backbone']}"
     return (
         f"split {setting['split']}, target pixels {setting['target_pixels']} "
         f"({pixels[setting['target_pixels']]}), target images {setting['target_images']}, {background}, "

@@ -1,0 +1,154 @@
+"""Recipes against each other on real photos: the paper's, the best one, and the best one with one thing changed.
+
+    python -m benchmarks.ablation --data-path data/real --embedding-path path/to/words
+
+Every row trains from ImageNet weights by the two scripts, with nothing but their flags, for the same steps, and is
+evaluated at its last checkpoint; mean and standard deviation over seeds. A run that is done is not done again, one that
+was interrupted goes on, and lanes can work side by side (`--seeds 1`, `--seeds 2`, `--rows ...`): the command without
+them then prints the table, and `--only-table` prints what there is without training anything.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.runs import add_seeds, format_classes, format_results, train
+from dataset.splits import Split
+
+# Whole pictures as they are (their longest side is 320 pixels), so that a frozen trunk's features are computed once;
+# flips would double them. Rates and steps by the seen classes of source-only training.
+SHARED = [
+    "--backbone", "efficientnet_lite0", "--freeze-backbone", "--embedding", "word2vec", "fasttext",
+    "--input-size", 320, "--scale", 1, 1, "--rotation", 0, "--flip", 0, "--loss-stride", 4, "--optimizer", "adamw",
+    "--save-every", 100, "--evaluate-every", 0, "--num-workers", 0,
+]  # fmt: skip
+STAGE1 = ["--max-steps", 500, "--learning-rate", 2e-4, "--batch-size", 10, "--target-batch-size", 4]
+STAGE2 = ["--max-steps", 100, "--learning-rate", 3e-5, "--batch-size", 12, "--target-batch-size", 8]
+SPLIT = 4
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: what it is called, its stage 1, and the flags of each stage.
+
+    Args:
+        start: the folder of stage 1; rows that share it share that run.
+        stage1: its flags.
+        stage2: the flags of stage 2; None: the figures are those of stage 1.
+    """
+
+    name: str
+    start: str
+    stage1: tuple = ()
+    stage2: tuple | None = None
+
+
+def best(name: str, *changes) -> Row:
+    """The best recipe with some flags of stage 2 changed."""
+    return Row(name, "best", ("--recipe", "best"), ("--recipe", "best", *changes))
+
+
+ORACLE = ("--target-pixels", "oracle")
+MAIN = (
+    Row("source only", "source_only", ("--lambda", 0)),
+    Row("paper, oracle: stage 1", "oracle", ORACLE),
+    Row("paper, oracle: stage 2", "oracle", ORACLE, ORACLE),
+    Row("paper: stage 1", "paper"),
+    Row("paper: stage 2", "paper", (), ()),
+    Row("best: stage 1", "best", ("--recipe", "best")),
+    best("best: stage 2"),
+    Row("supervised, all 20 labels", "supervised", ("--supervised",)),
+)
+"""What the best recipe is measured against; these rows and their classes make the first two tables."""
+
+CHANGES = (
+    best("one round", "--rounds", 1),
+    best("moving average for a teacher", "--teacher", "ema"),
+    best("no ImageNet names", "--no-imagenet-names"),
+    best("no clusters", "--num-clusters", 0, "--no-imagenet-names"),
+    best("clusters named by matching", "--naming", "hungarian"),
+    best("clusters named by transport", "--naming", "sinkhorn"),
+    best("no known labels on the target", "--keep-known", 0),
+    best("no gate", "--gate", 1),
+    best("every picture a target", "--target-images", "all"),
+)
+"""The best recipe with one thing changed."""
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-path", type=Path, required=True, help="a folder in VOC layout, see DATA_PATH.md")
+    parser.add_argument("--embedding-path", type=Path, help="folder with word2vec and fastText vectors")
+    parser.add_argument("--output-dir", type=Path, default=Path("runs/ablation"), help="runs, logs and tables")
+    parser.add_argument("--evaluation-list", help="evaluation pictures, as for the scripts (default: val)")
+    parser.add_argument("--splits", nargs="+", default=[str(SPLIT)], help="splits to run the rows on")
+    parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these rows (default: all)")
+    parser.add_argument("--only-table", action="store_true", help="train nothing; tables of the runs that are done")
+    add_seeds(parser, [1, 2, 3])
+    args = parser.parse_args(argv)
+    unknown = [name for name in args.rows or () if name not in {row.name for row in MAIN + CHANGES}]
+    if unknown:
+        parser.error(f"--rows {unknown[0]!r}: choose among {', '.join(repr(row.name) for row in MAIN + CHANGES)}")
+    return args
+
+
+def figures(args: argparse.Namespace, row: Row, split: str, seed: int) -> dict | None:
+    """The evaluation of a row's last checkpoint; None where it is not there and must not be made."""
+    root = args.output_dir.resolve()
+    begun = root / row.start / f"seed{seed}"
+    folder = begun if row.stage2 is None else root / slug(row.name) / f"seed{seed}"
+    run = folder / f"split{split}" / f"stage{1 if row.stage2 is None else 2}"
+    if args.only_table:
+        return (
+            json.loads((run / "result.json").read_text(encoding="utf-8")) if (run / "result.json").is_file() else None
+        )
+    more = ["--data-path", args.data_path.resolve(), "--cache-features", root / "features", "--split", split]
+    more += ["--embedding-path", args.embedding_path.resolve()] if args.embedding_path else []
+    more += ["--evaluation-list", args.evaluation_list] if args.evaluation_list else []
+    print(f"split {split}, seed {seed}, {row.name}: {run / 'run.log'}", file=sys.stderr, flush=True)
+    first = begun / f"split{split}" / "stage1"
+    shared = [*SHARED, *more, "--seed", seed]
+    last = train(
+        "train_split_lambda.py", [*shared, *STAGE1, "--output-dir", begun, *row.stage1], first, first / "run.log"
+    )
+    if row.stage2 is not None:
+        flags = [*shared, *STAGE2, "--output-dir", folder, "--stage1-checkpoint", last, *row.stage2]
+        last = train("train_st_split.py", flags, run, run / "run.log")
+    logged = json.loads((run / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    (run / "result.json").write_text(json.dumps(logged), encoding="utf-8")  # what eval.py says of latest.pth too
+    return logged
+
+
+def slug(name: str) -> str:
+    """A row's name as that of a folder."""
+    return "".join(letter if letter.isalnum() else "_" for letter in name)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    parts = []
+    for split in args.splits:
+        rows: dict[str, list[dict]] = {}
+        for seed in args.seeds:
+            for row in MAIN + CHANGES:
+                if args.rows is None or row.name in args.rows:
+                    result = figures(args, row, split, seed)
+                    if result is not None:
+                        rows.setdefault(row.name, []).append(result)
+        names = [row.name for row in MAIN + CHANGES if row.name in rows]
+        table = {name: rows[name] for name in names}
+        parts += [f"Split {split}, percent", format_results(table)]
+        main_rows = {row.name: rows[row.name] for row in MAIN if row.name in rows}
+        if main_rows:
+            parts += [format_classes(main_rows, Split.voc(int(split)).unseen)]
+    text = "\n\n".join(parts)
+    print(text)
+    if args.rows is None:
+        (args.output_dir / "table.md").write_text(text + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

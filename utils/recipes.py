@@ -1,0 +1,31 @@
+"""What `--recipe` stands for: values of flags that can be given one by one too, and that override it."""
+
+RECIPES: dict[str, dict[int, dict]] = {
+    "paper": {1: {}, 2: {}},
+    "best": {
+        1: {"lambda_": 0.0, "auxiliary_background": True},
+        2: {
+            "auxiliary_background": True,
+            "teacher": "frozen",
+            "rounds": 2,
+            "keep": 0.3,
+            "keep_last": 0.4,
+            "keep_known": 0.5,
+            "gate": 0.2,
+            "num_clusters": 100,
+            "imagenet_names": True,
+            "weak_proportion": 1.0,
+            "st_lambda": 0.3,
+        },
+    },
+}
+"""Recipe -> stage -> values. Those of "best" were chosen on seen classes held out as if unseen (see the README)."""
+
+
+def spelt_out(recipe: str, stage: int) -> str:
+    """The flags that a recipe stands for in a stage, as one would type them."""
+    words = []
+    for name, value in RECIPES[recipe][stage].items():
+        flag = "--" + name.strip("_").replace("_", "-")
+        words.append(flag if value is True else f"{flag} {value:g}" if isinstance(value, float) else f"{flag} {value}")
+    return " ".join(words)
