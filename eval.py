@@ -89,7 +89,7 @@ def load_segmenter(path: Path) -> tuple[Segmenter, Split, dict]:
     try:
         split = Split.from_dict(checkpoint["setting"])
         class_embeddings = checkpoint["model"]["projection.class_embeddings"]
-        model = Segmenter(checkpoint["setting"]["backbone"], class_embeddings)
+        model = Segmenter(checkpoint["setting"]["backbone"], class_embeddings, scoring=checkpoint["setting"]["scoring"])
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} lacks {error}: it is no whole checkpoint; give a latest.pth or best.pth") from error
     load_model(model, checkpoint, path)

@@ -27,7 +27,8 @@ from dataset.transforms import training_transform
 from dataset.voc import evaluation_dataset, training_datasets
 from embeddings import EmbeddingError, load_class_embeddings
 from model.backbone import BACKBONES, ModelError
-from model.losses import bias_loss, cross_entropy
+from model.losses import bias_loss, cross_entropy, known_gate, semantic_consistency
+from model.projection import SCORINGS
 from model.segmenter import Segmenter
 from utils.errors import one_line_errors
 from utils.evaluation import evaluate
@@ -39,7 +40,7 @@ STAGE = 1
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    shared = shared_options(VOC_SPLITS, BACKBONES, restore=("pretrained", "continue"), batch_size=9)
+    shared = shared_options(VOC_SPLITS, BACKBONES, SCORINGS, restore=("pretrained", "continue"), batch_size=9)
     parser = Parser(description=__doc__, parents=[shared])
     method = parser.add_argument_group("method")
     method.add_argument(
@@ -47,6 +48,28 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     method.add_argument(
         "--weak-proportion", type=fraction, default=0.2, metavar="W", help="w, the target's share of the bias term"
+    )
+    method.add_argument(
+        "--gated-bias",
+        type=fraction,
+        metavar="GAMMA",
+        help="weigh the target's pixels in the bias term by how little the network believes in any seen class: 1 where "
+        "none is above GAMMA, 0 where one is certain (default: all count alike); stands in for the oracle's mask. Take "
+        "the GAMMA of eval.py --calibration",
+    )
+    method.add_argument(
+        "--keep-unseen-shape",
+        action="store_true",
+        help="let the bias term raise all unseen scores of a pixel alike, so that it does not decide between them; try "
+        "it where ZSL falls as lambda rises",
+    )
+    method.add_argument(
+        "--semantic-consistency",
+        type=weight,
+        default=0.0,
+        metavar="WEIGHT",
+        help="add WEIGHT times the squared difference between the cosines of the source classes' mean projections and "
+        "those of their words; 0 leaves it out, 1 is a place to begin",
     )
     return parser.parse_args(argv)
 
@@ -60,19 +83,27 @@ def train_step(model, optimizer, source, target, num_seen: int, args) -> dict[st
     """
     source_image, label = source
     target_image, valid = target
-    logits = model(torch.cat([source_image, target_image]))  # [N + M, K, S, S]
+    image = torch.cat([source_image, target_image])
+    projection = model.project(image) if args.semantic_consistency else None  # [N + M, D, s, s]
+    logits = model(image) if projection is None else model.score(projection, *image.shape[-2:])  # [N + M, K, S, S]
     source_logits, target_logits = logits.split([len(source_image), len(target_image)])
 
     ce = cross_entropy(source_logits, label)
-    bias_source = bias_loss(source_logits, num_seen, valid=label < num_seen)
-    bias_target = bias_loss(target_logits, num_seen, valid)
+    gate = None if args.gated_bias is None else known_gate(target_logits, num_seen, args.gated_bias)
+    bias_source = bias_loss(source_logits, num_seen, valid=label < num_seen, keep_shape=args.keep_unseen_shape)
+    bias_target = bias_loss(target_logits, num_seen, valid, gate, args.keep_unseen_shape)
     w = args.weak_proportion
     loss = ce + args.lambda_ * ((1 - w) * bias_source + w * bias_target)
+    losses = {"ce": ce, "bias_source": bias_source, "bias_target": bias_target}
+    if projection is not None:
+        words = model.projection.class_embeddings
+        losses["semantic"] = semantic_consistency(projection[: len(source_image)], label, words)
+        loss = loss + args.semantic_consistency * losses["semantic"]
 
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    return {"total": loss, "ce": ce, "bias_source": bias_source, "bias_target": bias_target}
+    return {"total": loss, **losses}
 
 
 @one_line_errors(DatasetError, EmbeddingError, ModelError)
@@ -94,7 +125,12 @@ def main(argv: list[str] | None = None) -> int:
     class_embeddings, embedding = load_class_embeddings(split.names, args.embedding, args.embedding_path)
     weights = args.backbone_weights if args.restore_from_where == "pretrained" else "none"
     model = Segmenter(
-        args.backbone, torch.from_numpy(class_embeddings), weights, args.freeze_backbone, args.cache_features
+        args.backbone,
+        torch.from_numpy(class_embeddings),
+        weights,
+        args.freeze_backbone,
+        args.cache_features,
+        args.scoring,
     ).to(device)
     num_steps = count_steps(len(source), args.batch_size, args.num_epochs, args.max_steps)
     run = Run(STAGE, args, setting(args, split.as_dict(), embedding), model, num_steps)

@@ -28,6 +28,7 @@ from dataset.voc import evaluation_dataset, training_datasets
 from embeddings import EmbeddingError, load_class_embeddings
 from model.backbone import BACKBONES, ModelError
 from model.losses import cross_entropy, pseudo_labels
+from model.projection import SCORINGS
 from model.segmenter import Segmenter
 from utils.errors import one_line_errors
 from utils.evaluation import evaluate
@@ -39,7 +40,7 @@ STAGE = 2
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    shared = shared_options(VOC_SPLITS, BACKBONES, restore=("saved", "continue", "pretrained"), batch_size=10)
+    shared = shared_options(VOC_SPLITS, BACKBONES, SCORINGS, restore=("saved", "continue", "pretrained"), batch_size=10)
     parser = Parser(description=__doc__, parents=[shared])
     method = parser.add_argument_group("method")
     method.add_argument(
@@ -104,7 +105,12 @@ def main(argv: list[str] | None = None) -> int:
     class_embeddings, embedding = load_class_embeddings(split.names, args.embedding, args.embedding_path)
     weights = args.backbone_weights if args.restore_from_where == "pretrained" else "none"
     model = Segmenter(
-        args.backbone, torch.from_numpy(class_embeddings), weights, args.freeze_backbone, args.cache_features
+        args.backbone,
+        torch.from_numpy(class_embeddings),
+        weights,
+        args.freeze_backbone,
+        args.cache_features,
+        args.scoring,
     ).to(device)
     num_steps = count_steps(len(source), args.batch_size, args.num_epochs, args.max_steps)
     run = Run(STAGE, args, setting(args, split.as_dict(), embedding), model, num_steps)

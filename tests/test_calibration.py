@@ -50,7 +50,7 @@ def test_the_logits_themselves_are_not_changed():
 
 def figures(capsys, finished, *flags) -> dict:
     capsys.readouterr()
-    assert evaluate(finished.stage1 / "latest.pth", finished.data, "--json", *flags) == 0
+    assert evaluate(finished.stage2 / "latest.pth", finished.data, "--json", *flags) == 0
     return json.loads(capsys.readouterr().out)
 
 
@@ -77,7 +77,7 @@ def test_eval_of_several_gammas_is_that_of_each(finished, capsys):
 
 
 def test_eval_says_how_it_was_calibrated(finished, capsys):
-    checkpoint = finished.stage1 / "latest.pth"
+    checkpoint = finished.stage2 / "latest.pth"
     for flags, words in (
         ([], ["calibration: off"]),
         (["--calibration", 0.3], ["calibration: 0.3 taken"]),
@@ -91,7 +91,7 @@ def test_eval_says_how_it_was_calibrated(finished, capsys):
 
 def test_eval_draws_what_calibration_chose(finished, tmp_path):
     """With gamma 1 the masks show unseen classes alone."""
-    checkpoint = finished.stage1 / "latest.pth"
+    checkpoint = finished.stage2 / "latest.pth"
     evaluate(checkpoint, finished.data, "--calibration", 1, "--save-dir", tmp_path)
     setting = load(checkpoint)["setting"]
     unseen = setting["mask_values"][len(setting["seen"]) :]

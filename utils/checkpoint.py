@@ -70,6 +70,7 @@ def load_checkpoint(path: Path, hint: str = "") -> dict[str, Any]:
         raise InputError(f"{path} is not a checkpoint of this project: give a latest.pth or best.pth")
     if checkpoint["format"] != FORMAT:
         raise InputError(f"{path} has checkpoint format {checkpoint['format']}, this code reads {FORMAT}")
+    checkpoint["setting"].setdefault("scoring", "dot")  # what there was before it could be chosen
     return checkpoint
 
 
