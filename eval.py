@@ -6,12 +6,15 @@
 GZSL lets seen and unseen classes compete for every pixel: mIoU of the seen classes, of the unseen ones, and their
 harmonic mean hIoU. ZSL scores unseen pixels among the unseen classes alone. The bias is the share of unseen pixels that
 were given a seen class. The table is in percent, JSON in [0, 1]; undefined figures are null.
+--calibration GAMMA takes GAMMA from the softmax of the seen classes. With several values it prints a row for each:
+choose one with a network whose unseen classes were held out for that, never by the classes that are reported.
 
 Classes, words, network and training protocol are read from the checkpoint and printed above the table.
 """
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -20,12 +23,13 @@ from dataset.loaders import evaluation_loader
 from dataset.splits import BACKGROUND, VOC_SPLITS, VOID, Split
 from dataset.voc import EvaluationDataset, evaluation_dataset
 from model.backbone import ModelError
+from model.calibration import calibrate
 from model.segmenter import Segmenter
 from utils.checkpoint import check_setting, load_checkpoint, load_model
 from utils.errors import InputError, one_line_errors
 from utils.evaluation import predictions
-from utils.metrics import ZeroShotMetrics, as_json, format_table
-from utils.options import Parser, add_running_options
+from utils.metrics import ZeroShotMetrics, as_json, format_rows, format_table
+from utils.options import Parser, add_running_options, fraction
 from utils.pictures import comparison, save_index_png
 from utils.run import choose_device, describe_protocol
 
@@ -59,8 +63,20 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="FOLDER",
         help="write masks/<id>.png (palette PNG) and overlays/<id>.png (photo, truth, prediction)",
     )
+    parser.add_argument(
+        "--calibration",
+        type=fraction,
+        nargs="+",
+        default=[0.0],
+        metavar="GAMMA",
+        help="take GAMMA from the softmax of the seen classes before the best class is chosen; 0 leaves the scores as "
+        "they are. Several values give a row each, in one pass: choose on a validation split, then give that one value",
+    )
     add_running_options(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.save_dir is not None and len(args.calibration) > 1:
+        parser.error("--save-dir draws one prediction: give one value of --calibration")
+    return args
 
 
 def load_segmenter(path: Path) -> tuple[Segmenter, Split, dict]:
@@ -75,8 +91,9 @@ def load_segmenter(path: Path) -> tuple[Segmenter, Split, dict]:
         class_embeddings = checkpoint["model"]["projection.class_embeddings"]
         scored = split.without_background() if checkpoint["setting"]["auxiliary_background"] else split
         model = Segmenter(
-            checkpoint["setting"]["backbone"], class_embeddings, num_auxiliary=split.num_seen - scored.num_seen
-        )
+            checkpoint["setting"]["backbone"], class_embeddings, scoring=checkpoint["setting"]["scoring"],
+            num_auxiliary=split.num_seen - scored.num_seen,
+        )  # fmt: skip
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} lacks {error}: it is no whole checkpoint; give a latest.pth or best.pth") from error
     load_model(model, checkpoint, path)
@@ -111,25 +128,41 @@ def main(argv: list[str] | None = None) -> int:
     if args.save_dir is not None:
         make_folders(args.save_dir)
 
-    metrics = ZeroShotMetrics(split.names, split.num_seen)
+    gammas = list(dict.fromkeys(args.calibration))
+    metrics = [ZeroShotMetrics(split.names, split.num_seen) for _ in gammas]
     model.to(device)
     for image, label, index, logits in predictions(model, evaluation_loader(dataset, args.num_workers), device):
-        metrics.update(logits, label)
-        if args.save_dir is not None:
-            save_pictures(args.save_dir, dataset, (image, label, index, logits), split)
-    result = metrics.compute()
+        for gamma, counts in zip(gammas, metrics):
+            scores = calibrate(logits, split.num_seen, gamma)
+            counts.update(scores, label)
+        if args.save_dir is not None:  # then there is one gamma
+            save_pictures(args.save_dir, dataset, (image, label, index, scores), split)
 
     about = {
         "checkpoint": str(args.checkpoint), "stage": checkpoint["stage"], "step": checkpoint["step"],
         "selection": checkpoint["selection"], "protocol": describe_protocol(setting), "pictures": len(dataset),
     }  # fmt: skip
-    report = json.dumps({**as_json(result), "per_class_zsl": as_json(metrics.per_class_zsl()), **about}, indent=2)
+    results = [
+        {**counts.compute(), "per_class_zsl": counts.per_class_zsl(), "calibration": gamma}
+        for gamma, counts in zip(gammas, metrics)
+    ]
+    best = max(results, key=lambda result: -1.0 if math.isnan(result["hiou"]) else result["hiou"])
+    several = {"best_calibration": best["calibration"], "calibrations": results}
+    report = json.dumps(as_json({**(several if len(results) > 1 else best), **about}), indent=2)
     if args.json == "-":
         print(report)
         return 0
     print(f"{about['checkpoint']}: stage {about['stage']}, step {about['step']}, selection: {about['selection']}")
-    print(f"{about['protocol']}; {about['pictures']} pictures\n")
-    print(format_table(result, split.names, split.num_seen))
+    print(f"{about['protocol']}; {about['pictures']} pictures")
+    if len(results) > 1:
+        print("calibration: several\n")
+        print(format_rows({f"gamma {result['calibration']:g}": result for result in results}))
+        print(f"\nbest hIoU: --calibration {best['calibration']:g}. Choose gamma on a validation split (seen classes")
+        print("held out as if unseen), never on the unseen classes that are reported.")
+    else:
+        gamma = best["calibration"]
+        print(f"calibration: {f'{gamma:g} taken from the softmax of the seen classes' if gamma else 'off'}\n")
+        print(format_table(best, split.names, split.num_seen))
     if args.json is not None:
         write_text(Path(args.json), report + "\n")
     return 0

@@ -27,7 +27,8 @@ from dataset.transforms import training_transform
 from dataset.voc import evaluation_dataset, training_datasets
 from embeddings import EmbeddingError, load_class_embeddings
 from model.backbone import BACKBONES, ModelError
-from model.losses import bias_loss, cross_entropy
+from model.losses import bias_loss, cross_entropy, known_gate, semantic_consistency
+from model.projection import SCORINGS
 from model.segmenter import Segmenter
 from utils.errors import one_line_errors
 from utils.evaluation import evaluate
@@ -39,7 +40,7 @@ STAGE = 1
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    shared = shared_options(VOC_SPLITS, BACKBONES, restore=("pretrained", "continue"), batch_size=9)
+    shared = shared_options(VOC_SPLITS, BACKBONES, SCORINGS, restore=("pretrained", "continue"), batch_size=9)
     parser = Parser(description=__doc__, parents=[shared])
     method = parser.add_argument_group("method")
     method.add_argument(
@@ -53,6 +54,28 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     method.add_argument(
         "--weak-proportion", type=fraction, default=0.2, metavar="W", help="w, the target's share of the bias term"
+    )
+    method.add_argument(
+        "--gated-bias",
+        type=fraction,
+        metavar="GAMMA",
+        help="weigh the target's pixels in the bias term by how little the network believes in any seen class: 1 where "
+        "none is above GAMMA, 0 where one is certain (default: all count alike); stands in for the oracle's mask. Take "
+        "the GAMMA of eval.py --calibration",
+    )
+    method.add_argument(
+        "--keep-unseen-shape",
+        action="store_true",
+        help="let the bias term raise all unseen scores of a pixel alike, so that it does not decide between them; try "
+        "it where ZSL falls as lambda rises",
+    )
+    method.add_argument(
+        "--semantic-consistency",
+        type=weight,
+        default=0.0,
+        metavar="WEIGHT",
+        help="add WEIGHT times the squared difference between the cosines of the source classes' mean projections and "
+        "those of their words; 0 leaves it out, 1 is a place to begin",
     )
     return parse_with_recipe(parser, argv, STAGE)
 
@@ -68,19 +91,28 @@ def train_step(model, optimizer, source, target, num_seen: int, args) -> dict[st
     target_image, valid = target
     step = slice(None, None, args.loss_stride)
     label, valid = label[:, step, step], valid[:, step, step]  # [N, S, S] -> [N, s, s]
-    logits = model(torch.cat([source_image, target_image]))  # [N + M, K, s, s]
+    image = torch.cat([source_image, target_image])
+    features = model.features(image)
+    logits = model.score(features, *image.shape[-2:])  # [N + M, K, s, s]
     source_logits, target_logits = logits.split([len(source_image), len(target_image)])
 
     ce = cross_entropy(source_logits, label)
-    bias_source = bias_loss(source_logits, num_seen, valid=label < num_seen)
-    bias_target = bias_loss(target_logits, num_seen, valid)
+    gate = None if args.gated_bias is None else known_gate(target_logits, num_seen, args.gated_bias)
+    bias_source = bias_loss(source_logits, num_seen, valid=label < num_seen, keep_shape=args.keep_unseen_shape)
+    bias_target = bias_loss(target_logits, num_seen, valid, gate, args.keep_unseen_shape)
     w = args.weak_proportion
     loss = ce + args.lambda_ * ((1 - w) * bias_source + w * bias_target)
+    losses = {"ce": ce, "bias_source": bias_source, "bias_target": bias_target}
+    if args.semantic_consistency:
+        projection = model.projection.project(features[: len(source_image)])  # [N, D, h, w]
+        with_word = label.long() - model.num_auxiliary  # an auxiliary class has no word, and becomes no class
+        losses["semantic"] = semantic_consistency(projection, with_word, model.projection.class_embeddings)
+        loss = loss + args.semantic_consistency * losses["semantic"]
 
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    return {"total": loss, "ce": ce, "bias_source": bias_source, "bias_target": bias_target}
+    return {"total": loss, **losses}
 
 
 @one_line_errors(DatasetError, EmbeddingError, ModelError)
@@ -106,7 +138,7 @@ def main(argv: list[str] | None = None) -> int:
     weights = args.backbone_weights if args.restore_from_where == "pretrained" else "none"
     model = Segmenter(
         args.backbone, torch.from_numpy(class_embeddings), weights, args.freeze_backbone, args.cache_features,
-        loss_stride=args.loss_stride, num_auxiliary=split.num_seen - scored.num_seen,
+        args.scoring, args.loss_stride, num_auxiliary=split.num_seen - scored.num_seen,
     ).to(device)  # fmt: skip
     num_steps = count_steps(len(source), args.batch_size, args.num_epochs, args.max_steps)
     run = Run(STAGE, args, setting(args, split.as_dict(), embedding), model, num_steps)

@@ -30,6 +30,7 @@ from model.backbone import BACKBONES, IMAGENET_CLASSES, ModelError, imagenet_hea
 from model.discovery import Discovery
 from model.imagenet_names import ImageNetNames
 from model.losses import cross_entropy, pseudo_labels
+from model.projection import SCORINGS
 from model.segmenter import Segmenter
 from utils.errors import one_line_errors
 from utils.evaluation import evaluate
@@ -41,7 +42,7 @@ STAGE = 2
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    shared = shared_options(VOC_SPLITS, BACKBONES, restore=("saved", "continue", "pretrained"), batch_size=10)
+    shared = shared_options(VOC_SPLITS, BACKBONES, SCORINGS, restore=("saved", "continue", "pretrained"), batch_size=10)
     parser = Parser(description=__doc__, parents=[shared])
     method = parser.add_argument_group("method")
     method.add_argument(
@@ -142,7 +143,7 @@ def main(argv: list[str] | None = None) -> int:
     weights = args.backbone_weights if args.restore_from_where == "pretrained" else "none"
     model = Segmenter(
         args.backbone, torch.from_numpy(class_embeddings), weights, args.freeze_backbone, args.cache_features,
-        loss_stride=args.loss_stride, num_auxiliary=split.num_seen - scored.num_seen,
+        args.scoring, args.loss_stride, num_auxiliary=split.num_seen - scored.num_seen,
     ).to(device)  # fmt: skip
     teacher = build_teacher(model, split, args, device)
     num_steps = count_steps(len(source), args.batch_size, args.num_epochs, args.max_steps)

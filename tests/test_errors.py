@@ -299,7 +299,9 @@ def change_setting(path, **changes):
     torch.save(checkpoint, path)
 
 
-OTHER_SETTINGS = {"split": 4, "backbone": "vgg16", "embedding": ["word2vec", "fasttext"], "background": True}
+OTHER_SETTINGS = {
+    "split": 4, "backbone": "vgg16", "embedding": ["word2vec", "fasttext"], "background": True, "scoring": "cosine",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("key", OTHER_SETTINGS)

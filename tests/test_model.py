@@ -1,5 +1,6 @@
 """The network: shapes, weights from disk, what is frozen, how fast the parts learn."""
 
+import math
 import sys
 from urllib.error import URLError
 
@@ -11,7 +12,7 @@ from torchvision import models
 
 from model import backbone as backbones
 from model.backbone import BACKBONES, ModelError, build_backbone
-from model.projection import EmbeddingProjection
+from model.projection import SCORINGS, TEMPERATURE, EmbeddingProjection
 from model.segmenter import Segmenter
 
 WORDS = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
@@ -117,6 +118,44 @@ def test_logits_are_projection_times_embeddings():
     words = WORDS.numpy() / np.linalg.norm(WORDS.numpy(), axis=1, keepdims=True)
     expected = np.einsum("kd,ndhw->nkhw", words, projected)
     np.testing.assert_allclose(projection(features).detach().numpy(), expected, atol=1e-5)
+
+
+def test_cosine_scoring_is_the_cosine_over_the_temperature():
+    projection = EmbeddingProjection(6, WORDS, scoring="cosine")
+    features = torch.randn(2, 6, 3, 4)
+    with torch.no_grad():
+        logits, projected = projection(features), projection.project(features)
+        cosine = nn.functional.cosine_similarity(projected[:, None], WORDS[:, :, None, None], dim=2)  # [N, K, h, w]
+        torch.testing.assert_close(logits, cosine / TEMPERATURE)
+        projection.log_temperature += math.log(2)
+        torch.testing.assert_close(projection(features), cosine / (2 * TEMPERATURE))
+
+
+def test_the_temperature_is_learnt_and_stays_positive():
+    projection = EmbeddingProjection(6, WORDS, scoring="cosine")
+    optimizer = torch.optim.SGD(projection.parameters(), lr=0.05)
+    for _ in range(5):
+        loss = projection(torch.randn(2, 6, 3, 4)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    temperature = projection.log_temperature.exp()
+    assert temperature > 0 and temperature != TEMPERATURE
+
+
+def test_unknown_scoring_is_refused():
+    with pytest.raises(ValueError, match=r"euclid.*dot, cosine"):
+        EmbeddingProjection(6, WORDS, scoring="euclid")
+
+
+@pytest.mark.parametrize("scoring", SCORINGS)
+def test_projections_scored_are_the_logits(scoring):
+    model = Segmenter("small", WORDS, scoring=scoring).eval()
+    image = torch.randint(0, 256, (2, 3, 33, 40), dtype=torch.uint8)
+    with torch.no_grad():
+        features = model.features(image)
+        assert projection.shape[:2] == (2, WORDS.shape[1]) and projection.shape[2] < 33
+        assert torch.equal(model.score(features, 33, 40), model(image))
 
 
 def test_class_embeddings_are_a_buffer_of_unit_length():

@@ -27,14 +27,23 @@ PROMISED = {
     evaluation_script: ["--checkpoint", "--data-path", "--list", "--json", "--save-dir", "--device"],
 }
 DEFAULTS = {
-    1: {"lambda_": 0.2, "weak_proportion": 0.2, "batch_size": 9, "backbone": "vgg16", "input_size": 512},
+    1: {
+        "lambda_": 0.2,
+        "weak_proportion": 0.2,
+        "batch_size": 9,
+        "backbone": "vgg16",
+        "input_size": 512,
+        "gated_bias": None,
+        "keep_unseen_shape": False,
+        "semantic_consistency": 0.0,
+    },
     2: {"st_lambda": 0.4, "keep": 0.6, "weak_proportion": 0.2, "batch_size": 10, "target_pixels": "all"},
 }
 OF_BOTH = {
     "learning_rate": 1e-4, "momentum": 0.9, "weight_decay": 5e-4, "head_factor": 10.0, "poly_power": 0.9,
     "num_epochs": 50, "scale": [0.8, 2.5], "rotation": 15.0, "flip": 0.5, "seed": 1234, "background": False,
     "target_pixels": "all", "target_images": "unseen", "backbone_weights": "imagenet",
-    "freeze_backbone": False,
+    "freeze_backbone": False, "scoring": "dot",
 }  # fmt: skip
 
 
@@ -151,8 +160,17 @@ CHANGES = {
     "poly_power": ["--poly-power", 0],
     "weak_proportion": ["--weak-proportion", 0.9],
     "target_pixels": ["--target-pixels", "oracle"],
+    "scoring": ["--scoring", "cosine"],
 }
-OF_STAGE = {1: {"lambda": ["--lambda", 1]}, 2: {"st_lambda": ["--st-lambda", 1], "keep": ["--keep", 0.1]}}
+OF_STAGE = {
+    1: {
+        "lambda": ["--lambda", 1],
+        "gated_bias": ["--gated-bias", 0],
+        "keep_unseen_shape": ["--keep-unseen-shape"],
+        "semantic_consistency": ["--semantic-consistency", 1],
+    },
+    2: {"st_lambda": ["--st-lambda", 1], "keep": ["--keep", 0.1]},
+}
 
 
 @pytest.fixture(scope="module", params=[1, 2])
@@ -216,6 +234,9 @@ BAD = [
     (["--weak-proportion", "1.5"], ["--weak-proportion", "at most 1"]),
     (["--lambda", "-0.1"], ["--lambda", "at least 0"]),
     (["--lambda", "nan"], ["--lambda", "number"]),
+    (["--gated-bias", "2"], ["--gated-bias", "at most 1"]),
+    (["--semantic-consistency", "-1"], ["--semantic-consistency", "at least 0"]),
+    (["--scoring", "euclid"], ["--scoring", "dot", "cosine"]),
     (["--learning-rate", "inf"], ["--learning-rate", "number"]),
     (["--learning-rate", "0"], ["--learning-rate", "above 0"]),
     (["--input-size", "8"], ["--input-size", "at least 16"]),

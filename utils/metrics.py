@@ -9,7 +9,7 @@ predicted somewhere counts as 0.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -218,13 +218,7 @@ def format_table(result: dict, names: Sequence[str], num_seen: int, columns: int
 
     The headline, then IoU by class in `columns` columns, read downwards; '-' is undefined.
     """
-    widths = [max(len(title), 5) for title, _ in HEADLINES]
-    lines = [
-        "  ".join(title.rjust(width) for (title, _), width in zip(HEADLINES, widths)),
-        "  ".join(_percent(result[key]).rjust(width) for (_, key), width in zip(HEADLINES, widths)),
-        "",
-        "IoU by class, % (* unseen)",
-    ]
+    lines = [*_headline_rows([result]), "", "IoU by class, % (* unseen)"]
     width = max(len(name) for name in names) + 1
     cells = [
         f"{name + ('*' if number >= num_seen else ''):<{width}} {_percent(result['per_class'][name]):>5}"
@@ -232,6 +226,20 @@ def format_table(result: dict, names: Sequence[str], num_seen: int, columns: int
     ]
     rows = -(-len(cells) // columns)
     return "\n".join(lines + ["   ".join(cells[row::rows]) for row in range(rows)])
+
+
+def format_rows(results: Mapping[str, dict]) -> str:
+    """Several results of `compute` as a table of headlines in percent, a row each; the key names the row."""
+    width = max(map(len, results))
+    rows = zip(["", *results], _headline_rows(results.values()))
+    return "\n".join(f"{name:<{width}}  {row}" for name, row in rows)
+
+
+def _headline_rows(results: Iterable[dict]) -> list[str]:
+    """The titles of the headlines, and a line of figures for each result."""
+    widths = [max(len(title), 5) for title, _ in HEADLINES]
+    rows = [[title for title, _ in HEADLINES], *([_percent(r[key]) for _, key in HEADLINES] for r in results)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows]
 
 
 def _percent(value: float | None) -> str:

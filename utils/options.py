@@ -86,17 +86,19 @@ weight = number(float, 0.0)
 positive = number(float, 0.0, exclusive=True)
 
 
-def shared_options(splits: Sequence[int], backbones: Sequence[str], restore: Sequence[str], batch_size: int) -> Parser:
+def shared_options(
+    splits: Sequence[int], backbones: Sequence[str], scorings: Sequence[str], restore: Sequence[str], batch_size: int
+) -> Parser:
     """The parser to name in `parents=[...]`.
 
     Args:
-        splits, backbones, restore: the choices of these flags; `restore` begins with its default.
+        splits, backbones, scorings, restore: the choices of these flags, their default first.
         batch_size: the stage's default.
     """
     parser = Parser(add_help=False)
     _data_options(parser.add_argument_group("data"), splits)
     _word_options(parser.add_argument_group("words"))
-    _model_options(parser.add_argument_group("model"), backbones, restore)
+    _model_options(parser.add_argument_group("model"), backbones, scorings, restore)
     _protocol_options(parser.add_argument_group("protocol"))
     _optimiser_options(parser.add_argument_group("optimiser"), batch_size)
     _running_options(parser.add_argument_group("running"))
@@ -155,8 +157,15 @@ def _word_options(group) -> None:
     )
 
 
-def _model_options(group, backbones: Sequence[str], restore: Sequence[str]) -> None:
+def _model_options(group, backbones: Sequence[str], scorings: Sequence[str], restore: Sequence[str]) -> None:
     group.add_argument("--backbone", choices=backbones, default=backbones[0], help="the network below the projection")
+    group.add_argument(
+        "--scoring",
+        choices=scorings,
+        default=scorings[0],
+        help="projection against word vector: dot product as published, or their cosine over a learnt temperature, "
+        "which keeps long projections from deciding; both stages need the same",
+    )
     group.add_argument(
         "--backbone-weights",
         default="imagenet",

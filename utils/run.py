@@ -15,7 +15,7 @@ from utils.errors import InputError
 from utils.metrics import as_json, format_table
 from utils.records import KEPT, LossMeter, append_log, forget_log, make_run_folder, progress, write_arguments
 
-SAME_NETWORK = ("split", "background", "auxiliary_background", "backbone", "embedding")
+SAME_NETWORK = ("split", "background", "auxiliary_background", "backbone", "embedding", "scoring")
 """Keys of a setting, and flags, that a checkpoint and the run that starts from it must share."""
 
 SAME_RUN = (*SAME_NETWORK, "target_pixels", "target_images")
@@ -58,7 +58,7 @@ def build_optimizer(groups: list[dict], args: argparse.Namespace) -> torch.optim
 
 def setting(args: argparse.Namespace, split: dict[str, list], embedding: Sequence[str]) -> dict[str, Any]:
     """What a checkpoint must say of itself: the classes, the network and the protocol, in plain types."""
-    chosen = ("split", "background", "auxiliary_background", "backbone", "target_pixels", "target_images")
+    chosen = ("split", "background", "auxiliary_background", "backbone", "scoring", "target_pixels", "target_images")
     supervised = getattr(args, "supervised", False)  # stage 2 has no such thing
     return {
         **split,
@@ -238,6 +238,7 @@ def describe_protocol(setting: dict[str, Any]) -> str:
         f"split {setting['split']}, target pixels {setting['target_pixels']} "
         f"({pixels[setting['target_pixels']]}), target images {setting['target_images']}, {background}, "
         f"{setting['backbone']}, {' + '.join(setting['embedding'])}"
+        f"{'' if setting['scoring'] == 'dot' else ', ' + setting['scoring'] + ' scoring'}"
     )
 
 
