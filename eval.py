@@ -17,7 +17,7 @@ from pathlib import Path
 
 from dataset.errors import DatasetError
 from dataset.loaders import evaluation_loader
-from dataset.splits import BACKGROUND, VOC_SPLITS, VOID, Split
+from dataset.splits import BACKGROUND, SPLITS, VOID, Split, split_name
 from dataset.voc import EvaluationDataset, evaluation_dataset
 from model.backbone import ModelError
 from model.segmenter import Segmenter
@@ -45,7 +45,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--list", metavar="LIST", help="pictures: a list of ImageSets/Segmentation or a text file (default: val)"
     )
-    parser.add_argument("--split", type=int, choices=VOC_SPLITS, help="refuse a checkpoint of another split")
+    parser.add_argument(
+        "--split", type=split_name, choices=SPLITS, metavar="SPLIT", help="refuse a checkpoint of another split"
+    )
     parser.add_argument(
         "--json",
         nargs="?",

@@ -22,9 +22,9 @@ import torch
 
 from dataset.errors import DatasetError
 from dataset.loaders import empty_batches, evaluation_loader, training_loader
-from dataset.splits import VOC_SPLITS, Split
+from dataset.splits import SPLITS
 from dataset.transforms import training_transform
-from dataset.voc import evaluation_dataset, training_datasets
+from dataset.voc import choose_split, evaluation_dataset, training_datasets
 from embeddings import EmbeddingError, load_class_embeddings
 from model.backbone import BACKBONES, ModelError
 from model.losses import bias_loss, cross_entropy
@@ -39,7 +39,7 @@ STAGE = 1
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    shared = shared_options(VOC_SPLITS, BACKBONES, restore=("pretrained", "continue"), batch_size=9)
+    shared = shared_options(SPLITS, BACKBONES, restore=("pretrained", "continue"), batch_size=9)
     parser = Parser(description=__doc__, parents=[shared])
     method = parser.add_argument_group("method")
     method.add_argument(
@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.manual_seed(args.seed)
 
     # Data: labelled source pictures, unlabelled target pictures, evaluation pictures
-    split = Split.voc(args.split, args.background)
+    split, args.split, args.background = choose_split(args.data_path, args.split, args.unseen, args.background)
     transform = training_transform(args.input_size, tuple(args.scale), args.rotation, args.flip)
     target_images = args.target_images if args.lambda_ else "all"  # none is used: do without one that shows unseen
     source, target = training_datasets(

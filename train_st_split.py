@@ -22,9 +22,9 @@ import torch
 
 from dataset.errors import DatasetError
 from dataset.loaders import evaluation_loader, training_loader
-from dataset.splits import VOC_SPLITS, Split
+from dataset.splits import SPLITS
 from dataset.transforms import training_transform
-from dataset.voc import evaluation_dataset, training_datasets
+from dataset.voc import choose_split, evaluation_dataset, training_datasets
 from embeddings import EmbeddingError, load_class_embeddings
 from model.backbone import BACKBONES, ModelError
 from model.losses import cross_entropy, pseudo_labels
@@ -39,7 +39,7 @@ STAGE = 2
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    shared = shared_options(VOC_SPLITS, BACKBONES, restore=("saved", "continue", "pretrained"), batch_size=10)
+    shared = shared_options(SPLITS, BACKBONES, restore=("saved", "continue", "pretrained"), batch_size=10)
     parser = Parser(description=__doc__, parents=[shared])
     method = parser.add_argument_group("method")
     method.add_argument(
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.manual_seed(args.seed)
 
     # Data: labelled source pictures, unlabelled target pictures, evaluation pictures
-    split = Split.voc(args.split, args.background)
+    split, args.split, args.background = choose_split(args.data_path, args.split, args.unseen, args.background)
     transform = training_transform(args.input_size, tuple(args.scale), args.rotation, args.flip)
     source, target = training_datasets(
         args.data_path, split, transform, args.target_images, args.target_pixels, args.train_list

@@ -26,6 +26,7 @@ from dataset.voc import (
     index_classes,
     read_image,
     read_mask,
+    read_mask_values,
     training_datasets,
 )
 from helpers import mask_path, read_values, source_and_target, target_only, write_values
@@ -207,9 +208,9 @@ def read_masks(monkeypatch):
 
     def noting(path, known_values):
         names.append(path.stem)
-        return read_mask(path, known_values)
+        return read_mask_values(path, known_values)
 
-    monkeypatch.setattr("dataset.voc.read_mask", noting)
+    monkeypatch.setattr("dataset.voc.read_mask_values", noting)
     return names
 
 
