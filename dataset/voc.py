@@ -14,7 +14,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -283,6 +283,13 @@ def index_classes(
         if done:
             _save_index(path, entries)
     return {p: frozenset(entries[p]["values"]) - {VOID} if p in entries else None for p in ids}
+
+
+def keep_class_values(folder: VOCFolder, shown: Mapping[str, list[int]]) -> None:
+    """Notes in the index file which values each picture's mask shows, where somebody else has just read the masks."""
+    path = folder.root / f"class_index_{folder.masks.name}.json"
+    entries = {p: {"stamp": _stamp(folder.mask_path(p)), "values": values} for p, values in shown.items()}
+    _save_index(path, _load_index(path) | entries)
 
 
 def _stamp(path: Path) -> list[int] | None:
