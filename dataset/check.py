@@ -75,10 +75,11 @@ def check(dataset: str, data_path: Path, keep_index: bool = False) -> list[str]:
             problems.append(f"no {wanted} in {folder.lists}: write one picture id a line")
             continue
         try:
-            ids = lists[subset] = path.read_text(encoding="utf-8-sig").split()
+            text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             problems.append(f"{path} can't be read as a text list: {error}")
             continue
+        ids = lists[subset] = [line.strip() for line in text.splitlines() if line.strip()]
         expected = EXPECTED[dataset].get(subset, len(ids))
         if len(ids) != expected:
             problems.append(f"{path} lists {len(ids):,} pictures; published tables use {expected:,}")

@@ -1,6 +1,7 @@
 """One function over thousands of files, with all cores."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -37,7 +38,8 @@ def spread(function: Callable, jobs: Sequence, title: str, unit: str, workers: i
                 yield function(job)
                 bar.update()
         return
-    pool = ProcessPoolExecutor(workers, mp_context=get_context(START_METHOD))
+    ignore = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}  # Ctrl-C is this process's
+    pool = ProcessPoolExecutor(workers, mp_context=get_context(START_METHOD), **ignore)
     try:
         with bar:
             for result in pool.map(function, jobs, chunksize=CHUNK):

@@ -262,12 +262,15 @@ def prepare(dataset: str, root: Path, given: Sequence[Path]) -> None:
         raise DatasetError(
             f"--archive {strangers[0]} is none of {dataset}: give {', '.join(archive.name for archive in archives)}"
         )
-    done = read_marker(root, dataset)
+    names = (NAMES / f"{dataset}.txt").read_text(encoding="utf-8")
+    if (root / CLASSES_FILE).is_file() and (root / CLASSES_FILE).read_text(encoding="utf-8") != names:
+        raise DatasetError(f"{root / CLASSES_FILE} lists other classes than {dataset}: give another --data-path")
+    done = read_marker(root)
     missing = [archive for archive in archives if archive.name not in done]
     to_fetch = [a for a in missing if a.name not in on_disk and not (root / "archives" / a.name).is_file()]
     check_space(root, sum(a.unpacked for a in missing) + sum(a.size for a in to_fetch))
     make_folders(root, "")
-    write_text(root / CLASSES_FILE, (NAMES / f"{dataset}.txt").read_text(encoding="utf-8"))
+    write_text(root / CLASSES_FILE, names)
     for archive in missing:
         if archive.name in on_disk:
             path = on_disk[archive.name]
@@ -276,19 +279,15 @@ def prepare(dataset: str, root: Path, given: Sequence[Path]) -> None:
             path = fetch(archive, root / "archives")
         archive.unpack(path, root)
         done.append(archive.name)
-        write_text(root / MARKER, json.dumps({"dataset": dataset, "unpacked": done}) + "\n")
+        write_text(root / MARKER, json.dumps({"unpacked": done}) + "\n")
 
 
-def read_marker(root: Path, dataset: str) -> list[str]:
-    """The archives that were unpacked to their ends. Raises `DatasetError` for a folder of another data set."""
+def read_marker(root: Path) -> list[str]:
+    """The archives that were unpacked to their ends, so that neither they nor a look into them is needed again."""
     try:
-        marker = json.loads((root / MARKER).read_text(encoding="utf-8"))
-        found, unpacked = marker["dataset"], list(marker["unpacked"])
+        return list(json.loads((root / MARKER).read_text(encoding="utf-8"))["unpacked"])
     except (OSError, ValueError, KeyError, TypeError):
         return []
-    if found != dataset:
-        raise DatasetError(f"--data-path {root} holds {found}: give another folder for {dataset}")
-    return unpacked
 
 
 def prepare_own(root: Path) -> None:
@@ -380,6 +379,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
         mend = "make room and run the command again, what is done is kept" if full else "mend it and run it again"
         message = f"{error.filename or args.data_path}: {error.strerror or error}: {mend}"
+    except KeyboardInterrupt:
+        message = "stopped: run the command again to go on"
     else:
         for problem in problems[:20]:
             print(f"problem: {problem}")

@@ -151,8 +151,10 @@ class VOCFolder:
         names = [name] if name is not None else list(defaults)
         found = next((folder / f"{n}.txt" for n in names if (folder / f"{n}.txt").is_file()), None)
         if found is None:
+            own = self.images.name != "JPEGImages"
             raise DatasetError(
                 f"no list {' or '.join(f'{n}.txt' for n in names)} in {folder}: write one picture id a line"
+                + (f", or run python -m dataset.prepare own --data-path {self.root}" if own else "")
             )
         return found
 
