@@ -9,12 +9,12 @@ from multiprocessing import get_context
 
 from tqdm import tqdm
 
-CHUNK = 64
+CHUNK = 128
 """Jobs that a process is handed at a time: enough that handing over costs nothing beside them."""
 
 # A fork starts at once; a new interpreter would import torch again, which takes longer than a thousand masks. The
 # children only read files, so they may be forked from a process that holds threads, as PyTorch's loaders are.
-START_METHOD, WORTHWHILE = ("fork", 4 * CHUNK) if sys.platform == "linux" else ("spawn", 64 * CHUNK)
+START_METHOD, WORTHWHILE = ("fork", 2 * CHUNK) if sys.platform == "linux" else ("spawn", 32 * CHUNK)
 
 
 def spread(function: Callable, jobs: Sequence, title: str, unit: str, workers: int | None = None) -> Iterator:

@@ -52,7 +52,7 @@ MARKER = "prepared.json"
 def unpack_voc(archive: Path, root: Path) -> None:
     """Pictures, masks and lists of VOC 2012; its masks go to `SegmentationClassAug` too, where SBD's join them."""
     make_folders(root, "JPEGImages", "SegmentationClass", "SegmentationClassAug", LIST_FOLDER)
-    parts = r"(JPEGImages/[^/]+\.jpg|SegmentationClass/[^/]+\.png|ImageSets/Segmentation/(train|val|trainval)\.txt)$"
+    parts = r"(JPEGImages/[^/.][^/]*\.jpg|SegmentationClass/[^/.][^/]*\.png|ImageSets/Segmentation/(train|val|trainval)\.txt)$"
     pattern = re.compile(r"(?:.*/)?VOC2012/" + parts)
     for name, data in members(archive, pattern.match):
         target = root / pattern.match(name)[1]
@@ -68,7 +68,7 @@ def unpack_sbd(archive: Path, root: Path) -> None:
     otherwise, and has most of them among its own training pictures.
     """
     of_voc = {subset: read_ids(root / LIST_FOLDER / f"{subset}.txt") for subset in ("train", "val")}
-    pattern = re.compile(r"(?:.*/)?dataset/(?:cls/([^/]+)\.mat|((?:train|val)\.txt))$")
+    pattern = re.compile(r"(?:.*/)?dataset/(?:cls/([^/.][^/]*)\.mat|((?:train|val)\.txt))$")
     annotated, listed = {*of_voc["train"], *of_voc["val"]}, set(of_voc["train"])
     for name, data in members(archive, pattern.match):
         picture, is_list = pattern.match(name).groups()
@@ -109,7 +109,7 @@ def unpack_context(archive: Path, root: Path) -> None:
     make_folders(root, "SegmentationClass")
     to_class = np.zeros(460, np.uint8)
     to_class[list(CONTEXT_LABELS)] = np.arange(1, len(CONTEXT_LABELS) + 1)
-    pattern = re.compile(r"(?:.*/)?(?:([^/]+)\.mat|labels\.txt)$")
+    pattern = re.compile(r"(?:.*/)?(?:([^/.][^/]*)\.mat|labels\.txt)$")
     for name, data in members(archive, pattern.match):
         where, picture = f"{archive}: {name}", pattern.match(name)[1]
         if picture is None:
@@ -143,7 +143,7 @@ def unpack_voc2010(archive: Path, root: Path) -> None:
         ids = data.decode().split()
         write_list(root, lists.match(name)[1], ids)
         wanted.update(ids)
-    pictures = re.compile(r"(?:.*/)?VOC2010/JPEGImages/([^/]+)\.jpg$")
+    pictures = re.compile(r"(?:.*/)?VOC2010/JPEGImages/([^/.][^/]*)\.jpg$")
     for name, data in members(archive, lambda name: (found := pictures.match(name)) and found[1] in wanted):
         write_new(root / "JPEGImages" / PurePosixPath(name).name, data)
 
@@ -155,14 +155,14 @@ def unpack_voc2010(archive: Path, root: Path) -> None:
 def unpack_coco_pictures(archive: Path, root: Path) -> None:
     """Pictures of COCO 2017, of either half; their names are apart."""
     make_folders(root, "JPEGImages")
-    for name, data in members(archive, re.compile(r"(?:.*/)?(train|val)2017/[^/]+\.jpg$").match):
+    for name, data in members(archive, re.compile(r"(?:.*/)?(train|val)2017/[^/.][^/]*\.jpg$").match):
         write_new(root / "JPEGImages" / PurePosixPath(name).name, data)
 
 
 def unpack_coco_maps(archive: Path, root: Path) -> None:
     """The pixel maps as they are: a class's value is its id less 1 (0-181 with eleven unused), 255 is unlabelled."""
     make_folders(root, "SegmentationClass", LIST_FOLDER)
-    pattern = re.compile(r"(?:.*/)?(train|val)2017/([^/]+)\.png$")
+    pattern = re.compile(r"(?:.*/)?(train|val)2017/([^/.][^/]*)\.png$")
     ids = {"train": [], "val": []}
     for name, data in members(archive, pattern.match):
         subset, picture = pattern.match(name).groups()

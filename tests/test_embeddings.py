@@ -539,6 +539,30 @@ def test_shipped_neighbours_make_sense(name, near, far):
     assert rows[0] @ rows[1] > rows[0] @ rows[2] + 0.1
 
 
+@pytest.mark.parametrize("dataset", ["pascal_context", "coco_stuff"])
+def test_the_other_data_sets_have_vectors_too(dataset):
+    folder = SHIPPED / dataset
+    facts = json.loads((folder / "glove.json").read_text())
+    assert hashlib.sha256((folder / "glove.npy").read_bytes()).hexdigest() == facts["sha256"]
+    names = (folder / "classes.txt").read_text().splitlines()
+    assert facts["words"] == {name: list(words_for(name)) for name in names}
+    rows, sources = load_class_embeddings(names, ["glove"])
+    assert sources == ("glove",) and rows.shape == (len(names), 100)
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
+    alike = rows @ rows.T - np.eye(len(names))
+    assert alike.max() < 0.999  # no two classes have one vector
+    assert dataset in loading.home(names).name
+
+
+def test_a_class_has_one_vector_in_every_data_set():
+    """Also where the sets call it otherwise, and where one asks for classes of several sets."""
+    pairs = {"aeroplane": "airplane", "sofa": "couch", "tvmonitor": "tv", "pottedplant": "potted plant"}
+    for one, other in pairs.items():
+        rows, _ = load_class_embeddings([one, other, "traffic light", "bedclothes"], ["glove"])
+        np.testing.assert_array_equal(rows[0], rows[1])
+    assert words_for("wall-concrete") == ("wall", "concrete") and words_for("sky-other") == ("sky",)
+
+
 def test_shipped_source_lacks_other_classes_and_says_what_to_do():
     with fails("classes.txt", "'wombat'", "python -m embeddings.build --classes"):
         load_class_embeddings(["cat", "wombat"], ["glove"])
