@@ -45,6 +45,9 @@ from dataset.voc import (
 
 MARKER = "prepared.json"
 
+STEM = r"[^/.][^/]*"
+"""A file's name in an archive, without its ending. None that is hidden: macOS packs a ._name beside each."""
+
 # ---------------------------------------------------------------------------------------------------------
 # PASCAL VOC 2012 with SBD
 
@@ -52,8 +55,8 @@ MARKER = "prepared.json"
 def unpack_voc(archive: Path, root: Path) -> None:
     """Pictures, masks and lists of VOC 2012; its masks go to `SegmentationClassAug` too, where SBD's join them."""
     make_folders(root, "JPEGImages", "SegmentationClass", "SegmentationClassAug", LIST_FOLDER)
-    parts = r"(JPEGImages/[^/.][^/]*\.jpg|SegmentationClass/[^/.][^/]*\.png|ImageSets/Segmentation/(train|val|trainval)\.txt)$"
-    pattern = re.compile(r"(?:.*/)?VOC2012/" + parts)
+    lists = r"ImageSets/Segmentation/(?:train|val|trainval)\.txt"
+    pattern = re.compile(rf"(?:.*/)?VOC2012/(JPEGImages/{STEM}\.jpg|SegmentationClass/{STEM}\.png|{lists})$")
     for name, data in members(archive, pattern.match):
         target = root / pattern.match(name)[1]
         write_new(target, data)
@@ -62,23 +65,23 @@ def unpack_voc(archive: Path, root: Path) -> None:
 
 
 def unpack_sbd(archive: Path, root: Path) -> None:
-    """SBD's masks for the pictures that VOC has none for, and the list of what may be trained on.
+    """SBD's masks for the pictures that have none of VOC, and the list of what may be trained on.
 
     That list is VOC's training pictures and all of SBD's, less VOC's evaluation pictures: SBD divides the pictures
     otherwise, and has most of them among its own training pictures.
     """
-    of_voc = {subset: read_ids(root / LIST_FOLDER / f"{subset}.txt") for subset in ("train", "val")}
-    pattern = re.compile(r"(?:.*/)?dataset/(?:cls/([^/.][^/]*)\.mat|((?:train|val)\.txt))$")
-    annotated, listed = {*of_voc["train"], *of_voc["val"]}, set(of_voc["train"])
+    of_voc = {subset: set(read_ids(root / LIST_FOLDER / f"{subset}.txt")) for subset in ("train", "val")}
+    pattern = re.compile(rf"(?:.*/)?dataset/(?:cls/({STEM})\.mat|((?:train|val)\.txt))$")
+    of_sbd = set()
     for name, data in members(archive, pattern.match):
         picture, is_list = pattern.match(name).groups()
         if is_list:
-            listed.update(data.decode().split())
-        elif picture not in annotated:
-            target = root / "SegmentationClassAug" / f"{picture}.png"
-            if not target.is_file():
-                save_mask(sbd_mask(data, f"{archive}: {name}"), target)
-    write_list(root, "train_aug", sorted(listed - set(of_voc["val"])))
+            of_sbd.update(data.decode().split())
+            continue
+        target = root / "SegmentationClassAug" / f"{picture}.png"
+        if not target.is_file():  # VOC's masks are there already, and stay
+            save_mask(sbd_mask(data, f"{archive}: {name}"), target)
+    write_list(root, "train_aug", sorted((of_voc["train"] | of_sbd) - of_voc["val"]))
 
 
 def sbd_mask(data: bytes, where: str) -> np.ndarray:
@@ -109,7 +112,7 @@ def unpack_context(archive: Path, root: Path) -> None:
     make_folders(root, "SegmentationClass")
     to_class = np.zeros(460, np.uint8)
     to_class[list(CONTEXT_LABELS)] = np.arange(1, len(CONTEXT_LABELS) + 1)
-    pattern = re.compile(r"(?:.*/)?(?:([^/.][^/]*)\.mat|labels\.txt)$")
+    pattern = re.compile(rf"(?:.*/)?(?:({STEM})\.mat|labels\.txt)$")
     for name, data in members(archive, pattern.match):
         where, picture = f"{archive}: {name}", pattern.match(name)[1]
         if picture is None:
@@ -143,7 +146,7 @@ def unpack_voc2010(archive: Path, root: Path) -> None:
         ids = data.decode().split()
         write_list(root, lists.match(name)[1], ids)
         wanted.update(ids)
-    pictures = re.compile(r"(?:.*/)?VOC2010/JPEGImages/([^/.][^/]*)\.jpg$")
+    pictures = re.compile(rf"(?:.*/)?VOC2010/JPEGImages/({STEM})\.jpg$")
     for name, data in members(archive, lambda name: (found := pictures.match(name)) and found[1] in wanted):
         write_new(root / "JPEGImages" / PurePosixPath(name).name, data)
 
@@ -155,14 +158,14 @@ def unpack_voc2010(archive: Path, root: Path) -> None:
 def unpack_coco_pictures(archive: Path, root: Path) -> None:
     """Pictures of COCO 2017, of either half; their names are apart."""
     make_folders(root, "JPEGImages")
-    for name, data in members(archive, re.compile(r"(?:.*/)?(train|val)2017/[^/.][^/]*\.jpg$").match):
+    for name, data in members(archive, re.compile(rf"(?:.*/)?(train|val)2017/{STEM}\.jpg$").match):
         write_new(root / "JPEGImages" / PurePosixPath(name).name, data)
 
 
 def unpack_coco_maps(archive: Path, root: Path) -> None:
     """The pixel maps as they are: a class's value is its id less 1 (0-181 with eleven unused), 255 is unlabelled."""
     make_folders(root, "SegmentationClass", LIST_FOLDER)
-    pattern = re.compile(r"(?:.*/)?(train|val)2017/([^/.][^/]*)\.png$")
+    pattern = re.compile(rf"(?:.*/)?(train|val)2017/({STEM})\.png$")
     ids = {"train": [], "val": []}
     for name, data in members(archive, pattern.match):
         subset, picture = pattern.match(name).groups()
