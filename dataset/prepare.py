@@ -268,6 +268,10 @@ def prepare(dataset: str, root: Path, given: Sequence[Path]) -> None:
     names = (NAMES / f"{dataset}.txt").read_text(encoding="utf-8")
     if (root / CLASSES_FILE).is_file() and (root / CLASSES_FILE).read_text(encoding="utf-8") != names:
         raise DatasetError(f"{root / CLASSES_FILE} lists other classes than {dataset}: give another --data-path")
+    if dataset != "voc" and (root / "JPEGImages").is_dir() and not (root / CLASSES_FILE).is_file():
+        raise DatasetError(
+            f"--data-path {root} holds pictures without a {CLASSES_FILE}, like VOC's: give another folder"
+        )
     done = read_marker(root)
     missing = [archive for archive in archives if archive.name not in done]
     to_fetch = [a for a in missing if a.name not in on_disk and not (root / "archives" / a.name).is_file()]

@@ -509,6 +509,8 @@ def test_other_archives_and_other_folders_are_refused(local, served, made, tmp_p
     assert MAPS_ZIP in line and VOC_TAR in line
     assert "not a file" in bad(capsys, "voc", tmp_path, "--archive", tmp_path / VOC_TAR)
     assert "other classes" in bad(capsys, "pascal_context", made / "voc")
+    (tmp_path / "VOCdevkit/VOC2012/JPEGImages").mkdir(parents=True)
+    assert "like VOC's" in bad(capsys, "pascal_context", tmp_path)
 
 
 # --- the check ------------------------------------------------------------------------------------------
