@@ -158,17 +158,15 @@ class Split:
                     f"there is no class {name!r} among {', '.join(classes)}"
                     + (f": did you mean {near[0]}?" if near else "")
                 )
-        wanted = classes if seen is None else seen
-        kept = [name for name in sorted(classes, key=classes.get) if name in wanted or name in unseen]
-        kept = [name for name in kept if name not in left_out and name != BACKGROUND]
-        sides = (
-            [BACKGROUND] * background + [name for name in kept if name not in unseen],
-            [name for name in kept if name in unseen],
-        )
-        if not all(sides):
+        by_value = sorted((name for name in classes if name != BACKGROUND), key=classes.get)
+        wanted = by_value if seen is None else seen
+        seen = [name for name in by_value if name in wanted and name not in {*unseen, *left_out}]
+        unseen = [name for name in by_value if name in unseen]
+        if not seen or not unseen:
             raise DatasetError("a split needs at least one seen and one unseen class: give other --unseen classes")
-        names = (*sides[0], *sides[1])
-        return cls(*map(tuple, sides), tuple(classes[name] for name in names), tuple(sorted(classes.values())))
+        seen = [BACKGROUND] * background + seen
+        values = tuple(classes[name] for name in seen + unseen)
+        return cls(tuple(seen), tuple(unseen), values, tuple(sorted(classes.values())))
 
     def as_dict(self) -> dict[str, list]:
         """The split in plain types, for a checkpoint."""

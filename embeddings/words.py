@@ -22,8 +22,8 @@ PASCAL Context and COCO-Stuff go by one rule too. A class that VOC also has stan
 whatever it is called ('airplane', 'couch', 'tv'), so that it has one vector in all three sets. A name of several
 words, or a compound that is no word of its own ('playingfield', 'waterdrops'), stands for its parts. The endings
 -other and -stuff are left out: they tell labels apart, not meanings. A second spelling joins the first (drier, dryer;
-donut, doughnut). One name is taken whole, 'hot dog' as hotdog, for neither of its parts is what it means. And 'table', which is
-VOC's dining table in PASCAL Context and any other table in COCO-Stuff, stands for itself in both.
+donut, doughnut). One name is taken whole, 'hot dog' as hotdog, for neither of its parts is what it means. And 'table',
+which is VOC's dining table in PASCAL Context and any other table in COCO-Stuff, stands for itself in both.
 `OTHER_WORDS` lists every class for which this is not simply the name's own parts.
 """
 
