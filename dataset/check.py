@@ -81,7 +81,9 @@ def check(dataset: str, data_path: Path, keep_index: bool = False) -> list[str]:
             continue
         ids = lists[subset] = [line.strip() for line in text.splitlines() if line.strip()]
         expected = EXPECTED[dataset].get(subset, len(ids))
-        if len(ids) != expected:
+        if not ids:
+            problems.append(f"{path} is empty: write one picture id a line")
+        elif len(ids) != expected:
             problems.append(f"{path} lists {len(ids):,} pictures; published tables use {expected:,}")
         twice = [picture for picture, count in Counter(ids).items() if count > 1]
         if twice:

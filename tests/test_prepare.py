@@ -614,6 +614,12 @@ def test_lists_of_ones_own_stay(own):
     assert prepare.main(command("own", own)) == 0 and (own / "train.txt").read_bytes() == before
 
 
+def test_an_empty_list_is_told(own, capsys):
+    (own / "train.txt").write_text("photo 1\n")
+    (own / "val.txt").write_text("\n")
+    assert "val.txt is empty" in bad(capsys, "own", own)
+
+
 def test_unseen_classes_that_are_none_are_refused(own, tmp_path, capsys):
     plan = {"split": None, "max_steps": "1"}
     line = failure(capsys, STAGES[1].main, arguments(own, tmp_path, unseen="sheeps", **plan))
