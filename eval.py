@@ -20,7 +20,7 @@ from pathlib import Path
 
 from dataset.errors import DatasetError
 from dataset.loaders import evaluation_loader
-from dataset.splits import BACKGROUND, VOC_SPLITS, VOID, Split
+from dataset.splits import BACKGROUND, SPLITS, VOID, Split, split_name
 from dataset.voc import EvaluationDataset, evaluation_dataset
 from model.backbone import ModelError
 from model.calibration import calibrate
@@ -49,7 +49,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--list", metavar="LIST", help="pictures: a list of ImageSets/Segmentation or a text file (default: val)"
     )
-    parser.add_argument("--split", type=int, choices=VOC_SPLITS, help="refuse a checkpoint of another split")
+    parser.add_argument(
+        "--split", type=split_name, choices=SPLITS, metavar="SPLIT", help="refuse a checkpoint of another split"
+    )
     parser.add_argument(
         "--json",
         nargs="?",
@@ -89,7 +91,8 @@ def load_segmenter(path: Path) -> tuple[Segmenter, Split, dict]:
     try:
         split = Split.from_dict(checkpoint["setting"])
         class_embeddings = checkpoint["model"]["projection.class_embeddings"]
-        scored = split.without_background() if checkpoint["setting"]["auxiliary_background"] else split
+        is_auxiliary = checkpoint["setting"]["auxiliary_background"] and not checkpoint["setting"]["background"]
+        scored = split.without_background() if is_auxiliary else split
         model = Segmenter(
             checkpoint["setting"]["backbone"], class_embeddings, scoring=checkpoint["setting"]["scoring"],
             num_auxiliary=split.num_seen - scored.num_seen,

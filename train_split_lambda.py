@@ -22,9 +22,9 @@ import torch
 
 from dataset.errors import DatasetError
 from dataset.loaders import empty_batches, evaluation_loader, training_loader
-from dataset.splits import VOC_SPLITS, Split
+from dataset.splits import SPLITS
 from dataset.transforms import training_transform
-from dataset.voc import evaluation_dataset, training_datasets
+from dataset.voc import choose_split, evaluation_dataset, training_datasets
 from embeddings import EmbeddingError, load_class_embeddings
 from model.backbone import BACKBONES, ModelError
 from model.losses import bias_loss, cross_entropy, known_gate, semantic_consistency
@@ -40,7 +40,7 @@ STAGE = 1
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    shared = shared_options(VOC_SPLITS, BACKBONES, SCORINGS, restore=("pretrained", "continue"), batch_size=9)
+    shared = shared_options(SPLITS, BACKBONES, SCORINGS, restore=("pretrained", "continue"), batch_size=9)
     parser = Parser(description=__doc__, parents=[shared])
     method = parser.add_argument_group("method")
     method.add_argument(
@@ -122,8 +122,11 @@ def main(argv: list[str] | None = None) -> int:
     torch.manual_seed(args.seed)
 
     # Data: labelled source pictures, unlabelled target pictures, evaluation pictures
-    split = Split.voc(args.split, args.background or args.auxiliary_background)
-    scored = split.without_background() if args.auxiliary_background else split
+    scored, name, args.background = choose_split(args.data_path, args.split, args.unseen, args.background)
+    split = scored  # and the background before its classes, if it is only trained on
+    if args.auxiliary_background:
+        split, *_ = choose_split(args.data_path, args.split, args.unseen, background=True)
+    args.split = name
     transform = training_transform(args.input_size, tuple(args.scale), args.rotation, args.flip)
     if args.supervised:
         args.lambda_ = 0.0

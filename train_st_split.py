@@ -22,9 +22,9 @@ import torch
 
 from dataset.errors import DatasetError
 from dataset.loaders import evaluation_loader, training_loader
-from dataset.splits import VOC_SPLITS, Split
+from dataset.splits import SPLITS
 from dataset.transforms import training_transform
-from dataset.voc import evaluation_dataset, training_datasets
+from dataset.voc import choose_split, evaluation_dataset, training_datasets
 from embeddings import EmbeddingError, imagenet_similarity, load_class_embeddings
 from model.backbone import BACKBONES, IMAGENET_CLASSES, ModelError, imagenet_head
 from model.discovery import Discovery
@@ -42,7 +42,7 @@ STAGE = 2
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    shared = shared_options(VOC_SPLITS, BACKBONES, SCORINGS, restore=("saved", "continue", "pretrained"), batch_size=10)
+    shared = shared_options(SPLITS, BACKBONES, SCORINGS, restore=("saved", "continue", "pretrained"), batch_size=10)
     parser = Parser(description=__doc__, parents=[shared])
     method = parser.add_argument_group("method")
     method.add_argument(
@@ -95,7 +95,7 @@ def train_step(model, optimizer, source, target, num_seen: int, args, teacher=No
     return {"total": loss, "ce": ce, "self_training": self_training}
 
 
-def build_teacher(model, split: Split, args, device: torch.device) -> Discovery | None:
+def build_teacher(model, split, args, device: torch.device) -> Discovery | None:
     """The teacher of `--teacher`; None for the published self-training."""
     if args.teacher == "self":
         return None
@@ -130,8 +130,11 @@ def main(argv: list[str] | None = None) -> int:
     torch.manual_seed(args.seed)
 
     # Data: labelled source pictures, unlabelled target pictures, evaluation pictures
-    split = Split.voc(args.split, args.background or args.auxiliary_background)
-    scored = split.without_background() if args.auxiliary_background else split
+    scored, name, args.background = choose_split(args.data_path, args.split, args.unseen, args.background)
+    split = scored  # and the background before its classes, if it is only trained on
+    if args.auxiliary_background:
+        split, *_ = choose_split(args.data_path, args.split, args.unseen, background=True)
+    args.split = name
     transform = training_transform(args.input_size, tuple(args.scale), args.rotation, args.flip)
     source, target = training_datasets(
         args.data_path, split, transform, args.target_images, args.target_pixels, args.train_list

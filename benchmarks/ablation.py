@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.runs import add_seeds, format_classes, format_results, train
-from dataset.splits import Split
+from dataset.splits import Split, split_name
 
 # Whole pictures as they are (their longest side is 320 pixels), so that a frozen trunk's features are computed once;
 # flips would double them. Rates and steps by the seen classes of source-only training.
@@ -142,7 +142,7 @@ def main(argv: list[str] | None = None) -> int:
         parts += [f"Split {split}, percent", format_results(table)]
         main_rows = {row.name: rows[row.name] for row in MAIN if row.name in rows}
         if main_rows:
-            parts += [format_classes(main_rows, Split.voc(int(split)).unseen)]
+            parts += [format_classes(main_rows, Split.named(split_name(split)).unseen)]
     text = "\n\n".join(parts)
     print(text)
     if args.rows is None:

@@ -3,27 +3,77 @@
 A mask on disk holds *mask values* (VOC: 0 background, 1-20 classes, 255 void). A network scores *class
 indices*: the seen classes first, then the unseen ones. `Split` is the one place that knows both and goes
 from one to the other; nothing else in the project counts classes.
+
+    python -m dataset.splits                 # every named split
+    python -m dataset.splits spnet 1         # these
+
+The classes of a data set are the lines of a file in `names/`; a named split is a file in `named_splits/`, with
+the publication that it comes from.
 """
 
+import argparse
+import difflib
+import json
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
+
+from dataset.errors import DatasetError
 
 VOID = 255
 """Mask value, and class index, of a pixel without a label. Losses and metrics ignore it."""
 
 BACKGROUND = "background"
 
-VOC_CLASSES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle",
-    "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person",
-    "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
+NAMES = Path(__file__).parent / "names"
+NAMED_SPLITS = Path(__file__).parent / "named_splits"
+
+
+def read_classes(path: Path) -> dict[str, int]:
+    """Class name -> mask value, from a text file with a class a line.
+
+    A line is `VALUE: NAME`, or only `NAME`: then its mask value is its place, and the first line has 0.
+
+    Raises:
+        DatasetError: a file that can't be read, no class, a name or value twice, or a value outside 0 ... 254.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path} can't be read as a text file of class names: {error}") from error
+    classes: dict[str, int] = {}
+    for place, line in enumerate(lines):
+        value, colon, name = line.partition(":")
+        value, name = (value, name.strip()) if colon and value.strip().isdecimal() else (place, line)
+        if not name or not 0 <= int(value) < VOID or name in classes or int(value) in classes.values():
+            raise DatasetError(
+                f"{path}, line {line!r}: write NAME or VALUE: NAME, each name and value once, values 0 to {VOID - 1}"
+            )
+        classes[name] = int(value)
+    if not classes:
+        raise DatasetError(f"{path} is empty: write one class a line")
+    return classes
+
+
+VOC_CLASSES = tuple(name for name in read_classes(NAMES / "voc.txt") if name != BACKGROUND)
 """The classes of PASCAL VOC in the order of their mask values, which begin at 1 (0 is the background)."""
 
 VOC_SPLITS = (1, 2, 3, 4)
+"""The splits of the paper: split k makes classes 5k-4 ... 5k unseen."""
+
+
+def split_name(text: str) -> int | str:
+    """A split as it is called on the command line: the paper's have a number, the others a name."""
+    return int(text) if text.isdecimal() else text
+
+
+SPLITS = (*VOC_SPLITS, *sorted(path.stem for path in NAMED_SPLITS.glob("*.json") if not path.stem.isdecimal()))
+"""Every named split."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +111,62 @@ class Split:
         """
         if number not in VOC_SPLITS:
             raise ValueError(f"split {number}: choose one of {', '.join(map(str, VOC_SPLITS))}")
-        size = len(VOC_CLASSES) // len(VOC_SPLITS)
-        unseen = VOC_CLASSES[(number - 1) * size : number * size]
-        seen = tuple(name for name in VOC_CLASSES if name not in unseen)
-        if background:
-            seen = (BACKGROUND, *seen)
-        value = {BACKGROUND: 0} | {name: i for i, name in enumerate(VOC_CLASSES, start=1)}
-        return cls(seen, unseen, tuple(value[name] for name in seen + unseen), tuple(sorted(value.values())))
+        return cls.named(number, background)
+
+    @classmethod
+    def named(cls, name: int | str, background: bool = False) -> "Split":
+        """The split of a file in `named_splits/`: `dataset`, `unseen` and `source`, and where they differ from
+        "all the others are seen": `seen` names them, `left_out` are void, `background` counts as seen.
+
+        Args:
+            name: one of `SPLITS`.
+            background: count the background as a seen class where the split does not do so already.
+
+        Raises:
+            ValueError: for another name.
+            DatasetError: for a background in a data set that has none.
+        """
+        if name not in SPLITS:
+            raise ValueError(f"split {name}: choose one of {', '.join(map(str, SPLITS))}")
+        facts = read_named_split(name)
+        return cls.of(
+            read_classes(NAMES / f"{facts['dataset']}.txt"), facts["unseen"],
+            background or facts.get("background", False), facts.get("seen"), facts.get("left_out", ()),
+        )  # fmt: skip
+
+    @classmethod
+    def of(
+        cls, classes: Mapping[str, int], unseen: Sequence[str], background: bool = False,
+        seen: Sequence[str] | None = None, left_out: Sequence[str] = (),
+    ) -> "Split":  # fmt: skip
+        """A split of any classes, each side in the order of the mask values.
+
+        Args:
+            classes: name -> mask value, of everything that a mask may show.
+            unseen: the unseen classes.
+            background: count the class `BACKGROUND` as the first seen one; otherwise it is void.
+            seen: the seen classes; None: all the others.
+            left_out: classes that are neither: their pixels are void, in training and in evaluation.
+
+        Raises:
+            DatasetError: for a name that is no class, or classes that leave none seen or unseen.
+        """
+        for name in (*unseen, *(seen or ()), *left_out, *([BACKGROUND] if background else [])):
+            if name not in classes:
+                near = difflib.get_close_matches(name, classes, n=1)
+                raise DatasetError(
+                    f"there is no class {name!r} among {', '.join(classes)}"
+                    + (f": did you mean {near[0]}?" if near else "")
+                )
+        by_value = sorted((name for name in classes if name != BACKGROUND), key=classes.get)
+        wanted = by_value if seen is None else seen
+        seen = [name for name in by_value if name in wanted and name not in {*unseen, *left_out}]
+        unseen = [name for name in by_value if name in unseen]
+        if not seen or not unseen:
+            raise DatasetError("a split needs at least one seen and one unseen class: give other --unseen classes")
+        seen = [BACKGROUND] * background + seen
+        values = tuple(classes[name] for name in seen + unseen)
+        return cls(tuple(seen), tuple(unseen), values, tuple(sorted(classes.values())))
 
     def without_background(self) -> "Split":
         """The same classes, the background not among them: what is scored where it was only trained on."""
@@ -132,3 +231,38 @@ class Split:
     def to_mask(self, labels: np.ndarray) -> np.ndarray:
         """Class indices (any integer type, any shape) -> mask values (uint8), as `to_labels` undone."""
         return self._to_value[labels]
+
+
+def read_named_split(name: int | str) -> dict:
+    """What the file of a named split says."""
+    return json.loads((NAMED_SPLITS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def describe(name: int | str) -> str:
+    """A named split for people: its data set, its classes and where it comes from."""
+    split, facts = Split.named(name), read_named_split(name)
+    lines = [f"{name}: {facts['dataset']}, {len(split.seen)} seen and {len(split.unseen)} unseen classes"]
+    kinds = {"seen": split.seen, "unseen": split.unseen, "left out": facts.get("left_out", ()), "source": None}
+    for kind, names in kinds.items():
+        text = facts["source"] if names is None else ", ".join(names)
+        if text:
+            lines += textwrap.wrap(
+                f"{kind}: {text}", 116, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False
+            )
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m dataset.splits", description="Print the named splits.")
+    parser.add_argument("name", nargs="*", type=split_name, help="the splits to print (default: all)")
+    names = parser.parse_args(argv).name or SPLITS
+    unknown = [str(name) for name in names if name not in SPLITS]
+    if unknown:
+        print(f"error: no split {', '.join(unknown)}: choose among {', '.join(map(str, SPLITS))}", file=sys.stderr)
+        raise SystemExit(2)
+    print("\n\n".join(map(describe, names)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

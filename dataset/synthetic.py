@@ -30,6 +30,8 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
+from dataset.files import save, write_text
+from dataset.masks import voc_palette
 from dataset.splits import VOC_CLASSES, VOID
 
 DRAWING_VERSION = 1
@@ -1291,13 +1293,6 @@ ON_CABINET = ("bottle", "tvmonitor")
 AIRBORNE = ("aeroplane", "bird")
 
 
-def voc_palette() -> list[int]:
-    """The 256 colours of VOC, flat: bit 3 k + c of a mask value is bit 7 - k of its channel c."""
-    value = np.arange(256)[:, None]
-    channel = np.arange(3)
-    return sum(((value >> (3 * k + channel) & 1) << (7 - k)) for k in range(8)).ravel().tolist()
-
-
 def draw_scene(
     rng: Random, classes: Sequence[str], size: tuple[int, int] = (128, 128)
 ) -> tuple[Image.Image, Image.Image]:
@@ -1508,19 +1503,6 @@ def write_picture(job: tuple[Path, str, int, int, tuple[int, int]]) -> None:
     name = picture_names(subset, index + 1)[-1]
     save(picture, folder / "JPEGImages" / f"{name}.jpg", quality=92)
     save(mask, folder / "SegmentationClassAug" / f"{name}.png")
-
-
-def save(image: Image.Image, path: Path, **options) -> None:
-    """Writes under another name first, so that `path` is never half a file."""
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
-    image.save(partial, **options)
-    os.replace(partial, path)
-
-
-def write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 def read_marker(folder: Path) -> dict | None:

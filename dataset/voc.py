@@ -1,15 +1,20 @@
-"""PASCAL VOC in its own layout: the folder, its lists, and the source, target and evaluation datasets.
+"""Pictures in the layout of PASCAL VOC: the folder, its lists, and the source, target and evaluation datasets.
 
 *Source* pictures show a seen class; their masks teach, with unseen pixels left out. *Target* pictures teach
 without a mask. Which classes a picture shows is read from the masks once and kept in an index file, so that
 training with `target_pixels="all"` opens no mask of a picture that is target only.
+
+PASCAL Context and COCO-Stuff are prepared in the same layout (`dataset.prepare`), and anyone's own pictures may lie in
+`images` and `masks`; a file `classes.txt` then says what the mask values mean.
 """
 
 import contextlib
+import functools
 import json
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +24,16 @@ from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
-from tqdm import tqdm
 
 from dataset.errors import DatasetError
-from dataset.splits import VOID, Split
+from dataset.parallel import spread
+from dataset.splits import BACKGROUND, NAMES, VOID, Split, read_classes
 
-MASK_FOLDERS = ("SegmentationClassAug", "SegmentationClass")
+IMAGE_FOLDERS = ("JPEGImages", "images")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".tif", ".tiff", ".webp")
+MASK_FOLDERS = ("SegmentationClassAug", "SegmentationClass", "masks")
+LIST_FOLDER = Path("ImageSets") / "Segmentation"
+CLASSES_FILE = "classes.txt"
 TRAIN_LISTS = ("train_aug", "trainaug", "train")
 EVALUATION_LISTS = ("val",)
 
@@ -34,11 +43,13 @@ class VOCFolder:
     """Where pictures, masks and lists lie below a folder in VOC layout.
 
     Args:
-        root: the folder that holds `JPEGImages`.
+        root: the folder that holds the others.
+        images: the folder of pictures.
         masks: the folder of index masks, one PNG a picture.
     """
 
     root: Path
+    images: Path
     masks: Path
 
     @classmethod
@@ -48,21 +59,53 @@ class VOCFolder:
         Raises:
             DatasetError: if the folder or one of its parts is missing.
         """
-        data_path = Path(data_path)
-        candidates = [data_path, data_path / "VOC2012", data_path / "VOCdevkit" / "VOC2012"]
-        root = next((path for path in candidates if (path / "JPEGImages").is_dir()), None)
+        root = find_root(data_path)
         if root is None:
-            reason = "has no JPEGImages" if data_path.is_dir() else "is not a folder"
+            reason = "has no JPEGImages" if Path(data_path).is_dir() else "is not a folder"
             raise DatasetError(f"--data-path {data_path} {reason}: give a folder in VOC layout (DATA_PATH.md)")
-        if not (root / "ImageSets" / "Segmentation").is_dir():
-            raise DatasetError(f"{root / 'ImageSets' / 'Segmentation'} is missing: put train.txt and val.txt there")
+        images = next(root / name for name in IMAGE_FOLDERS if (root / name).is_dir())
         masks = next((root / name for name in MASK_FOLDERS if (root / name).is_dir()), None)
+        if images.name == "JPEGImages" and not (root / LIST_FOLDER).is_dir():
+            raise DatasetError(f"{root / LIST_FOLDER} is missing: put train.txt and val.txt there")
         if masks is None:
             raise DatasetError(f"{root} has neither {' nor '.join(MASK_FOLDERS)}: put the index masks there")
-        return cls(root, masks)
+        return cls(root, images, masks)
+
+    @property
+    def lists(self) -> Path:
+        """The folder of the lists: `ImageSets/Segmentation`, or the root where that is not there."""
+        return self.root / LIST_FOLDER if (self.root / LIST_FOLDER).is_dir() else self.root
+
+    def read_classes(self) -> dict[str, int]:
+        """Class name -> mask value, from the folder's `classes.txt`; VOC's where there is none."""
+        path = self.root / CLASSES_FILE
+        return read_classes(path if path.is_file() else NAMES / "voc.txt")
+
+    def check_split(self, split: Split) -> None:
+        """Refuses a split of another data set, whose mask values would be taken for others.
+
+        Raises:
+            DatasetError: if a class of the split has another mask value here, or none.
+        """
+        classes = self.read_classes()
+        for name, value in zip(split.names, split.mask_values):
+            if classes.get(name) != value:
+                raise DatasetError(
+                    f"{self.root} holds other classes than the split: {name!r} has no mask value {value} in "
+                    f"{self._classes_source()}; give the --data-path or --split of the same data set"
+                )
+
+    def _classes_source(self) -> str:
+        path = self.root / CLASSES_FILE
+        return str(path) if path.is_file() else f"VOC, which a folder without {CLASSES_FILE} is taken for"
 
     def image_path(self, picture: str) -> Path:
-        return self.root / "JPEGImages" / f"{picture}.jpg"
+        """The file of a picture. VOC's end in .jpg; anyone's own may have another ending."""
+        path = self.images / f"{picture}.jpg"
+        if self.images.name == "JPEGImages" or path.is_file():
+            return path
+        others = (self.images / (picture + suffix) for suffix in IMAGE_SUFFIXES)
+        return next((other for other in others if other.is_file()), path)
 
     def mask_path(self, picture: str) -> Path:
         return self.masks / f"{picture}.png"
@@ -102,16 +145,47 @@ class VOCFolder:
         return ids
 
     def _list_path(self, name: str | None, defaults: Sequence[str]) -> Path:
-        folder = self.root / "ImageSets" / "Segmentation"
+        folder = self.lists
         if name is not None and Path(name).is_file():
             return Path(name)
         names = [name] if name is not None else list(defaults)
         found = next((folder / f"{n}.txt" for n in names if (folder / f"{n}.txt").is_file()), None)
         if found is None:
+            own = self.images.name != "JPEGImages"
             raise DatasetError(
                 f"no list {' or '.join(f'{n}.txt' for n in names)} in {folder}: write one picture id a line"
+                + (f", or run python -m dataset.prepare own --data-path {self.root}" if own else "")
             )
         return found
+
+
+def find_root(data_path: str | Path) -> Path | None:
+    """The folder with the pictures' folder in it: `data_path`, or VOC's below it; None without one."""
+    data_path = Path(data_path)
+    places = [data_path, data_path / "VOC2012", data_path / "VOCdevkit" / "VOC2012"]
+    return next((place for place in places for name in IMAGE_FOLDERS if (place / name).is_dir()), None)
+
+
+def choose_split(
+    data_path: str | Path, name: int | str, unseen: Sequence[str] | None, background: bool
+) -> tuple[Split, int | str, bool]:
+    """The split of a run, what to call it, and whether the background counts in it.
+
+    Args:
+        data_path: where the classes are read for `unseen`, see `VOCFolder.read_classes`.
+        name: a named split.
+        unseen: unseen classes of the folder, in place of a named split; all its other classes are seen.
+        background: count the background as a seen class where the named split does not do so already.
+
+    Raises:
+        DatasetError: for a class that the folder does not have.
+    """
+    if unseen is None:
+        split = Split.named(name, background)
+    else:
+        split = Split.of(VOCFolder.open(data_path).read_classes(), unseen, background)
+        name = re.sub(r"[^\w.-]+", "-", "unseen-" + "-".join(split.unseen))[:120]
+    return split, name, BACKGROUND in split.names
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -135,24 +209,40 @@ def read_mask(path: Path, known_values: Sequence[int]) -> np.ndarray:
     Raises:
         DatasetError: for a missing or broken file, a colour mask, and values that no class has.
     """
+    return _read_mask(path, known_values)[0]
+
+
+def read_mask_values(path: Path, known_values: Sequence[int]) -> list[int]:
+    """The values that an index mask shows, in order, with `VOID`. Raises as `read_mask` does."""
+    return _read_mask(path, known_values, pixels=False)[1]
+
+
+def _read_mask(path: Path, known_values: Sequence[int], pixels: bool = True) -> tuple[np.ndarray | None, list[int]]:
+    """The mask, if its `pixels` are wanted, and the values in it."""
     try:
         with Image.open(path) as image:
-            mode, mask = image.mode, np.array(image)
+            mode = image.mode
+            if mode in ("P", "L"):
+                values = [value for value, count in enumerate(image.histogram()) if count]
+                mask = np.array(image) if pixels else None
     except FileNotFoundError as error:
         raise DatasetError(f"{path} is missing: copy the mask there or take the picture off the list") from error
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise DatasetError(f"{path} can't be read as a mask ({_first_line(error)}): replace the file") from error
     if mode not in ("P", "L"):
-        kind = "a colour mask" if mode in ("RGB", "RGBA") else f"of mode {mode}"
-        raise DatasetError(f"{path} is {kind}, not an index mask: save class indices (0-20, 255 void) as an 8-bit PNG")
-    present = np.flatnonzero(np.bincount(mask.ravel(), minlength=VOID + 1))
-    unknown = sorted(set(present.tolist()) - set(known_values) - {VOID})
+        if mode in ("RGB", "RGBA"):
+            raise DatasetError(
+                f"{path} is a colour mask, not an index mask (8-bit PNG of class indices, 255 void): convert the "
+                "folder's with python -m dataset.prepare own --data-path FOLDER --convert-colour-masks"
+            )
+        raise DatasetError(f"{path} is of mode {mode}, not an index mask: save class indices as an 8-bit PNG, 255 void")
+    unknown = sorted(set(values) - set(known_values) - {VOID})
     if unknown:
         raise DatasetError(
             f"{path} holds the value {unknown[0]}, which no class has: "
             f"masks hold {min(known_values)}-{max(known_values)} and {VOID} (void)"
         )
-    return mask
+    return mask, values
 
 
 def _first_line(error: Exception) -> str:
@@ -185,12 +275,23 @@ def index_classes(
     entries = _load_index(path)
     stamps = {picture: _stamp(folder.mask_path(picture)) for picture in ids}
     stale = [p for p in ids if stamps[p] is not None and entries.get(p, {}).get("stamp") != stamps[p]]
-    for picture in tqdm(stale, desc="indexing masks", unit="mask", disable=None if len(stale) > 1 else True):
-        mask = read_mask(folder.mask_path(picture), known_values)
-        entries[picture] = {"stamp": stamps[picture], "values": np.unique(mask).tolist()}
-    if stale:
-        _save_index(path, entries)
+    read = functools.partial(read_mask_values, known_values=tuple(known_values))
+    done = 0
+    try:
+        for picture, values in zip(stale, spread(read, [folder.mask_path(p) for p in stale], "indexing masks", "mask")):
+            entries[picture] = {"stamp": stamps[picture], "values": values}
+            done += 1
+    finally:  # a bad mask, or a user who stops it, costs what is left and not what is done
+        if done:
+            _save_index(path, entries)
     return {p: frozenset(entries[p]["values"]) - {VOID} if p in entries else None for p in ids}
+
+
+def keep_class_values(folder: VOCFolder, shown: Mapping[str, list[int]]) -> None:
+    """Notes in the index file which values each picture's mask shows, where somebody else has just read the masks."""
+    path = folder.root / f"class_index_{folder.masks.name}.json"
+    entries = {p: {"stamp": _stamp(folder.mask_path(p)), "values": values} for p, values in shown.items()}
+    _save_index(path, _load_index(path) | entries)
 
 
 def _stamp(path: Path) -> list[int] | None:
@@ -374,6 +475,7 @@ def training_datasets(
         DatasetError: for whatever is wrong with the folder, its list or its masks.
     """
     folder = VOCFolder.open(data_path)
+    folder.check_split(split)
     shown = index_classes(folder, folder.read_list(train_list, TRAIN_LISTS), split.known_values)
     source = SourceDataset(folder, choose_source(shown, split, supervised), split, transform, supervised)
     target = TargetDataset(folder, choose_target(shown, split, target_images), split, transform, target_pixels)
@@ -383,6 +485,7 @@ def training_datasets(
 def evaluation_dataset(data_path: str | Path, split: Split, evaluation_list: str | None = None) -> EvaluationDataset:
     """The evaluation pictures of a folder in VOC layout. Raises `DatasetError` as `training_datasets` does."""
     folder = VOCFolder.open(data_path)
+    folder.check_split(split)
     return EvaluationDataset(folder, folder.read_list(evaluation_list, EVALUATION_LISTS), split)
 
 

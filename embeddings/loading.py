@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from .packages import scan_npm_json, scan_npm_package, scan_wheel
-from .readers import EmbeddingError, checked, read_class_table, scan_binary, scan_text
+from .readers import EmbeddingError, checked, read_class_table, read_names, scan_binary, scan_text
 from .words import WORDS, spellings, words_for
 
 DEFAULT = ("word2vec", "fasttext")
@@ -17,6 +17,9 @@ SHIPPED = "glove"
 """The source that comes with this package."""
 
 PACKAGE = Path(__file__).parent
+
+TABLES = (PACKAGE, PACKAGE / "pascal_context", PACKAGE / "coco_stuff")
+"""The folders of this package, each with the vectors of the classes in its classes.txt; VOC's are the first."""
 
 SCANNERS = {
     ".bin": scan_binary,
@@ -99,18 +102,22 @@ def average_words(path: Path, names: Sequence[str], table: Mapping[str, Sequence
 def pick_rows(path: Path, names: Sequence[str]) -> np.ndarray:
     """The rows of `names`, float [len(names), D], from a table of class vectors with classes.txt beside it.
 
+    The shipped tables count as one, since they come from the same vectors by the same rule of words.
+
     Raises:
         EmbeddingError: a bad table, or classes that it does not have: all of them.
     """
-    listed, vectors = read_class_table(path)
-    missing = [name for name in names if name not in listed]
+    shipped = [folder / path.name for folder in TABLES]
+    rows: dict[str, np.ndarray] = {}
+    for table in shipped if path == shipped[0] and path.stem == SHIPPED else [path]:
+        rows = dict(zip(*read_class_table(table))) | rows
+    missing = [name for name in names if name not in rows]
     if missing:
         raise EmbeddingError(
             f"{path.with_name('classes.txt')}: no row for {', '.join(map(repr, missing))}; "
             "build the vectors again with these classes: python -m embeddings.build --classes"
         )
-    rows = vectors[[listed.index(name) for name in names]]
-    return np.stack([checked(row, f"{path}: class '{name}'") for name, row in zip(names, rows, strict=True)])
+    return np.stack([checked(rows[name], f"{path}: class '{name}'") for name in names])
 
 
 def class_vectors(path: Path, names: Sequence[str], table: Mapping[str, Sequence[str]] = WORDS) -> np.ndarray:
@@ -124,6 +131,11 @@ def class_vectors(path: Path, names: Sequence[str], table: Mapping[str, Sequence
     if file_format(path) == ".npy":
         return unit_rows(pick_rows(path, names))
     return unit_rows(average_words(path, names, table))
+
+
+def home(names: Sequence[str]) -> Path:
+    """The folder of this package whose classes.txt has all of `names`; VOC's, where none has."""
+    return next((folder for folder in TABLES if set(names) <= set(read_names(folder / "classes.txt"))), PACKAGE)
 
 
 def find_source(source: str, folder: Path) -> Path | None:
@@ -169,7 +181,8 @@ def load_class_embeddings(
         sources: names of sources, or paths of files, to concatenate. `S` is `S.npy` with classes.txt beside
             it, `S.bin` (word2vec), `S.vec` (fastText) or `S.txt` (GloVe), each also with .gz. None: word2vec
             and fasttext where `folder` has both, else the shipped glove, with a line on stderr saying so.
-        folder: where to look for them; None: this package's folder. The shipped source is always found.
+        folder: where to look for them; None: this package's folder for these classes, see `home`. The shipped source
+            is always found.
 
     Returns:
         float32 [len(names), D], unit rows: each source L2-normalised, concatenated, normalised again;
@@ -178,7 +191,7 @@ def load_class_embeddings(
     Raises:
         EmbeddingError: no such source, classes or words that a source does not have, or a bad file.
     """
-    folder = PACKAGE if folder is None else Path(folder)
+    folder = home(names) if folder is None else Path(folder)
     twice = sorted({name for name in names if list(names).count(name) > 1})
     if twice or not names:
         fault = f"{', '.join(map(repr, twice))} twice" if twice else "none"

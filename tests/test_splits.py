@@ -3,7 +3,19 @@
 import numpy as np
 import pytest
 
-from dataset.splits import BACKGROUND, VOC_CLASSES, VOC_SPLITS, VOID, Split
+from dataset import splits
+from dataset.errors import DatasetError
+from dataset.splits import (
+    BACKGROUND,
+    NAMES,
+    SPLITS,
+    VOC_CLASSES,
+    VOC_SPLITS,
+    VOID,
+    Split,
+    read_classes,
+    read_named_split,
+)
 
 UNSEEN = {
     1: ("aeroplane", "bicycle", "bird", "boat", "bottle"),
@@ -122,3 +134,123 @@ def test_any_classes_make_a_split():
     split = Split(("x", "y"), ("z",), (7, 3, 9), (0, 3, 7, 9))
     np.testing.assert_array_equal(split.to_labels(np.array([3, 7, 9, 0], np.uint8)), [1, 0, 2, VOID])
     np.testing.assert_array_equal(split.to_mask(np.array([0, 1, 2, VOID])), [7, 3, 9, VOID])
+
+
+# --- named splits, against the publications -------------------------------------------------------------
+
+# (name, classes of the data set without background, seen with background where it counts, unseen)
+PUBLISHED = {
+    # SPNet, splits.ipynb: "Training classes: 12+3", "Test classes: 5"; "155+12" and "15", of which 11 have no mask
+    "spnet": ("voc", 15, {"pottedplant", "sheep", "sofa", "train", "tvmonitor"}),
+    "spnet-val": ("voc", 12, {"horse", "motorbike", "person"}),
+    "coco-stuff": ("coco_stuff", 167 - 11, {
+        "cow", "giraffe", "suitcase", "frisbee", "skateboard", "carrot", "scissors", "cardboard", "clouds", "grass",
+        "playingfield", "river", "road", "tree", "wall-concrete",
+    }),
+    "coco-stuff-val": ("coco_stuff", 155 - 11, {
+        "motorcycle", "elephant", "baseball bat", "wine glass", "banana", "chair", "keyboard", "refrigerator", "branch",
+        "light", "napkin", "pavement",
+    }),
+    # ZS3Net, pascal_voc_unseen_classes.txt and pascal_context_unseen_classes.txt; with background, of 21 and of 60
+    "zs3-2": ("voc", 21 - 2, {"cow", "motorbike"}),
+    "zs3-4": ("voc", 21 - 4, {"cow", "motorbike", "aeroplane", "sofa"}),
+    "zs3-6": ("voc", 21 - 6, {"cow", "motorbike", "aeroplane", "sofa", "cat", "tvmonitor"}),
+    "zs3-8": ("voc", 21 - 8, {"cow", "motorbike", "aeroplane", "sofa", "cat", "tvmonitor", "train", "bottle"}),
+    "zs3-10": ("voc", 21 - 10, {
+        "cow", "motorbike", "aeroplane", "sofa", "cat", "tvmonitor", "train", "bottle", "chair", "pottedplant",
+    }),
+    "context-zs3-2": ("pascal_context", 60 - 2, {"cow", "motorbike"}),
+    "context-zs3-4": ("pascal_context", 60 - 4, {"cow", "motorbike", "sofa", "cat"}),
+    "context-zs3-6": ("pascal_context", 60 - 6, {"cow", "motorbike", "sofa", "cat", "boat", "fence"}),
+    "context-zs3-8": ("pascal_context", 60 - 8, {
+        "cow", "motorbike", "sofa", "cat", "boat", "fence", "bird", "tvmonitor",
+    }),
+    "context-zs3-10": ("pascal_context", 60 - 10, {
+        "cow", "motorbike", "sofa", "cat", "boat", "fence", "bird", "tvmonitor", "keyboard", "aeroplane",
+    }),
+    # CaGNet, README.md: "33 classes including 29 seen / 4 unseen"
+    "context-33": ("pascal_context", 29, {"cow", "motorbike", "sofa", "cat"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_named_splits_are_the_published_ones(name):
+    dataset, num_seen, unseen = PUBLISHED[name]
+    split, classes = Split.named(name), read_classes(NAMES / f"{dataset}.txt")
+    assert read_named_split(name)["dataset"] == dataset
+    assert split.num_seen == num_seen and set(split.unseen) == unseen
+    assert (BACKGROUND in split.seen) is ("zs3" in name)
+    assert all(classes[class_name] == value for class_name, value in zip(split.names, split.mask_values))
+    assert set(split.known_values) == set(classes.values())  # a mask may show what the split leaves out
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_a_named_split_has_its_file_and_its_source(name):
+    facts = read_named_split(name)
+    split, left_out = Split.named(name), set(facts.get("left_out", ()))
+    assert set(facts) <= {"dataset", "unseen", "seen", "left_out", "background", "source"} and len(facts["source"]) > 20
+    assert not set(split.seen) & set(split.unseen) and not left_out & set(split.names)
+    assert list(split.mask_values) == sorted(split.mask_values[: split.num_seen]) + sorted(split.unseen_values)
+
+
+def test_every_published_split_is_there():
+    papers = {*VOC_SPLITS, *(f"{k}-val" for k in VOC_SPLITS)}
+    assert set(SPLITS) == papers | set(PUBLISHED)
+
+
+def test_the_papers_fourth_split_is_spnets():
+    assert Split.named("spnet") == Split.named(4) == Split.voc(4)
+    assert Split.named("4-val") == Split.named("spnet-val")
+    assert Split.named("spnet-val").mask_values[-3:] == (13, 14, 15)
+
+
+@pytest.mark.parametrize("number", VOC_SPLITS)
+def test_validation_classes_are_seen_ones_and_the_unseen_are_void(number):
+    """So that settings can be chosen without a look at an unseen class."""
+    real, held_out = Split.voc(number), Split.named(f"{number}-val")
+    assert held_out.unseen == real.seen[-3:] and held_out.seen == real.seen[:-3]
+    assert (held_out.to_labels(np.array(sorted(real.unseen_values), np.uint8)) == VOID).all()
+
+
+def test_the_classes_of_the_data_sets_are_the_published_ones():
+    voc, context, coco = (read_classes(NAMES / f"{name}.txt") for name in ("voc", "pascal_context", "coco_stuff"))
+    assert list(voc) == [BACKGROUND, *VOC_CLASSES] and list(voc.values()) == list(range(21))
+    assert list(context.values()) == list(range(60)) and context[BACKGROUND] == 0
+    assert [*context][1:21] == [name.replace("diningtable", "table") for name in VOC_CLASSES]
+    # COCO-Stuff, README.md: 91 things and 91 stuff classes, of which 11 things have no masks; a value is an id less 1.
+    gaps = set(range(182)) - set(coco.values())
+    assert len(coco) == 171 and BACKGROUND not in coco and max(coco.values()) == 181
+    assert gaps == {11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90}
+    assert (coco["person"], coco["toothbrush"], coco["banner"], coco["wood"]) == (0, 89, 91, 181)
+
+
+@pytest.mark.parametrize("name", ["context-33", "coco-stuff"])
+def test_background_counts_where_there_is_one(name):
+    if name == "coco-stuff":
+        with pytest.raises(DatasetError, match="no class 'background'"):
+            Split.named(name, background=True)
+    else:
+        assert Split.named(name, background=True).seen[0] == BACKGROUND
+
+
+def test_named_splits_are_printed(capsys):
+    assert splits.main(["spnet-val", "2"]) == 0
+    text = capsys.readouterr().out
+    assert "spnet-val: voc, 12 seen and 3 unseen classes" in text and "left out: pottedplant, sheep" in text
+    assert "unseen: bus, car, cat, chair, cow" in text and "arXiv 2007.00515" in " ".join(text.split())
+    assert splits.main([]) == 0
+    text = capsys.readouterr().out
+    assert all(f"{name}: " in text for name in SPLITS)
+    with pytest.raises(SystemExit) as caught:
+        splits.main(["spnat"])
+    assert caught.value.code == 2 and capsys.readouterr().err.startswith("error: no split spnat")
+
+
+def test_class_files_have_values_or_places(tmp_path):
+    path = tmp_path / "classes.txt"
+    path.write_text("\ufeff7: a b\n\n3: c:d\n", encoding="utf-8")
+    assert read_classes(path) == {"a b": 7, "c:d": 3}
+    path.write_text("background\ntraffic light\n")
+    assert read_classes(path) == {"background": 0, "traffic light": 1}
+    with pytest.raises(DatasetError, match="can't be read"):
+        read_classes(tmp_path / "none.txt")

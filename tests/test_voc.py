@@ -11,7 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks import index_masks
 from dataset.errors import DatasetError
+from dataset.parallel import CHUNK, spread
 from dataset.splits import VOID, Split
 from dataset.transforms import training_transform
 from dataset.voc import (
@@ -21,11 +23,13 @@ from dataset.voc import (
     TargetDataset,
     VOCFolder,
     choose_source,
+    choose_split,
     choose_target,
     evaluation_dataset,
     index_classes,
     read_image,
     read_mask,
+    read_mask_values,
     training_datasets,
 )
 from helpers import mask_path, read_values, source_and_target, target_only, write_values
@@ -207,9 +211,9 @@ def read_masks(monkeypatch):
 
     def noting(path, known_values):
         names.append(path.stem)
-        return read_mask(path, known_values)
+        return read_mask_values(path, known_values)
 
-    monkeypatch.setattr("dataset.voc.read_mask", noting)
+    monkeypatch.setattr("dataset.voc.read_mask_values", noting)
     return names
 
 
@@ -313,6 +317,78 @@ def test_a_wrong_mask_value_is_found_while_indexing(folder):
     rewrite(folder, "both", lambda mask: mask.__setitem__((7, 7), 99))
     with pytest.raises(DatasetError, match=r"both\.png holds the value 99"):
         index_classes(folder, IDS, KNOWN)
+
+
+@pytest.fixture
+def many(folder) -> list[str]:
+    """Enough masks that several processes share them, each with values of its own."""
+    ids = [f"{number:04}" for number in range(3 * CHUNK)]
+    for number, picture in enumerate(ids):
+        write_values(folder.mask_path(picture), np.full((2, 2), number % 21))
+    return ids
+
+
+def test_several_processes_find_what_one_finds(folder, many):
+    pids = list(spread(_pid, many, "", "", workers=2))
+    assert len(pids) == len(many) and os.getpid() not in pids  # others have read them
+    assert set(spread(_pid, many, "", "", workers=1)) == {os.getpid()}
+    shown = index_classes(folder, many, KNOWN)
+    assert list(shown) == many and all(shown[p] == {n % 21} for n, p in enumerate(many))
+
+
+def _pid(_) -> int:
+    return os.getpid()
+
+
+def test_what_was_indexed_before_a_bad_mask_is_kept(folder, many):
+    bad = many[CHUNK + 5]
+    write_values(folder.mask_path(bad), np.full((2, 2), 99))
+    with pytest.raises(DatasetError, match=rf"{bad}\.png holds the value 99"):
+        index_classes(folder, many, KNOWN)
+    kept = json.loads((folder.root / INDEX).read_text())
+    assert set(many[:CHUNK]) <= set(kept) and bad not in kept
+
+
+def test_the_benchmark_of_indexing_compares_like_with_like(capsys):
+    assert index_masks.main(["--masks", str(2 * CHUNK), "--repeats", "1", "--workers", "2"]) == 0
+    text = capsys.readouterr().out
+    assert f"{2 * CHUNK} masks, speed-up" in text and "the same values: yes" in text
+
+
+# --- anyone's own layout and classes ----------------------------------------------------------------------
+
+
+def test_own_pictures_may_have_any_ending(tmp_path):
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    for name in ("a.png", "b.JPG", "c.d.jpeg"):
+        (tmp_path / "images" / name).write_bytes(b"")
+    own = VOCFolder.open(tmp_path)
+    assert [own.image_path(p).name for p in ("a", "b", "c.d", "none")] == ["a.png", "b.JPG", "c.d.jpeg", "none.jpg"]
+    assert own.lists == tmp_path and own.masks == tmp_path / "masks"
+    with pytest.raises(DatasetError, match=r"dataset\.prepare own"):
+        own.read_list(None, ("train",))
+
+
+def test_a_folder_says_what_its_values_mean(folder):
+    folder.check_split(SPLIT)
+    with pytest.raises(DatasetError, match=r"without classes\.txt is taken for"):
+        folder.check_split(Split.named("coco-stuff"))
+    (folder.root / "classes.txt").write_text("background\nperson\naeroplane\n")
+    with pytest.raises(DatasetError, match=r"'bus' has no mask value 6"):
+        folder.check_split(SPLIT)
+    for make in (lambda: training_datasets(folder.root, SPLIT, nothing, "unseen", "all"),
+                 lambda: evaluation_dataset(folder.root, SPLIT)):  # fmt: skip
+        with pytest.raises(DatasetError, match=r"--split of the same data set"):
+            make()
+
+
+def test_unseen_classes_of_a_folder_make_a_split(folder):
+    assert choose_split(folder.root, 4, None, False) == (Split.voc(4), 4, False)
+    assert choose_split(folder.root, "zs3-2", None, False) == (Split.named("zs3-2"), "zs3-2", True)
+    split, name, background = choose_split(folder.root, 1, ["sofa", "sheep"], False)
+    assert split.unseen == ("sheep", "sofa") and len(split.seen) == 18
+    assert (name, background) == ("unseen-sheep-sofa", False)
 
 
 # --- source and target ----------------------------------------------------------------------------------

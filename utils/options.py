@@ -79,6 +79,14 @@ def number(kind: type, low: float, high: float = math.inf, exclusive: bool = Fal
     return parse
 
 
+def _names(text: str) -> list[str]:
+    """An argparse type: names apart by commas."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError(f"{text!r}: give names of classes apart by commas, like sheep,sofa")
+    return names
+
+
 count = number(int, 1)
 natural = number(int, 0)
 fraction = number(float, 0.0, 1.0)
@@ -87,7 +95,11 @@ positive = number(float, 0.0, exclusive=True)
 
 
 def shared_options(
-    splits: Sequence[int], backbones: Sequence[str], scorings: Sequence[str], restore: Sequence[str], batch_size: int
+    splits: Sequence[int | str],
+    backbones: Sequence[str],
+    scorings: Sequence[str],
+    restore: Sequence[str],
+    batch_size: int,
 ) -> Parser:
     """The parser to name in `parents=[...]`.
 
@@ -105,14 +117,28 @@ def shared_options(
     return parser
 
 
-def _data_options(group, splits: Sequence[int]) -> None:
+def _data_options(group, splits: Sequence[int | str]) -> None:
     group.add_argument(
         "--data-path",
         type=Path,
         default=Path("data/VOCdevkit/VOC2012"),
         help="folder in VOC layout, see DATA_PATH.md",
     )
-    group.add_argument("--split", type=int, choices=splits, default=splits[0], help="which classes are unseen")
+    classes = group.add_mutually_exclusive_group()
+    classes.add_argument(
+        "--split",
+        type=lambda text: next((split for split in splits if str(split) == text), text),
+        choices=splits,
+        default=splits[0],
+        metavar="SPLIT",
+        help="which classes are unseen: 1-4, or a name that python -m dataset.splits prints",
+    )
+    classes.add_argument(
+        "--unseen",
+        type=_names,
+        metavar="A,B",
+        help="unseen classes of your own pictures, in place of --split; the others in classes.txt are seen",
+    )
     group.add_argument(
         "--train-list",
         metavar="LIST",
@@ -332,7 +358,7 @@ def _running_options(group) -> None:
         type=Path,
         default=Path("runs"),
         metavar="FOLDER",
-        help="the run is kept in FOLDER/split<k>/stage<n>",
+        help="the run is kept in FOLDER/split<name>/stage<n>",
     )
     group.add_argument(
         "--save-every", type=natural, default=1000, metavar="STEPS", help="steps between latest.pth; 0: at the end"

@@ -38,7 +38,7 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def stage_folder(output_dir: Path, split: int, stage: int) -> Path:
+def stage_folder(output_dir: Path, split: int | str, stage: int) -> Path:
     """Where stage `stage` of `split` keeps its run below `--output-dir`."""
     return output_dir / f"split{split}" / f"stage{stage}"
 
