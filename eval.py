@@ -11,13 +11,12 @@ Classes, words, network and training protocol are read from the checkpoint and p
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from dataset.errors import DatasetError
 from dataset.loaders import evaluation_loader
-from dataset.splits import BACKGROUND, VOC_SPLITS, VOID, Split
+from dataset.splits import VOC_SPLITS, Split
 from dataset.voc import EvaluationDataset, evaluation_dataset
 from model.backbone import ModelError
 from model.segmenter import Segmenter
@@ -27,6 +26,7 @@ from utils.evaluation import predictions
 from utils.metrics import ZeroShotMetrics, as_json, format_table
 from utils.options import Parser, add_running_options
 from utils.pictures import comparison, save_index_png
+from utils.records import lines_json
 from utils.run import choose_device, describe_protocol
 
 
@@ -51,7 +51,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         nargs="?",
         const="-",
         metavar="PATH",
-        help="write the figures as JSON to PATH; without PATH, to the standard output instead of the table",
+        help="write the figures as JSON to PATH, with the confusion matrix and each picture's figures for "
+        "python -m utils.report; without PATH, figures alone to the standard output instead of the table",
     )
     parser.add_argument(
         "--save-dir",
@@ -82,16 +83,13 @@ def load_segmenter(path: Path) -> tuple[Segmenter, Split, dict]:
 
 def save_pictures(folder: Path, dataset: EvaluationDataset, batch: tuple, split: Split) -> None:
     """Writes the palette PNG and the comparison of each picture of a batch (image, label, index, logits)."""
-    values = dict(zip(split.mask_values, split.names))
     for image, label, index, logits in zip(*batch):
         picture = dataset.ids[int(index)]
         prediction = split.to_mask(logits.argmax(dim=0).cpu().numpy())
         save_index_png(prediction, folder / "masks" / f"{picture}.png")
         page = comparison(
-            image.permute(1, 2, 0).cpu().numpy(), split.to_mask(label.cpu().numpy()), prediction, values,
-            marked=split.unseen_values, title=picture,
-            # Background that counts is drawn as it is, background that does not is bleached.
-            **({"ignore": (0, VOID), "fade": False} if BACKGROUND in split.names else {"ignore": (VOID,)}),
+            image.permute(1, 2, 0).cpu().numpy(), split.to_mask(label.cpu().numpy()), prediction,
+            title=picture, **split.drawing,
         )  # fmt: skip
         page.save(folder / "overlays" / f"{picture}.png")
 
@@ -120,15 +118,16 @@ def main(argv: list[str] | None = None) -> int:
         "checkpoint": str(args.checkpoint), "stage": checkpoint["stage"], "step": checkpoint["step"],
         "selection": checkpoint["selection"], "protocol": describe_protocol(setting), "pictures": len(dataset),
     }  # fmt: skip
-    report = json.dumps({**as_json(result), "per_class_zsl": as_json(metrics.per_class_zsl()), **about}, indent=2)
+    report = {**as_json(result), "per_class_zsl": as_json(metrics.per_class_zsl()), **about}
     if args.json == "-":
-        print(report)
+        print(lines_json(report), end="")
         return 0
     print(f"{about['checkpoint']}: stage {about['stage']}, step {about['step']}, selection: {about['selection']}")
     print(f"{about['protocol']}; {about['pictures']} pictures\n")
     print(format_table(result, split.names, split.num_seen))
     if args.json is not None:
-        write_text(Path(args.json), report + "\n")
+        drawn = {name: str((args.save_dir / "overlays" / f"{name}.png").resolve()) for name in dataset.ids} if args.save_dir else {}
+        write_text(Path(args.json), lines_json({**report, **metrics.details(dataset.ids), "drawn": drawn}))
     return 0
 
 

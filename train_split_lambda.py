@@ -11,7 +11,7 @@ via transductive transfer", arXiv 2007.00515.
     python train_split_lambda.py --split 1 --restore-from-where continue       # go on after a stop
     python train_split_lambda.py --split 1 --lambda 0                          # source only: the baseline
 
-Writes runs/split1/stage1/latest.pth (the checkpoint to report), best.pth, log.jsonl and args.json; then run
+Writes runs/split1/stage1/latest.pth (the checkpoint to report), best.pth, log.jsonl, evaluation.json, args.json and pictures/; then run
 train_st_split.py. With --target-pixels all, the default, no mask of a target picture is opened.
 """
 
@@ -115,8 +115,11 @@ def main(argv: list[str] | None = None) -> int:
         run.note(losses)
         if run.due(args.evaluate_every):
             run.record(evaluate(model, evaluation, ZeroShotMetrics(split.names, split.num_seen), device))
+            run.draw(evaluation.dataset, split)
         if run.due(args.save_every):
             run.save()
+    if args.dry_run:
+        run.forecast(evaluation, device)
     return 0
 
 

@@ -242,6 +242,17 @@ def _running_options(group) -> None:
         help="steps between evaluations, each kept in log.jsonl; 0: at the end",
     )
     group.add_argument("--log-every", type=count, default=20, metavar="STEPS", help="steps between looks at the losses")
+    group.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check data, words and weights, take a few steps, say how long the run will take and what memory it "
+        "needs, and keep nothing: do this first",
+    )
+    group.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="losses, rate, figures and sheets for TensorBoard too, in the run's folder (pip install tensorboard)",
+    )
     add_running_options(group)
     group.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=1234, help="of everything random")
 
