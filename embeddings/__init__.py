@@ -1,6 +1,7 @@
 """Word vectors of classes: where they come from, how they are averaged, how they are loaded."""
 
 from .loading import load_class_embeddings
+from .lookup import embed_words
 from .readers import EmbeddingError
 
-__all__ = ["EmbeddingError", "load_class_embeddings"]
+__all__ = ["EmbeddingError", "embed_words", "load_class_embeddings"]

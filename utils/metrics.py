@@ -196,7 +196,7 @@ def picture_figures(label: Tensor, prediction: Tensor, num_classes: int, ignore_
     accuracy; NaN for a picture without a valid pixel.
     """
     valid = (label != ignore_index).flatten(1).long()  # [N, P]
-    label, prediction = label.flatten(1).long().clamp(max=num_classes - 1), prediction.flatten(1).long().clamp(min=0)
+    label, prediction = label.flatten(1).long().clamp(0, num_classes - 1), prediction.flatten(1).long().clamp(min=0)
     zeros = torch.zeros(len(label), num_classes, dtype=torch.long, device=label.device)
     shown, given = zeros.scatter_add(1, label, valid), zeros.scatter_add(1, prediction, valid)  # [N, C]
     hit = zeros.scatter_add(1, label, valid * (label == prediction))

@@ -266,4 +266,8 @@ def add_running_options(group) -> None:
         metavar="N",
         help="processes that read pictures; the results do not depend on it",
     )
+    add_device_option(group)
+
+
+def add_device_option(group) -> None:
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, or auto: the first there is")
