@@ -126,7 +126,11 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{about['protocol']}; {about['pictures']} pictures\n")
     print(format_table(result, split.names, split.num_seen))
     if args.json is not None:
-        drawn = {name: str((args.save_dir / "overlays" / f"{name}.png").resolve()) for name in dataset.ids} if args.save_dir else {}
+        drawn = (
+            {name: str((args.save_dir / "overlays" / f"{name}.png").resolve()) for name in dataset.ids}
+            if args.save_dir
+            else {}
+        )
         write_text(Path(args.json), lines_json({**report, **metrics.details(dataset.ids), "drawn": drawn}))
     return 0
 

@@ -63,9 +63,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="where a fetched vocabulary is kept (default: transductive-zero-shot in the user's cache folder)",
     )  # fmt: skip
     model = parser.add_argument_group("model")
-    model.add_argument(
-        "--checkpoint", type=Path, required=True, metavar="PATH", help="latest.pth or best.pth of a run"
-    )
+    model.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help="latest.pth or best.pth of a run")
     model.add_argument(
         "--longest-side", type=number(int, SMALLEST_SIDE), default=640, metavar="PIXELS",
         help="larger photos are shown to the network at this size; near that of the training pictures is best",
@@ -123,7 +121,9 @@ def choose_classes(text: Sequence[str] | None, split: Split) -> dict[str, int]:
         raise InputError(f'--classes: {fault}; give 2 to {MOST_CLASSES} words, apart by commas: "cat, dog, zebra"')
     own = {name.lower(): name for name in split.names}
     free = iter(sorted(set(range(1, VOID)) - set(split.known_values)))
-    return {own.get(name.lower(), name): values[own[name.lower()]] if name.lower() in own else next(free) for name in names}
+    return {
+        own.get(name.lower(), name): values[own[name.lower()]] if name.lower() in own else next(free) for name in names
+    }
 
 
 def kind_of(name: str, split: Split) -> str:
@@ -143,9 +143,9 @@ def segment(model: Segmenter, photo: np.ndarray, longest_side: int) -> tuple[np.
     if not probability.isfinite().all():
         raise InputError("the network's scores are not finite: train again with a lower --learning-rate")
     best, index = torch.zeros(height, width), torch.zeros(height, width, dtype=torch.long)
-    for number, small in enumerate(probability):  # one at a time: of a large photo, all would fill the memory
+    for n, small in enumerate(probability):  # one at a time: of a large photo, all would fill the memory
         large = upsample(small[None, None], height, width)[0, 0].cpu()
-        index = torch.where(large > best, number, index)
+        index = torch.where(large > best, n, index)
         best = torch.maximum(best, large)
     return index.numpy(), best.numpy()
 

@@ -11,8 +11,9 @@ via transductive transfer", arXiv 2007.00515.
     python train_split_lambda.py --split 1 --restore-from-where continue       # go on after a stop
     python train_split_lambda.py --split 1 --lambda 0                          # source only: the baseline
 
-Writes runs/split1/stage1/latest.pth (the checkpoint to report), best.pth, log.jsonl, evaluation.json, args.json and pictures/; then run
-train_st_split.py. With --target-pixels all, the default, no mask of a target picture is opened.
+Writes runs/split1/stage1/latest.pth (the checkpoint to report), best.pth, log.jsonl, args.json, evaluation.json (for
+utils.report) and pictures/; then run train_st_split.py. With --target-pixels all, the default, no mask of a target picture is
+opened.
 """
 
 import argparse

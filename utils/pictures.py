@@ -147,7 +147,7 @@ def legend(
     entries = []
     for value in values:
         share = 100 * counts.get(value, 0) / total if total else 0
-        share = ("" if not total else " < 0.1 %" if 0 < share < 0.05 else f" {share:.1f} %")
+        share = "" if not total else " < 0.1 %" if 0 < share < 0.05 else f" {share:.1f} %"
         text = f"{names.get(value, value)}{'*' if value in marked else ''}{share}"
         entries.append((tuple(_colours()[value].tolist()), text, font, TEXT))
     small_print = [note] * any(value in marked for value in values) + [footnote]

@@ -48,14 +48,16 @@ p { margin: .4rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid #e4e4e4; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; max-width: 55vw;
-       white-space: normal; overflow-wrap: anywhere; }
+       min-width: 7rem; white-space: normal; overflow-wrap: anywhere; }
 .words td, .words th { text-align: left; }
-.words td { overflow-wrap: anywhere; white-space: normal; }
+.words td { overflow-wrap: anywhere; white-space: normal; min-width: 7rem; }
 thead th { border-bottom: 2px solid #999; vertical-align: bottom; }
 .run { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .4em; }
 .oracle { background: #fbe3d4; color: #8a3200; border-radius: 3px; padding: 0 .35em; font-size: .8rem; }
 .grid { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); }
+.large { grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); }
 .grid > * { min-width: 0; margin: 0; }
+.matrix svg { min-width: 28rem; }
 svg { display: block; width: 100%; height: auto; }
 svg text { font: 12px system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; fill: #444; }
 .bars { display: grid; grid-template-columns: minmax(5rem, max-content) 1fr; gap: .35rem .8rem; align-items: center; }
@@ -177,7 +179,10 @@ def markdown_rows(rows: Sequence[Sequence[str]]) -> str:
     cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in cells if not row[i].startswith("---")) for i in range(len(cells[0]))]
     padded = [
-        [cell[3:].rjust(width, "-") if cell.startswith("---") else cell.ljust(width) for cell, width in zip(row, widths)]
+        [
+            cell[3:].rjust(width, "-") if cell.startswith("---") else cell.ljust(width)
+            for cell, width in zip(row, widths)
+        ]
         for row in cells
     ]
     return "\n".join("| " + " | ".join(row) + " |" for row in padded)
@@ -187,7 +192,9 @@ def compare_arguments(runs: Sequence[RunRecord]) -> tuple[dict[str, list[str]], 
     """Flags, versions and commit of the runs: those that differ, a value a run, and those that all share."""
     tables = []
     for run in runs:
-        flags = {"--" + key.strip("_").replace("_", "-"): value for key, value in run.arguments.get("arguments", {}).items()}
+        flags = {
+            "--" + key.strip("_").replace("_", "-"): value for key, value in run.arguments.get("arguments", {}).items()
+        }
         others = {f"version of {name}": version for name, version in run.arguments.get("versions", {}).items()}
         told = {key: run.last[key] for key in ("stage", "selection", "protocol") if key in run.last}
         tables.append({**told, **flags, **others, "commit": run.arguments.get("commit")})
@@ -210,7 +217,7 @@ def page(runs: Sequence[RunRecord], title: str) -> str:
         ("Figures", figures_table(runs)),
         ("While it was trained", curves(runs)),
         ("IoU of each class", class_bars(runs)),
-        ("Confusions", "".join(f"<h3>{label(runs, n)}</h3>{confusion(run)}" for n, run in enumerate(runs))),
+        ("Confusions", confusions(runs)),
         ("Worst and best pictures", "".join(pictures(runs, n) for n in range(len(runs)))),
         ("What differs", arguments(runs)),
     ]
@@ -218,7 +225,8 @@ def page(runs: Sequence[RunRecord], title: str) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<link rel="icon" href="data:,">\n<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n'
+        '<link rel="icon" href="data:,">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
         f"<h1>{html.escape(title)}</h1>\n{body}</body>\n</html>\n"
     )
 
@@ -237,7 +245,8 @@ def table(rows: Sequence[Sequence[str]], kind: str = "") -> str:
     head, *body = rows
     cells = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>\n" for row in body)
     heads = "".join(f"<th>{cell}</th>" for cell in head)
-    return f'<div class="wide"><table class="{kind}"><thead><tr>{heads}</tr></thead>\n<tbody>{cells}</tbody></table></div>\n'
+    content = f"<thead><tr>{heads}</tr></thead>\n<tbody>{cells}</tbody>"
+    return f'<div class="wide"><table class="{kind}">{content}</table></div>\n'
 
 
 def figures_table(runs: Sequence[RunRecord]) -> str:
@@ -254,9 +263,9 @@ def figures_table(runs: Sequence[RunRecord]) -> str:
         for n, run in enumerate(runs)
     )
     about = (
-        '<p class="muted">Percent, of the evaluation named by its step. seen, unseen: mean IoU where all classes compete; '
-        "hIoU: their harmonic mean; ZSL: unseen pixels among the unseen classes alone; bias: share of unseen pixels given "
-        "a seen class, where less is better.</p>"
+        '<p class="muted">Percent, at the step named. seen, unseen: mean IoU where all classes compete; hIoU: their '
+        "harmonic mean; ZSL: unseen pixels among the unseen classes alone; bias: share of unseen pixels given a seen "
+        "class, where less is better.</p>"
     )
     return table(rows) + about + protocols
 
@@ -269,7 +278,11 @@ def curves(runs: Sequence[RunRecord]) -> str:
 
 
 def legend(runs: Sequence[RunRecord]) -> str:
-    return '<p class="muted">' + " &emsp; ".join(label(runs, n) for n in range(len(runs))) + "</p>" if len(runs) > 1 else ""
+    return (
+        '<p class="muted">' + " &emsp; ".join(label(runs, n) for n in range(len(runs))) + "</p>"
+        if len(runs) > 1
+        else ""
+    )
 
 
 def chart(runs: Sequence[RunRecord], title: str, key: str) -> str:
@@ -312,18 +325,29 @@ def class_bars(runs: Sequence[RunRecord]) -> str:
     values = [dict(zip(run.classes, run.last["per_class"].values())) for run in runs]
     rows = []
     for name in dict.fromkeys(name for run in runs for name in run.classes):
-        bars = "".join(
-            f'<div class="bar"><i style="width:{75 * (table[name] or 0):.1f}%;background:{colour(n)}"></i>{percent(table[name])}</div>'
-            for n, table in enumerate(values)
-            if name in table
-        )
+        bars = ""
+        for n, iou in enumerate(values):
+            if name in iou:
+                style = f"width:{75 * (iou[name] or 0):.1f}%;background:{colour(n)}"
+                bars += f'<div class="bar"><i style="{style}"></i>{percent(iou[name])}</div>'
         rows.append(f"<div>{html.escape(name)}</div><div>{bars}</div>")
     note = '<p class="muted">Percent; * unseen class; "-": neither shown nor predicted.</p>'
     return f'<div class="bars">{"".join(rows)}</div>{note}{legend(runs)}'
 
 
+def confusions(runs: Sequence[RunRecord]) -> str:
+    matrices = (
+        f'<div><h3>{label(runs, n)}</h3><div class="wide matrix">{confusion(run)}</div></div>'
+        for n, run in enumerate(runs)
+    )
+    told = (
+        '<p class="muted">Rows: true classes. Columns: what their pixels were given, dark for many (square root).</p>'
+    )
+    return f'<div class="grid large">{"".join(matrices)}</div>{told}'
+
+
 def confusion(run: RunRecord) -> str:
-    """The matrix as a picture: rows are true classes, columns what their pixels were given, as shares of the row."""
+    """Inline SVG: the matrix as a picture, each row the shares of a true class's pixels."""
     counts = np.asarray(run.last["confusion"], np.float64)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     white, dark = np.array([255.0, 255.0, 255.0]), np.array([16.0, 62.0, 120.0])
@@ -334,15 +358,18 @@ def confusion(run: RunRecord) -> str:
     left, top = 8 + 6.6 * max(map(len, names)), 8 + 6.6 * max(map(len, names))
     side = cell * number
     width, height = left + side + 8, top + side + 8
+    picture = data_uri(Image.fromarray(pixels.round().astype(np.uint8)), "PNG")
     parts = [
         f'<image x="{left:.0f}" y="{top:.0f}" width="{side}" height="{side}" preserveAspectRatio="none" '
-        f'style="image-rendering:pixelated" href="{data_uri(Image.fromarray(pixels.round().astype(np.uint8)), "PNG")}"/>'
+        f'style="image-rendering:pixelated" href="{picture}"/>'
     ]
     size = min(11, max(3, cell))
     for n, name in enumerate(names):
         middle, told = (n + 0.5) * cell, html.escape(name)
         font = f'style="font-size:{size}px"'
-        parts.append(f'<text x="{left - 4:.0f}" y="{top + middle + size / 3:.1f}" text-anchor="end" {font}>{told}</text>')
+        parts.append(
+            f'<text x="{left - 4:.0f}" y="{top + middle + size / 3:.1f}" text-anchor="end" {font}>{told}</text>'
+        )
         x, y = left + middle + size / 3, top - 4
         parts.append(f'<text x="{x:.1f}" y="{y:.0f}" transform="rotate(-90 {x:.1f} {y:.0f})" {font}>{told}</text>')
     border = len(run.last["seen"]) * cell
@@ -360,8 +387,10 @@ def confusion(run: RunRecord) -> str:
                 f'<rect x="{left + column * cell:.0f}" y="{top + row * cell:.0f}" width="{cell}" height="{cell}" '
                 f'fill="transparent"><title>{html.escape(told)}</title></rect>'
             )
-    told = '<p class="muted">Rows: true classes. Columns: what their pixels were given, dark for many (square root).</p>'
-    return f'<svg style="max-width:{width:.0f}px" viewBox="0 0 {width:.0f} {height:.0f}">{"".join(parts)}</svg>{told}'
+    return (
+        f'<svg style="max-width:{width:.0f}px" viewBox="0 0 {width:.0f} {height:.0f}" role="img" '
+        f'aria-label="confusion matrix">{"".join(parts)}</svg>'
+    )
 
 
 def pictures(runs: Sequence[RunRecord], number: int) -> str:
@@ -377,7 +406,9 @@ def pictures(runs: Sequence[RunRecord], number: int) -> str:
             told = f"{html.escape(name)}: mean IoU {percent(score)} %, {percent(accuracy)} % of the pixels right"
             image = embed_picture(drawn[name]) if name in drawn else ""
             figures.append(f"<figure>{image}<figcaption>{told}</figcaption></figure>")
-        content += f'<h3>{label(runs, number)}: {kind}</h3><div class="grid">{"".join(figures)}</div>' if figures else ""
+        content += (
+            f'<h3>{label(runs, number)}: {kind}</h3><div class="grid large">{"".join(figures)}</div>' if figures else ""
+        )
     return content
 
 
@@ -408,7 +439,10 @@ def arguments(runs: Sequence[RunRecord]) -> str:
         content += table(rows, "words") if differing else "<p>Nothing does.</p>"
     rows = [["", "value"], *([html.escape(name), html.escape(value)] for name, value in shared.items())]
     said = "What all runs share" if len(runs) > 1 else "Arguments"
-    return content + f"<details{' open' if len(runs) == 1 else ''}><summary>{said}</summary>{table(rows, 'words')}</details>"
+    return (
+        content
+        + f"<details{' open' if len(runs) == 1 else ''}><summary>{said}</summary>{table(rows, 'words')}</details>"
+    )
 
 
 def write(path: Path, text: str) -> None:

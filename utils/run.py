@@ -282,7 +282,9 @@ class Run:
 
         done = [(score, name) for name, (score, _) in self._evaluation["per_picture"].items() if score is not None]
         done, count = sorted(done), min(EXTREMES, len(done) // 2)
-        extremes = {f"worst_{n + 1}": done[n] for n in range(count)} | {f"best_{n + 1}": done[-1 - n] for n in range(count)}
+        extremes = {f"worst_{n + 1}": done[n] for n in range(count)} | {
+            f"best_{n + 1}": done[-1 - n] for n in range(count)
+        }
         drawn = {}
         for name, (score, picture) in extremes.items():
             rows = prediction_rows(self.model, dataset, [dataset.ids.index(picture)], split.to_mask)

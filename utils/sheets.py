@@ -86,4 +86,6 @@ def save_picture(picture: Image.Image, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path)
     except OSError as error:
-        raise InputError(f"{path} can't be written ({error.strerror}): choose another folder, or free some disk") from error
+        raise InputError(
+            f"{path} can't be written ({error.strerror}): choose another folder, or free some disk"
+        ) from error
