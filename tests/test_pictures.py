@@ -348,7 +348,7 @@ def test_what_is_no_photo_is_named(tmp_path, content):
         content = (tmp_path / "p.png").read_bytes()[:60]
     if content is not None:
         (tmp_path / "p.png").write_bytes(content)
-    with pytest.raises(InputError, match="p.png (is missing|can't be read as a picture)"):
+    with pytest.raises(InputError, match=r"p\.png (is missing|can't be read as a picture)"):
         read_photo(tmp_path / "p.png")
 
 

@@ -1,4 +1,4 @@
-"""Training shows itself: one bar, sheets of the same pictures, a dry run that keeps nothing, TensorBoard if asked for."""
+"""Training shows itself: one bar, sheets of the same pictures, a dry run that keeps nothing, TensorBoard by flag."""
 
 import importlib.util
 import io
@@ -60,28 +60,28 @@ def test_nothing_moves_where_the_output_is_no_terminal(data, tmp_path, capfd):
 
 def test_an_evaluation_leaves_a_sheet_of_the_same_pictures(finished):
     names = sorted(path.name for path in (finished.stage1 / "pictures").glob("evaluation_*"))
-    assert names == ["evaluation_000002.png", "evaluation_000003.png"]
+    assert names == ["evaluation_000002.jpg", "evaluation_000003.jpg"]
     sheets = [np.asarray(Image.open(finished.stage1 / "pictures" / name)).astype(int) for name in names]
     photos = [sheet[60 : sheet.shape[0] - 120, 20:270] for sheet in sheets]  # the first column, below the headings
     rows = min(map(len, photos))
-    assert (photos[0][:rows] == photos[1][:rows]).mean() > 0.99 and photos[0].std() > 20
-    assert not (finished.stage1 / "pictures" / "pseudo_labels_000003.png").exists()
+    assert np.abs(photos[0][:rows] - photos[1][:rows]).mean() < 1 and photos[0].std() > 20
+    assert not (finished.stage1 / "pictures" / "pseudo_labels_000003.jpg").exists()
 
 
 def test_stage_2_draws_where_pseudo_labels_were_laid_and_kept(data, finished, tmp_path):
-    """All is laid; what is kept grows with --keep: at 1 the last two columns are the same, at 0 the last is the photo."""
+    """All is laid; --keep decides what is kept: all at 1, where the last two columns are the same, nothing at 0."""
     columns = {}
     for keep in (0, 1):
         start = {"restore_from_where": "saved", "stage1_checkpoint": finished.stage1 / "latest.pth"}
-        run = train(2, data, tmp_path / str(keep), keep=keep, max_steps=1, **start)
-        sheet = np.asarray(Image.open(run / "pictures" / "pseudo_labels_000001.png")).astype(int)
+        run = train(2, data, tmp_path / str(keep), keep=keep, max_steps=1, pictures=True, **start)
+        sheet = np.asarray(Image.open(run / "pictures" / "pseudo_labels_000001.jpg")).astype(int)
         width = 256
         cut = slice(100, 300)
         columns[keep] = [sheet[cut, 20 + n * (width + 10) : 20 + n * (width + 10) + width] for n in range(3)]
     photo, laid, kept = columns[1]
-    assert (laid == kept).all() and (laid != photo).mean() > 0.5
+    assert np.abs(laid - kept).mean() < 3 < 20 < np.abs(laid - photo).mean()
     photo, laid, kept = columns[0]
-    assert (kept == photo).all() and (laid != photo).mean() > 0.5
+    assert np.abs(kept - photo).mean() < 3 < 20 < np.abs(laid - photo).mean()
 
 
 def test_watched_pictures_show_the_unseen_classes(data):
@@ -134,13 +134,11 @@ def test_dry_run_says_what_to_expect_and_keeps_nothing(finished, tmp_path, capsy
     if stage == 2:
         shutil.copytree(finished.stage1, output / "split1" / "stage1")
     before = listing(output)
-    changes = {"max_steps": 1000, "evaluate_every": 300} | ({"restore_from_where": "saved"} if stage == 2 else {})
+    changes = {"max_steps": 500, "evaluate_every": 300} | ({"restore_from_where": "saved"} if stage == 2 else {})
     train(stage, finished.data, output, "--dry-run", **changes)
     said = capsys.readouterr().out
     assert listing(output) == before and (stage == 2 or not output.exists())
-    assert (
-        "4 steps are in order" in said and "1000 steps: " in said and "8 pictures, " in said and "4 of them: " in said
-    )
+    assert "4 steps are in order" in said and "500 steps: " in said and "8 pictures, " in said and "2 of them: " in said
     assert re.search(r"memory, at most: \d+\.\d GB of this process", said)
     step, total = re.search(r"a step: ([\d.]+) s", said)[1], re.search(r"altogether about (.*) on cpu", said)[1]
     assert 0 < float(step) < 5 and re.fullmatch(r"\d+ (s|min)|\d+ h \d+ min", total)
@@ -184,7 +182,7 @@ def test_tensorboard_that_is_missing_is_one_line(data, tmp_path, capsys, monkeyp
 def test_tensorboard_gets_losses_figures_and_sheets(data, finished, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = train(1, data, tmp_path, "--tensorboard", log_every=1, evaluate_every=2)
+    run = train(1, data, tmp_path, "--tensorboard", log_every=1, evaluate_every=2, pictures=True)
     board = EventAccumulator(str(run / "tensorboard"))
     board.Reload()
     tags = board.Tags()

@@ -293,6 +293,11 @@ def _running_options(group) -> None:
         help="steps between looks at the losses; each look waits for a GPU",
     )
     group.add_argument(
+        "--no-pictures",
+        action="store_true",
+        help="draw nothing at an evaluation: saves a second or two, and `utils.report` has no worst and best pictures",
+    )
+    group.add_argument(
         "--dry-run",
         action="store_true",
         help="check data, words and weights, take a few steps, say how long the run will take and what memory it "

@@ -32,6 +32,7 @@ COLOURS = ("#2563a8", "#c2561a", "#2e7d4f", "#8b3fa0", "#b08900", "#c2316b", "#4
 
 CURVES = HEADLINES[:5]
 TOOLTIPS = 40  # classes up to which each cell of a confusion matrix says what it is
+EXTREMES = 3  # worst and best pictures that are shown, of either so many
 PICTURE_SIDE = 1000  # pixels; a drawn picture that is wider is shrunk
 
 STYLE = """
@@ -399,7 +400,7 @@ def pictures(runs: Sequence[RunRecord], number: int) -> str:
     run = runs[number]
     scored = sorted((f[0], name, f[1]) for name, f in run.last["per_picture"].items() if f[0] is not None)
     drawn = {name: run.folder / path for name, path in run.last.get("drawn", {}).items()}
-    count = min(4, len(scored) // 2)
+    count = min(EXTREMES, len(scored) // 2)
     content = ""
     for kind, chosen in (("worst", scored[:count]), ("best", scored[len(scored) - count :][::-1])):
         figures = []

@@ -44,7 +44,7 @@ SAME_SCHEDULE = ("learning_rate", "head_factor", "optimizer", "momentum", "weigh
 REHEARSAL = 4
 """Steps, and evaluation pictures, of --dry-run; the first of them warms up and is not timed."""
 
-EXTREMES = 4
+EXTREMES = 3
 """Worst and best pictures that are drawn at an evaluation, of either so many."""
 
 
@@ -275,6 +275,8 @@ class Run:
             dataset: the evaluation pictures, with their names in `ids`.
             split: gives `to_mask` and `drawing`, see `utils.sheets`.
         """
+        if self.args.no_pictures:
+            return
         num_seen, num_unseen = len(self.setting["seen"]), len(self.setting["unseen"])
         self._watched = self._watched or pictures_showing(dataset, range(num_seen, num_seen + num_unseen))
         rows = prediction_rows(self.model, dataset, self._watched, split.to_mask)
@@ -288,7 +290,7 @@ class Run:
         drawn = {}
         for name, (score, picture) in extremes.items():
             rows = prediction_rows(self.model, dataset, [dataset.ids.index(picture)], split.to_mask)
-            drawn[picture] = f"pictures/{name}.png"
+            drawn[picture] = f"pictures/{name}.jpg"
             save_sheet(self.folder / drawn[picture], rows, f"{picture}: mean IoU {score:.1%}", split.drawing)
         write_evaluation(self.folder, {**self._evaluation, "drawn": drawn})
 
@@ -301,6 +303,8 @@ class Run:
 
     def draw_labels(self, image: torch.Tensor, labels: Mapping[str, torch.Tensor], split: Any) -> None:
         """Draws class indices {heading: [N, H, W]} over their pictures, as `draw` does."""
+        if self.args.no_pictures:
+            return
         self._save_sheet("pseudo_labels", label_rows(image, labels, split.to_mask), split)
 
     def forecast(self, evaluation: DataLoader, device: torch.device) -> None:
@@ -327,7 +331,7 @@ class Run:
     def _save_sheet(self, name: str, rows: Sequence[tuple], split: Any) -> None:
         figures = {title: self._evaluation[key] for title, key in HEADLINES[:3]}
         said = ", ".join(f"{title} {'-' if value is None else f'{value:.1%}'}" for title, value in figures.items())
-        path = self.folder / "pictures" / f"{name}_{self.step:06d}.png"
+        path = self.folder / "pictures" / f"{name}_{self.step:06d}.jpg"
         sheet = save_sheet(path, rows, f"stage {self.stage}, step {self.step}: {said}", split.drawing)
         if self._board is not None:
             self._board.add_image(name, sheet, self.step, dataformats="HWC")

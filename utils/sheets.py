@@ -84,7 +84,7 @@ def save_picture(picture: Image.Image, path: Path) -> None:
     """Writes a picture and the folder that it lies in. Raises `InputError` if the disk does not take it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
+        picture.save(path, quality=90)  # of a JPEG; a PNG passes over it
     except OSError as error:
         raise InputError(
             f"{path} can't be written ({error.strerror}): choose another folder, or free some disk"
