@@ -153,6 +153,21 @@ def test_dry_run_of_a_run_that_goes_on_leaves_it_alone(finished, tmp_path, capsy
     assert listing(run) == before and "altogether about" in capsys.readouterr().out
 
 
+def test_dry_run_of_a_finished_run_says_so(finished, tmp_path, capsys):
+    copy_of(finished.stage1, tmp_path / "split1" / "stage1")
+    train(1, finished.data, tmp_path, "--dry-run", restore_from_where="continue")
+    assert "has all 3 steps: nothing to do" in capsys.readouterr().out
+
+
+def test_memory_that_runs_out_is_one_line(data, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity")
+
+    monkeypatch.setattr(STAGES[1], "train_step", full)
+    line = failure(capsys, STAGES[1].main, arguments(data, tmp_path, "--dry-run"))
+    assert line == ("error: CUDA out of memory: lower --batch-size or --input-size (--longest-side of photos)")
+
+
 def test_dry_run_finds_what_is_wrong(data, tmp_path, capsys):
     (tmp_path / "list.txt").write_text("missing\n")
     argv = arguments(data, tmp_path / "runs", "--dry-run", train_list=tmp_path / "list.txt")

@@ -309,6 +309,9 @@ class Run:
 
     def forecast(self, evaluation: DataLoader, device: torch.device) -> None:
         """Ends a dry run: says how long the run that it stands for will take, and what it needs."""
+        if not self._times:
+            print(f"dry run: {self.latest} has all {self.num_steps} steps: nothing to do")
+            return
         step_time = (self._times[-1] - self._times[0]) / max(1, len(self._times) - 1)
         times = [time.perf_counter()]
         for _ in itertools.islice(predictions(self.model, evaluation, device), REHEARSAL):
