@@ -44,7 +44,7 @@ def test_bar_shows_losses_rate_speed_and_time_left(data, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stderr", terminal)
     train(1, data, tmp_path, log_every=1, max_steps=4)
     last = [line for line in re.split(r"[\r\n]", terminal.getvalue()) if "stage 1" in line][-1]
-    for words in ("4/4", "total ", "ce ", "bias_source ", "bias_target ", "lr ", "pictures/s", "100%"):
+    for words in ("4/4 steps", "total ", "ce ", "bias_source ", "bias_target ", "lr ", "pictures/s", "100%"):
         assert words in last, last
     assert re.search(r"\d\d:\d\d<\d\d:\d\d", last)  # time gone and time left
 

@@ -187,9 +187,10 @@ class Run:
             batches = itertools.islice(batches, REHEARSAL)
         elif self._writer is not None:
             self._board = self._writer(self.folder / "tensorboard", purge_step=self.step + 1)
+        # What matters most comes first: a narrow terminal cuts the end off.
         self._bar = progress(
-            batches, total=self.num_steps, initial=self.step, desc=f"stage {self.stage}", unit="step",
-            postfix={},
+            batches, total=self.num_steps, initial=self.step, desc=f"stage {self.stage}",
+            bar_format="{l_bar}{bar:20}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}{postfix}]",
         )  # fmt: skip
         for source, target in self._bar:
             torch.manual_seed((self.args.seed * 1_000_003 + self.step) % 2**63)
@@ -211,10 +212,9 @@ class Run:
             means = self._losses.means()
             self._times.append(time.perf_counter())
             steps_a_second = None if self._bar.disable else self._bar.format_dict["rate"]
-            self._bar.set_postfix_str(
-                f"{' '.join(f'{name} {value:.3f}' for name, value in means.items())}, lr {rate:.1e}"
-                + (f", {self._pictures * steps_a_second:.1f} pictures/s" if steps_a_second else "")
-            )
+            speed = f"{self._pictures * steps_a_second:.1f} pictures/s, " if steps_a_second else ""
+            parts = " ".join(f"{name} {value:.3f}" for name, value in means.items())
+            self._bar.set_postfix_str(f"{speed}lr {rate:.1e}, {parts}")
             if self._board is not None:
                 self._scalars({**{f"loss/{name}": value for name, value in means.items()}, "learning rate": rate})
 
