@@ -13,14 +13,13 @@ Classes, words, network and training protocol are read from the checkpoint and p
 """
 
 import argparse
-import json
 import math
 import sys
 from pathlib import Path
 
 from dataset.errors import DatasetError
 from dataset.loaders import evaluation_loader
-from dataset.splits import BACKGROUND, SPLITS, VOID, Split, split_name
+from dataset.splits import SPLITS, Split, split_name
 from dataset.voc import EvaluationDataset, evaluation_dataset
 from model.backbone import ModelError
 from model.calibration import calibrate
@@ -31,41 +30,43 @@ from utils.evaluation import predictions
 from utils.metrics import ZeroShotMetrics, as_json, format_rows, format_table
 from utils.options import Parser, add_running_options, fraction
 from utils.pictures import comparison, save_index_png
+from utils.records import lines_json
 from utils.run import choose_device, describe_protocol
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument(
-        "--checkpoint", type=Path, required=True, metavar="PATH", help="latest.pth or best.pth of a run"
-    )
-    parser.add_argument(
+    data, model = parser.add_argument_group("data"), parser.add_argument_group("model")
+    running = parser.add_argument_group("running")
+    model.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help="latest.pth or best.pth of a run")
+    data.add_argument(
         "--data-path",
         type=Path,
         default=Path("data/VOCdevkit/VOC2012"),
         metavar="FOLDER",
         help="folder in VOC layout, see DATA_PATH.md",
     )
-    parser.add_argument(
+    data.add_argument(
         "--list", metavar="LIST", help="pictures: a list of ImageSets/Segmentation or a text file (default: val)"
     )
-    parser.add_argument(
+    model.add_argument(
         "--split", type=split_name, choices=SPLITS, metavar="SPLIT", help="refuse a checkpoint of another split"
     )
-    parser.add_argument(
+    running.add_argument(
         "--json",
         nargs="?",
         const="-",
         metavar="PATH",
-        help="write the figures as JSON to PATH; without PATH, to the standard output instead of the table",
+        help="write the figures as JSON to PATH, with the confusion matrix and each picture's figures for "
+        "python -m utils.report; without PATH, figures alone to the standard output instead of the table",
     )
-    parser.add_argument(
+    running.add_argument(
         "--save-dir",
         type=Path,
         metavar="FOLDER",
         help="write masks/<id>.png (palette PNG) and overlays/<id>.png (photo, truth, prediction)",
     )
-    parser.add_argument(
+    model.add_argument(
         "--calibration",
         type=fraction,
         nargs="+",
@@ -74,7 +75,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="take GAMMA from the softmax of the seen classes before the best class is chosen; 0 leaves the scores as "
         "they are. Several values give a row each, in one pass: choose on a validation split, then give that one value",
     )
-    add_running_options(parser)
+    add_running_options(running)
     args = parser.parse_args(argv)
     if args.save_dir is not None and len(args.calibration) > 1:
         parser.error("--save-dir draws one prediction: give one value of --calibration")
@@ -105,16 +106,13 @@ def load_segmenter(path: Path) -> tuple[Segmenter, Split, dict]:
 
 def save_pictures(folder: Path, dataset: EvaluationDataset, batch: tuple, split: Split) -> None:
     """Writes the palette PNG and the comparison of each picture of a batch (image, label, index, logits)."""
-    values = dict(zip(split.mask_values, split.names))
     for image, label, index, logits in zip(*batch):
         picture = dataset.ids[int(index)]
         prediction = split.to_mask(logits.argmax(dim=0).cpu().numpy())
         save_index_png(prediction, folder / "masks" / f"{picture}.png")
         page = comparison(
-            image.permute(1, 2, 0).cpu().numpy(), split.to_mask(label.cpu().numpy()), prediction, values,
-            marked=split.unseen_values, title=picture,
-            # Background that counts is drawn as it is, background that does not is bleached.
-            **({"ignore": (0, VOID), "fade": False} if BACKGROUND in split.names else {"ignore": (VOID,)}),
+            image.permute(1, 2, 0).cpu().numpy(), split.to_mask(label.cpu().numpy()), prediction,
+            title=picture, **split.drawing,
         )  # fmt: skip
         page.save(folder / "overlays" / f"{picture}.png")
 
@@ -151,9 +149,9 @@ def main(argv: list[str] | None = None) -> int:
     ]
     best = max(results, key=lambda result: -1.0 if math.isnan(result["hiou"]) else result["hiou"])
     several = {"best_calibration": best["calibration"], "calibrations": results}
-    report = json.dumps(as_json({**(several if len(results) > 1 else best), **about}), indent=2)
+    report = as_json({**(several if len(results) > 1 else best), **about})
     if args.json == "-":
-        print(report)
+        print(lines_json(report), end="")
         return 0
     print(f"{about['checkpoint']}: stage {about['stage']}, step {about['step']}, selection: {about['selection']}")
     print(f"{about['protocol']}; {about['pictures']} pictures")
@@ -167,7 +165,13 @@ def main(argv: list[str] | None = None) -> int:
         print(f"calibration: {f'{gamma:g} taken from the softmax of the seen classes' if gamma else 'off'}\n")
         print(format_table(best, split.names, split.num_seen))
     if args.json is not None:
-        write_text(Path(args.json), report + "\n")
+        details = metrics[0].details(dataset.ids) if len(metrics) == 1 else {}
+        drawn = (
+            {name: str((args.save_dir / "overlays" / f"{name}.png").resolve()) for name in dataset.ids}
+            if args.save_dir
+            else {}
+        )
+        write_text(Path(args.json), lines_json({**report, **details, "drawn": drawn}))
     return 0
 
 

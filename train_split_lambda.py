@@ -7,12 +7,14 @@ CE teaches the seen classes. B keeps probability on the unseen ones, which nothi
 (source), and more on pictures that show them (target). "Learning unbiased zero-shot semantic segmentation networks
 via transductive transfer", arXiv 2007.00515.
 
+    python train_split_lambda.py --split 1 --dry-run                           # check all, say how long it will take
     python train_split_lambda.py --split 1 --restore-from-where pretrained
     python train_split_lambda.py --split 1 --restore-from-where continue       # go on after a stop
     python train_split_lambda.py --split 1 --lambda 0                          # source only: the baseline
 
-Writes runs/split1/stage1/latest.pth (the checkpoint to report), best.pth, log.jsonl and args.json; then run
-train_st_split.py. With --target-pixels all, the default, no mask of a target picture is opened.
+Writes runs/split1/stage1/latest.pth (the checkpoint to report), best.pth, log.jsonl, args.json, evaluation.json (for
+utils.report) and pictures/; then run train_st_split.py. With --target-pixels all, the default, no mask of a target
+picture is opened.
 """
 
 import argparse
@@ -44,7 +46,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, parents=[shared])
     method = parser.add_argument_group("method")
     method.add_argument(
-        "--lambda", dest="lambda_", type=weight, default=0.2, help="weight of the bias term; 0 trains on source alone"
+        "--lambda",
+        dest="lambda_",
+        type=weight,
+        default=0.2,
+        metavar="LAMBDA",
+        help="weight of the bias term: raise it if unseen classes stay at 0; 0 trains on source alone",
     )
     method.add_argument(
         "--supervised",
@@ -162,8 +169,11 @@ def main(argv: list[str] | None = None) -> int:
         run.note(losses)
         if run.due(args.evaluate_every):
             run.record(evaluate(model, evaluation, ZeroShotMetrics(scored.names, scored.num_seen), device))
+            run.draw(evaluation.dataset, scored)
         if run.due(args.save_every):
             run.save()
+    if args.dry_run:
+        run.forecast(evaluation, device)
     return 0
 
 

@@ -10,8 +10,9 @@ networks via transductive transfer", arXiv 2007.00515.
     python train_st_split.py --split 1 --restore-from-where saved              # from runs/split1/stage1/latest.pth
     python train_st_split.py --split 1 --restore-from-where continue           # go on after a stop
 
-Writes runs/split1/stage2/latest.pth (the checkpoint to report), best.pth, log.jsonl and args.json; then run eval.py.
-With --target-pixels all, the default, no mask of a target picture is opened.
+Writes runs/split1/stage2/latest.pth (the checkpoint to report), best.pth, log.jsonl, args.json, evaluation.json (for
+utils.report) and pictures/; then run eval.py. With --target-pixels all, the default, no mask of a target picture is
+opened.
 """
 
 import argparse
@@ -123,6 +124,16 @@ def guide(teacher: Discovery, model, source, target, step: int, num_steps: int, 
         teacher.follow(model, args.ema_decay)
 
 
+def watched_labels(watched, teacher, split, scored, args) -> tuple:
+    """Pseudo-labels of a few target pictures, to be drawn: the pictures, {heading: labels}, and the labels' split."""
+    image, valid, logits = watched
+    if teacher is not None:
+        return image, {"pseudo-labels": teacher(image.to(valid.device), valid)}, split
+    laid = pseudo_labels(logits, scored.num_seen, valid, keep=1)
+    kept = pseudo_labels(logits, scored.num_seen, valid, args.keep, balanced=args.balance_classes)
+    return image, {"pseudo-labels laid": laid, "kept": kept}, scored
+
+
 @one_line_errors(DatasetError, EmbeddingError, ModelError)
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
@@ -170,8 +181,12 @@ def main(argv: list[str] | None = None) -> int:
         run.note(losses)
         if run.due(args.evaluate_every):
             run.record(evaluate(model, evaluation, ZeroShotMetrics(scored.names, scored.num_seen), device))
+            run.draw(evaluation.dataset, scored)
+            run.draw_labels(*watched_labels(run.watch(target), teacher, split, scored, args))
         if run.due(args.save_every):
             run.save()
+    if args.dry_run:
+        run.forecast(evaluation, device)
     return 0
 
 

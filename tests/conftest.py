@@ -30,6 +30,6 @@ def own_data(data, tmp_path) -> Path:
 def finished(data, tmp_path_factory) -> SimpleNamespace:
     """Stage 1 and stage 2 of split 1, run to the end. Read only."""
     output = tmp_path_factory.mktemp("finished")
-    stage1 = train(1, data, output, evaluate_every=2)
-    stage2 = train(2, data, output, restore_from_where="saved")
+    stage1 = train(1, data, output, evaluate_every=2, pictures=True)
+    stage2 = train(2, data, output, restore_from_where="saved", pictures=True)
     return SimpleNamespace(data=data, output=output, stage1=stage1, stage2=stage2)

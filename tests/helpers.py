@@ -34,8 +34,9 @@ QUICK = {
 """The flags of a run that takes a second."""
 
 
-def arguments(data: Path, output: Path, *flags, **changes) -> list[str]:
+def arguments(data: Path, output: Path, *flags, pictures: bool = False, **changes) -> list[str]:
     """A quick run's command line; `max_steps="6"` stands for --max-steps 6, None leaves a flag out."""
+    flags = flags if pictures else ("--no-pictures", *flags)
     chosen = QUICK | {"--data-path": data, "--output-dir": output}
     chosen |= {"--" + name.strip("_").replace("_", "-"): value for name, value in changes.items()}
     pairs = [[name, str(value)] for name, value in chosen.items() if value is not None]

@@ -2,15 +2,18 @@
 
 import argparse
 import re
+import shlex
 
 import numpy as np
 import pytest
 
 import eval as evaluation_script
+import predict
 import train_split_lambda
 import train_st_split
 from dataset.splits import VOC_CLASSES
 from helpers import STAGES, arguments, evaluate, failure, same_bits, train, weights
+from utils import report
 from utils.errors import message
 from utils.options import Parser
 
@@ -19,12 +22,14 @@ SHARED = [
     "--backbone-weights", "--freeze-backbone", "--embedding", "--embedding-path", "--background",
     "--target-pixels", "--target-images", "--weak-proportion", "--batch-size", "--target-batch-size",
     "--input-size", "--num-epochs", "--max-steps", "--learning-rate", "--save-every",
-    "--evaluate-every", "--num-workers", "--device", "--seed",
+    "--evaluate-every", "--num-workers", "--device", "--seed", "--dry-run", "--tensorboard",
 ]  # fmt: skip
 PROMISED = {
     train_split_lambda: [*SHARED, "--lambda", "--RESTORE_FROM_WHERE"],
     train_st_split: [*SHARED, "--stage1-checkpoint", "--st-lambda", "--keep", "--RESTORE_FROM_WHERE"],
     evaluation_script: ["--checkpoint", "--data-path", "--list", "--json", "--save-dir", "--device"],
+    predict: ["--checkpoint", "--images", "--classes", "--output-dir", "--confidence", "--vocabulary", "--device"],
+    report: ["--output", "--title"],
 }
 DEFAULTS = {
     1: {
@@ -65,19 +70,45 @@ def parser_of(script, monkeypatch) -> argparse.ArgumentParser:
 @pytest.mark.parametrize("script", PROMISED, ids=lambda script: script.__name__)
 def test_promised_flags_exist_and_all_have_help(script, monkeypatch):
     parser = parser_of(script, monkeypatch)
-    flags = {flag: action for action in parser._actions for flag in action.option_strings}
+    flags = {flag: action for action in parser._actions for flag in action.option_strings or [action.dest]}
     assert set(PROMISED[script]) <= set(flags)
     assert all(len(action.help or "") >= 5 for action in flags.values())
 
 
 @pytest.mark.parametrize("script", PROMISED, ids=lambda script: script.__name__)
 def test_help_shows_every_flag_and_the_docstring(script, monkeypatch, capsys):
-    flags = [action.option_strings[0] for action in parser_of(script, monkeypatch)._actions]
+    flags = [(action.option_strings or [action.metavar])[0] for action in parser_of(script, monkeypatch)._actions]
     with pytest.raises(SystemExit) as caught:
         script.main(["--help"])
     text = capsys.readouterr().out
     assert caught.value.code == 0 and script.__doc__.splitlines()[0] in text
     assert all(flag in text for flag in flags)
+
+
+@pytest.mark.parametrize("script", PROMISED, ids=lambda script: script.__name__)
+def test_help_ends_with_the_commands_of_the_docstring(script, capsys):
+    """Commands that can be pasted stand at the end, once, and every one of them is understood."""
+    with pytest.raises(SystemExit):
+        script.main(["--help"])
+    text, examples = capsys.readouterr().out.split("examples:\n")
+    assert examples.count("python ") >= 2 and "python " not in text.split("\n\n", 1)[1].replace("python -m", "")
+    for line in examples.splitlines():
+        argv = shlex.split(line, comments=True)
+        argv = argv[3:] if argv[1] == "-m" else argv[2:]
+        assert script.parse_arguments(argv)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_help_is_grouped_by_what_one_decides(stage, capsys):
+    with pytest.raises(SystemExit):
+        STAGES[stage].main(["--help"])
+    text = capsys.readouterr().out
+    titles = re.findall(r"^(\w+):$", text, re.MULTILINE)
+    assert titles == ["options", "data", "words", "model", "method", "optimiser", "running", "examples"]
+    method = text.split("\nmethod:\n")[1].split("\noptimiser:\n")[0]
+    own = {1: ["--lambda", "--weak-proportion"], 2: ["--st-lambda", "--keep", "--stage1-checkpoint"]}
+    assert all(f"  {flag} " in method for flag in ["--target-pixels", "--background", *own[stage]])
+    assert "(default: False)" not in text and "LAMBDA_" not in text
 
 
 @pytest.mark.parametrize("stage", [1, 2])

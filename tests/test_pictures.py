@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from utils import pictures
-from utils.pictures import colourise, comparison, contact_sheet, legend, overlay, palette, save_index_png
+from utils.errors import InputError
+from utils.pictures import colourise, comparison, contact_sheet, legend, overlay, palette, read_photo, save_index_png
 
 NAMES = {7: "car", 8: "cat", 15: "person", 20: "tvmonitor"}
 CAR, CAT, PERSON, SCREEN = (128, 128, 128), (64, 0, 0), (192, 128, 128), (0, 64, 128)
@@ -278,3 +279,87 @@ def test_pictures_one_pixel_wide(size, tmp_path):
     assert page.width >= 3 * 256 and page.height < 800
     save_index_png(mask, tmp_path / "thin.png")
     assert (np.asarray(Image.open(tmp_path / "thin.png")) == mask).all()
+
+
+# --- photos as they come --------------------------------------------------------------------------------
+
+RED, BLUE = (250, 10, 20), (10, 20, 250)
+
+
+def two_halves(left=RED, right=BLUE, size=(8, 12)):
+    pixels = np.zeros((*size, 3), np.uint8)
+    pixels[:, : size[1] // 2], pixels[:, size[1] // 2 :] = left, right
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("orientation, top_left", [(1, RED), (3, BLUE), (6, RED), (8, BLUE)])
+def test_photo_is_turned_as_exif_says(tmp_path, orientation, top_left):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    two_halves().save(tmp_path / "p.png", exif=exif)
+    photo = read_photo(tmp_path / "p.png")
+    assert photo.shape == ((8, 12, 3) if orientation in (1, 3) else (12, 8, 3)) and tuple(photo[0, 0]) == top_left
+
+
+def test_transparent_parts_of_a_photo_are_white(tmp_path):
+    clear = two_halves().convert("RGBA")
+    clear.putalpha(Image.fromarray(halves(8, 12, 0, 255)))
+    clear.save(tmp_path / "p.png")
+    photo = read_photo(tmp_path / "p.png")
+    assert (photo[:, :6] == 255).all() and (photo[:, 6:] == BLUE).all()
+    palette_picture = Image.fromarray(halves(8, 12, 0, 1))
+    palette_picture.putpalette([*RED, *BLUE])
+    palette_picture.save(tmp_path / "q.gif", transparency=0)
+    photo = read_photo(tmp_path / "q.gif")
+    assert (photo[:, :6] == 255).all() and (photo[:, 6:] == BLUE).all()
+
+
+@pytest.mark.parametrize("kind, high", [(np.uint16, 65535), (np.int32, 65535), (np.int32, 255), (np.float32, 1)])
+def test_deep_grey_is_scaled_to_8_bits(tmp_path, kind, high):
+    grey = np.linspace(0, high, 96).reshape(8, 12).astype(kind)
+    Image.fromarray(grey).save(tmp_path / "p.tiff")
+    photo = read_photo(tmp_path / "p.tiff")
+    assert photo.shape == (8, 12, 3) and (photo[..., 0] == photo[..., 2]).all()
+    assert np.abs(photo[..., 0].astype(int) - np.linspace(0, 255, 96).reshape(8, 12)).max() <= 1
+
+
+def test_dark_picture_of_16_bits_stays_dark(tmp_path):
+    Image.fromarray(np.full((4, 4), 200, np.uint16)).save(tmp_path / "p.png")
+    assert read_photo(tmp_path / "p.png").max() == 1
+
+
+def test_first_frame_of_a_moving_picture(tmp_path):
+    two_halves().save(tmp_path / "p.gif", save_all=True, append_images=[two_halves(BLUE, RED)])
+    photo = read_photo(tmp_path / "p.gif")
+    assert abs(photo[0, 0].astype(int) - RED).max() < 8 and abs(photo[0, -1].astype(int) - BLUE).max() < 8
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "1", "P", "CMYK", "YCbCr"])
+def test_other_modes_become_rgb(tmp_path, mode):
+    two_halves((0, 0, 0), (255, 255, 255)).convert(mode).save(tmp_path / "p.tiff")
+    photo = read_photo(tmp_path / "p.tiff").astype(int)
+    assert photo.shape == (8, 12, 3) and photo[:, :6].max() < 8 and photo[:, 6:].min() > 247
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no picture", "cut"])
+def test_what_is_no_photo_is_named(tmp_path, content):
+    if content == "cut":
+        two_halves(size=(80, 120)).save(tmp_path / "p.png")
+        content = (tmp_path / "p.png").read_bytes()[:60]
+    if content is not None:
+        (tmp_path / "p.png").write_bytes(content)
+    with pytest.raises(InputError, match=r"p\.png (is missing|can't be read as a picture)"):
+        read_photo(tmp_path / "p.png")
+
+
+def test_legend_with_shares_begins_with_the_largest():
+    mask = np.full((100, 100), 7, np.uint8)
+    mask[:30], mask[0, 0] = 8, 15
+    said = []
+    page = contact_sheet([(photo(100, 100), None, mask)], NAMES, shares=True)
+    order = [CAR, CAT, PERSON]
+    swatches = [np.argwhere((np.asarray(page)[-60:] == colour).all(2)).min(axis=0) for colour in order]
+    said = [tuple(place) for place in swatches]
+    assert said == sorted(said)
+    tiny = legend([7, 15], NAMES, 600, counts={7: 9999, 15: 1})
+    assert ink(tiny) > ink(legend([7, 15], NAMES, 600))

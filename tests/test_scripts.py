@@ -50,7 +50,7 @@ def start(stage, finished, data, output, *flags, **changes):
 def test_a_run_leaves_its_files(finished, stage):
     folder = getattr(finished, f"stage{stage}")
     files = {path.name for path in folder.iterdir()}
-    assert files == {"latest.pth", "best.pth", "log.jsonl", "args.json"}
+    assert files == {"latest.pth", "best.pth", "log.jsonl", "args.json", "evaluation.json", "pictures"}
     latest, best = load(folder / "latest.pth"), load(folder / "best.pth")
     assert (latest["stage"], latest["step"], latest["selection"]) == (stage, 3, "last")
     assert "miou_unseen" in best["selection"]  # a choice by evaluation pictures is marked as such

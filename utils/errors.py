@@ -5,6 +5,8 @@ import re
 import sys
 from collections.abc import Callable
 
+import torch
+
 
 class InputError(ValueError):
     """Something that the user gave can't be used. One line: which file or flag, and how to mend it."""
@@ -24,6 +26,10 @@ def one_line_errors(*kinds: type[Exception]) -> Callable:
                 return main(argv)
             except (InputError, *kinds) as error:
                 print(f"error: {message(error)}", file=sys.stderr)
+                raise SystemExit(2) from None
+            except torch.OutOfMemoryError as error:
+                text = message(error).split(". ")[0]
+                print(f"error: {text}: lower --batch-size or --input-size (--longest-side of photos)", file=sys.stderr)
                 raise SystemExit(2) from None
 
         return wrapped

@@ -41,11 +41,14 @@ def predictions(model: nn.Module, loader: DataLoader, device: torch.device) -> I
 
 
 def evaluate(model: nn.Module, loader: DataLoader, metrics: ZeroShotMetrics, device: torch.device) -> dict:
-    """All the figures of `metrics` in one pass; see `predictions` for the arguments."""
+    """All the figures and details of `metrics` in one pass; see `predictions` for the arguments.
+
+    The loader's dataset has the names of its pictures in `ids`.
+    """
     counted = 0
     for _, label, index, logits in predictions(model, loader, device):
         metrics.update(logits, label)
         counted += len(index)
     if counted != len(loader.dataset):
         print(f"warning: {counted} of {len(loader.dataset)} pictures were evaluated", file=sys.stderr)
-    return metrics.compute()
+    return {**metrics.compute(), **metrics.details(loader.dataset.ids)}

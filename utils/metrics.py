@@ -25,6 +25,9 @@ HEADLINES = (
     ("fwIoU", "fwiou"),
 )
 
+DETAILS = ("seen", "unseen", "confusion", "per_picture")
+"""What `ZeroShotMetrics.details` adds to the figures of `compute`: for a report, not for a log."""
+
 
 class ConfusionMatrix:
     """Pixel counts, int64 [C, C]: the row is the true class, the column the predicted one.
@@ -112,6 +115,7 @@ class ZeroShotMetrics:
         self.ignore_index = ignore_index
         self.gzsl = ConfusionMatrix(len(names), ignore_index, device)
         self.zsl = ConfusionMatrix(len(names) - num_seen, -1, device)
+        self._pictures: list[Tensor] = []
 
     @torch.no_grad()
     def update(self, logits: Tensor, label: Tensor) -> None:
@@ -125,7 +129,9 @@ class ZeroShotMetrics:
             raise ValueError(f"logits must be [N, {len(self.names)}, H, W], not {list(logits.shape)}")
         unseen = (label >= self.num_seen) & (label != self.ignore_index)
         zsl_label = torch.where(unseen, label.long() - self.num_seen, self.zsl.ignore_index)
-        self.gzsl.update(label, _best_class(logits))
+        best = _best_class(logits)
+        self.gzsl.update(label, best)
+        self._pictures.append(picture_figures(label, best, len(self.names), self.ignore_index))
         self.zsl.update(zsl_label, _best_class(logits[:, self.num_seen :]))
 
     def state(self) -> list[Tensor]:
@@ -161,8 +167,41 @@ class ZeroShotMetrics:
         """{unseen name: IoU under the ZSL argmax on unseen pixels}."""
         return dict(zip(self.names[self.num_seen :], class_iou(self.zsl.matrix.cpu()).tolist()))
 
+    def details(self, pictures: Sequence[str]) -> dict:
+        """What a report needs besides `compute`, in plain types.
+
+        Args:
+            pictures: the names of the pictures counted, in their order.
+
+        seen, unseen: class names; confusion: pixel counts, a row a true class
+        per_picture:  {picture: [mean IoU of the classes that it shows or is given, pixel accuracy]}
+        """
+        figures = torch.cat(self._pictures).tolist() if self._pictures else []
+        return {
+            "seen": list(self.names[: self.num_seen]),
+            "unseen": list(self.names[self.num_seen :]),
+            "confusion": self.gzsl.matrix.cpu().tolist(),
+            "per_picture": dict(zip(pictures, as_json(figures))),
+        }
+
     def __str__(self) -> str:
         return format_table(self.compute(), self.names, self.num_seen)
+
+
+@torch.no_grad()
+def picture_figures(label: Tensor, prediction: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
+    """How well each picture was done: integer [N, H, W], twice -> float64 [N, 2].
+
+    The first figure is the mean IoU of the classes that the picture shows or is given, the second its pixel
+    accuracy; NaN for a picture without a valid pixel.
+    """
+    valid = (label != ignore_index).flatten(1).long()  # [N, P]
+    label, prediction = label.flatten(1).long().clamp(0, num_classes - 1), prediction.flatten(1).long().clamp(min=0)
+    zeros = torch.zeros(len(label), num_classes, dtype=torch.long, device=label.device)
+    shown, given = zeros.scatter_add(1, label, valid), zeros.scatter_add(1, prediction, valid)  # [N, C]
+    hit = zeros.scatter_add(1, label, valid * (label == prediction))
+    iou = hit.double() / (shown + given - hit)
+    return torch.stack([iou.nanmean(dim=1), hit.sum(1).double() / valid.sum(1)], dim=1)
 
 
 def class_iou(matrix: Tensor) -> Tensor:

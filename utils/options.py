@@ -4,6 +4,7 @@ import argparse
 import difflib
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,11 +13,23 @@ from utils.recipes import RECIPES, spelt_out
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, with the nearest flag for one that is misspelt."""
+    """An argument parser for people.
 
-    def __init__(self, **options):
+    Errors are one line, with the nearest flag for one that is misspelt. The commands in `description`, its lines that
+    begin with "python", are shown at the end of the help, where a reader looks last. Groups of one title are one group.
+    """
+
+    def __init__(self, description: str = "", **options):
+        lines = description.splitlines()
+        examples = [line for line in lines if line.lstrip().startswith("python ")]
+        text = "\n".join(line for line in lines if line not in examples)
         options.setdefault("formatter_class", _HelpFormatter)
-        super().__init__(allow_abbrev=False, **options)
+        options.setdefault("epilog", "\n".join(["examples:", *examples]) if examples else None)
+        super().__init__(description=re.sub(r"\n{3,}", "\n\n", text), allow_abbrev=False, **options)
+
+    def add_argument_group(self, title=None, *args, **options):
+        same = next((group for group in self._action_groups if group.title == title), None)
+        return same or super().add_argument_group(title, *args, **options)
 
     def parse_args(self, args=None, namespace=None):
         namespace, unknown = self.parse_known_args(args, namespace)
@@ -50,7 +63,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
     """The script's docstring as it is written, and each flag's default."""
 
     def _get_help_string(self, action):
-        return action.help if action.default is None else super()._get_help_string(action)
+        return action.help if action.default is None or action.default is False else super()._get_help_string(action)
 
 
 class _Range(argparse.Action):
@@ -111,7 +124,7 @@ def shared_options(
     _data_options(parser.add_argument_group("data"), splits)
     _word_options(parser.add_argument_group("words"))
     _model_options(parser.add_argument_group("model"), backbones, scorings, restore)
-    _protocol_options(parser.add_argument_group("protocol"))
+    _protocol_options(parser.add_argument_group("method"))
     _optimiser_options(parser.add_argument_group("optimiser"), batch_size)
     _running_options(parser.add_argument_group("running"))
     return parser
@@ -122,6 +135,7 @@ def _data_options(group, splits: Sequence[int | str]) -> None:
         "--data-path",
         type=Path,
         default=Path("data/VOCdevkit/VOC2012"),
+        metavar="FOLDER",
         help="folder in VOC layout, see DATA_PATH.md",
     )
     classes = group.add_mutually_exclusive_group()
@@ -146,7 +160,11 @@ def _data_options(group, splits: Sequence[int | str]) -> None:
     )
     group.add_argument("--evaluation-list", metavar="LIST", help="evaluation pictures, likewise (default: val)")
     group.add_argument(
-        "--input-size", type=number(int, 16), default=512, metavar="PIXELS", help="side of the training crops"
+        "--input-size",
+        type=number(int, 16),
+        default=512,
+        metavar="PIXELS",
+        help="side of the training crops; memory and time grow with its square, 256 is enough to try things out",
     )
     group.add_argument(
         "--scale",
@@ -155,14 +173,14 @@ def _data_options(group, splits: Sequence[int | str]) -> None:
         default=[0.8, 2.5],
         metavar=("LOW", "HIGH"),
         action=_Range,
-        help="range of the random scale",
+        help="range of the random scale; 1 1 keeps pictures as they are",
     )
     group.add_argument(
         "--rotation",
         type=number(float, 0.0, 180.0),
         default=15.0,
         metavar="DEGREES",
-        help="largest random rotation either way",
+        help="largest random rotation either way; 0 is fastest",
     )
     group.add_argument("--flip", type=fraction, default=0.5, metavar="P", help="probability of a horizontal flip")
 
@@ -184,7 +202,12 @@ def _word_options(group) -> None:
 
 
 def _model_options(group, backbones: Sequence[str], scorings: Sequence[str], restore: Sequence[str]) -> None:
-    group.add_argument("--backbone", choices=backbones, default=backbones[0], help="the network below the projection")
+    group.add_argument(
+        "--backbone",
+        choices=backbones,
+        default=backbones[0],
+        help="the network below the projection; the first choice is the published one",
+    )
     group.add_argument(
         "--scoring",
         choices=scorings,
@@ -196,7 +219,7 @@ def _model_options(group, backbones: Sequence[str], scorings: Sequence[str], res
         "--backbone-weights",
         default="imagenet",
         metavar="{imagenet,none,PATH}",
-        help="where the backbone starts: torchvision's ImageNet weights, random, or a state dict on disk",
+        help="where the backbone starts: ImageNet weights (downloaded once), random, or a state dict on disk",
     )
     group.add_argument(
         "--freeze-backbone",
@@ -249,13 +272,28 @@ def _protocol_options(group) -> None:
 
 
 def _optimiser_options(group, batch_size: int) -> None:
-    group.add_argument("--batch-size", type=count, default=batch_size, metavar="N", help="source pictures a step")
+    group.add_argument(
+        "--batch-size",
+        type=count,
+        default=batch_size,
+        metavar="N",
+        help="source pictures a step; lower it where memory runs out, and --learning-rate with it",
+    )
     group.add_argument(
         "--target-batch-size", type=count, metavar="N", help="target pictures a step (default: as --batch-size)"
     )
-    group.add_argument("--num-epochs", type=count, default=50, metavar="N", help="times through the source pictures")
     group.add_argument(
-        "--max-steps", type=count, metavar="N", help="stop after so many steps; the schedule ends there too"
+        "--num-epochs",
+        type=count,
+        default=50,
+        metavar="N",
+        help="times through the source pictures; --max-steps cuts it short",
+    )
+    group.add_argument(
+        "--max-steps",
+        type=count,
+        metavar="N",
+        help="stop after so many steps; the schedule ends there too, a few hundred show what a setting does",
     )
     group.add_argument(
         "--learning-rate",
@@ -285,9 +323,11 @@ def _optimiser_options(group, batch_size: int) -> None:
         help="take the losses at every N-th row and column of pixels: with 4 a light backbone trains several times as "
         "fast on a CPU, and neighbours say much the same",
     )
-    group.add_argument("--momentum", type=fraction, default=0.9, help="of SGD; AdamW keeps its own")
-    group.add_argument("--weight-decay", type=weight, default=5e-4, help="of either optimiser")
-    group.add_argument("--poly-power", type=weight, default=0.9, help="the rate falls as (1 - step / steps) ** power")
+    group.add_argument("--momentum", type=fraction, default=0.9, help="of SGD; AdamW keeps its own 0.9")
+    group.add_argument("--weight-decay", type=weight, default=5e-4, help="pulls weights to 0, of either optimiser")
+    group.add_argument(
+        "--poly-power", type=weight, default=0.9, help="the rate falls as (1 - step / steps) ** power; 0 keeps it"
+    )
 
 
 def self_training_options(group) -> None:
@@ -361,18 +401,46 @@ def _running_options(group) -> None:
         help="the run is kept in FOLDER/split<name>/stage<n>",
     )
     group.add_argument(
-        "--save-every", type=natural, default=1000, metavar="STEPS", help="steps between latest.pth; 0: at the end"
+        "--save-every",
+        type=natural,
+        default=1000,
+        metavar="STEPS",
+        help="steps between latest.pth, which `continue` goes on from; 0: at the end",
     )
     group.add_argument(
         "--evaluate-every",
         type=natural,
         default=5000,
         metavar="STEPS",
-        help="steps between evaluations, each kept in log.jsonl; 0: at the end",
+        help="steps between evaluations, each a line in log.jsonl and a sheet in pictures/; 0: at the end",
     )
-    group.add_argument("--log-every", type=count, default=20, metavar="STEPS", help="steps between looks at the losses")
+    group.add_argument(
+        "--log-every",
+        type=count,
+        default=20,
+        metavar="STEPS",
+        help="steps between looks at the losses; each look waits for a GPU",
+    )
+    group.add_argument(
+        "--no-pictures",
+        action="store_true",
+        help="draw nothing at an evaluation: saves a second or two, and `utils.report` has no worst and best pictures",
+    )
+    group.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check data, words and weights, take a few steps, say how long the run will take and what memory it "
+        "needs, and keep nothing: do this first",
+    )
+    group.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="losses, rate, figures and sheets for TensorBoard too, in the run's folder (pip install tensorboard)",
+    )
     add_running_options(group)
-    group.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=1234, help="of everything random")
+    group.add_argument(
+        "--seed", type=number(int, 0, 2**63 - 1), default=1234, help="of everything random: the same seed, the same run"
+    )
 
 
 def add_running_options(group) -> None:
@@ -384,4 +452,8 @@ def add_running_options(group) -> None:
         metavar="N",
         help="processes that read pictures; the results do not depend on it",
     )
+    add_device_option(group)
+
+
+def add_device_option(group) -> None:
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, or auto: the first there is")

@@ -9,7 +9,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from utils.errors import InputError
 
 VOID = 255
 VOID_COLOUR = (224, 224, 224)  # light grey, for VOC's own colour of 255 looks like one more class
@@ -19,6 +21,38 @@ MARGIN, GAP = 20, 10  # pixels
 TITLE_SIZE, HEADING_SIZE, LEGEND_SIZE = 22, 17, 16  # pixels
 
 Prediction = np.ndarray | Mapping[str, np.ndarray]
+
+
+def read_photo(path: Path) -> np.ndarray:
+    """A picture as a person sees it, in RGB: uint8 [H, W, 3].
+
+    It is turned as its EXIF data say, transparent parts are white, 16 bits are scaled to 8, and of several frames the
+    first is taken.
+
+    Raises:
+        InputError: if it is missing, or no picture that Pillow reads.
+    """
+    try:
+        with Image.open(path) as file:
+            picture = ImageOps.exif_transpose(file)
+            if picture.mode.startswith("I") or picture.mode == "F":
+                return np.repeat(_eight_bits(np.asarray(picture), picture.mode)[..., None], 3, axis=2)
+            if picture.has_transparency_data:
+                picture = picture.convert("RGBA")
+                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+            return np.array(picture.convert("RGB"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing: give pictures that exist, or their folder") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path} can't be read as a picture ({reason}): save it as JPEG or PNG") from error
+
+
+def _eight_bits(grey: np.ndarray, mode: str) -> np.ndarray:
+    """Grey values of 16 bits, of 8 bits in a wider type, or from 0 to 1: uint8 of the same shape."""
+    highest = grey.max(initial=0)
+    scale = 1 / 257 if highest > 255 or mode.startswith("I;16") else 255 if mode == "F" and highest <= 1 else 1
+    return (grey * scale).clip(0, 255).round().astype(np.uint8)
 
 
 def palette(num_colours: int = 256) -> np.ndarray:
@@ -112,7 +146,8 @@ def legend(
     total = sum(counts.values()) if counts else 0
     entries = []
     for value in values:
-        share = f" {100 * counts.get(value, 0) / total:.1f} %" if total else ""
+        share = 100 * counts.get(value, 0) / total if total else 0
+        share = "" if not total else " < 0.1 %" if 0 < share < 0.05 else f" {share:.1f} %"
         text = f"{names.get(value, value)}{'*' if value in marked else ''}{share}"
         entries.append((tuple(_colours()[value].tolist()), text, font, TEXT))
     small_print = [note] * any(value in marked for value in values) + [footnote]
@@ -159,6 +194,7 @@ def contact_sheet(
     sides: tuple[int, int] = (256, 512),
     opacity: float = 0.6,
     note: str = "* unseen class",
+    shares: bool = False,
 ) -> Image.Image:
     """Several pictures, one a row, as photo | ground truth | prediction(s), with headings and one legend.
 
@@ -174,6 +210,7 @@ def contact_sheet(
         sides: pixels. Columns are at least the first wide: a narrower picture is enlarged by an integer, as
             far as the second allows. A picture whose longer side exceeds the second is shrunk.
         opacity: of the class colours over the photo.
+        shares: the legend also says which share of the pixels each class has in the predictions, most first.
 
     The legend has the classes that can be seen, in the truth or in a prediction. Raises ValueError without
     rows, or if rows differ in their columns.
@@ -183,7 +220,7 @@ def contact_sheet(
     tables = [_columns(truth, prediction) for _, truth, prediction in rows]
     if any(list(table) != list(tables[0]) for table in tables):
         raise ValueError(f"rows differ in their columns: {[list(table) for table in tables]}")
-    cells, shown, any_faded = [], set(), False
+    cells, shown, any_faded, counts = [], set(), False, np.zeros(256, np.int64)
     for (image, truth, _), masks in zip(rows, tables):
         for mask in masks.values():
             _check_image(image, mask)
@@ -194,14 +231,17 @@ def contact_sheet(
             # Resized first, so that contours are thin and sharp whatever the size of the photo.
             small_fade = None if faded is None else _resize(faded.view(np.uint8), sides).astype(bool)
             cells[-1].append(overlay(cells[-1][0], _resize(mask, sides), opacity, ignore, small_fade))
+        counts += np.bincount(list(masks.values())[-1].ravel(), minlength=256)
         any_faded = any_faded or (faded is not None and bool(faded.any()))
+    share = {value: int(count) for value, count in enumerate(counts)}
+    order = sorted(shown, key=share.get, reverse=True) if shares else sorted(shown)
     footnote = "bleached: not evaluated" if any_faded else ""
     return _page(
         ["photo", *tables[0]],
         cells,
         title,
         sides[0],
-        lambda width: legend(sorted(shown), names, width, marked, note=note, footnote=footnote),
+        lambda width: legend(order, names, width, marked, share if shares else None, note, footnote),
     )
 
 

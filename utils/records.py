@@ -1,4 +1,4 @@
-"""What a run leaves behind besides checkpoints: its arguments, a log line an evaluation, a progress bar."""
+"""What a run leaves behind besides checkpoints, and what it shows: arguments, log, figures, bar, TensorBoard."""
 
 import json
 import math
@@ -49,6 +49,17 @@ def _commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def write_evaluation(folder: Path, record: dict[str, Any]) -> None:
+    """`evaluation.json`: all that the last evaluation found, for `utils.report`."""
+    _write(folder / "evaluation.json", lines_json(record))
+
+
+def lines_json(record: dict[str, Any]) -> str:
+    """JSON that people can read beside tables that they don't: a key a line, however long its value."""
+    lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in record.items())
+    return f"{{\n{lines}\n}}\n"
 
 
 def append_log(folder: Path, record: dict[str, Any]) -> None:
@@ -110,6 +121,35 @@ class LossMeter:
             self._steps.clear()
             self.last = dict(zip(names, rows.mean(dim=0).tolist()))
         return self.last
+
+
+def summary_writer() -> type:
+    """TensorBoard's writer. Raises `InputError` if TensorBoard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise InputError("--tensorboard needs a package that is not installed: pip install tensorboard") from error
+    return SummaryWriter
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory that this process has held so far, in GB: of the GPU, or of the machine without one."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return math.nan
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 42 s, 7 min, 3 h 20 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def progress(items: Iterable, **options: Any) -> Iterator:

@@ -1,19 +1,36 @@
 """What a training run is made of besides its method: device, schedule, and what it keeps on disk."""
 
 import argparse
+import itertools
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 from utils.checkpoint import check_setting, load_checkpoint, load_model, save_checkpoint
 from utils.errors import InputError
-from utils.metrics import as_json, format_table
-from utils.records import KEPT, LossMeter, append_log, forget_log, make_run_folder, progress, write_arguments
+from utils.evaluation import predictions
+from utils.metrics import DETAILS, HEADLINES, as_json, format_table
+from utils.records import (
+    KEPT,
+    LossMeter,
+    append_log,
+    duration,
+    forget_log,
+    make_run_folder,
+    peak_memory,
+    progress,
+    summary_writer,
+    write_arguments,
+    write_evaluation,
+)
+from utils.sheets import label_rows, pictures_showing, prediction_rows, save_sheet, scores
 
 SAME_NETWORK = ("split", "background", "auxiliary_background", "backbone", "embedding", "scoring")
 """Keys of a setting, and flags, that a checkpoint and the run that starts from it must share."""
@@ -23,6 +40,12 @@ SAME_RUN = (*SAME_NETWORK, "target_pixels", "target_images")
 
 SAME_SCHEDULE = ("learning_rate", "head_factor", "optimizer", "momentum", "weight_decay", "poly_power")
 """Flags that a run that goes on can't change: their values lie in the state of its optimiser and schedule."""
+
+REHEARSAL = 4
+"""Steps, and evaluation pictures, of --dry-run; the first of them warms up and is not timed."""
+
+EXTREMES = 3
+"""Worst and best pictures that are drawn at an evaluation, of either so many."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -90,7 +113,9 @@ class Run:
         teacher: nn.Module | None = None,
     ):  # fmt: skip
         self.stage, self.args, self.setting, self.model, self.num_steps = stage, args, setting, model, num_steps
-        self.folder = make_run_folder(stage_folder(args.output_dir, args.split, stage))
+        self.folder = stage_folder(args.output_dir, args.split, stage)
+        if not args.dry_run:
+            make_run_folder(self.folder)
         self.arguments = {key: _plain(value) for key, value in vars(args).items()}
         groups = model.parameter_groups(args.learning_rate, args.head_factor)
         self.optimizer = build_optimizer(groups, args)
@@ -98,7 +123,10 @@ class Run:
         self.teacher = teacher
         self.step = 0
         self.best: float | None = None
-        self._losses, self._bar = LossMeter(), None
+        self._losses, self._bar, self._board = LossMeter(), None, None
+        self._watched: list[int] = []
+        self._writer = summary_writer() if args.tensorboard else None
+        self._pictures, self._times = 0, []
 
     @property
     def latest(self) -> Path:
@@ -108,6 +136,8 @@ class Run:
 
     def begin(self) -> None:
         """Begins at step 0, with an empty log."""
+        if self.args.dry_run:
+            return
         forget_log(self.folder)
         write_arguments(self.folder, self.arguments, setting=self.setting)
 
@@ -136,8 +166,10 @@ class Run:
                 "--max-steps, --num-epochs, --batch-size and training list"
             )
         self.step, self.best = checkpoint["step"], checkpoint["best"]
-        forget_log(self.folder, after=self.step)
         self._say_changes(checkpoint["arguments"])
+        if self.args.dry_run:
+            return
+        forget_log(self.folder, after=self.step)
         write_arguments(self.folder, self.arguments, setting=self.setting, continued_at=self.step)
         if self.step >= self.num_steps:
             print(f"{self.latest} has all {self.num_steps} steps: nothing to do")
@@ -165,29 +197,49 @@ class Run:
         Before each step the random state is set from seed and step alone, so that a run that goes on draws
         what an uninterrupted one draws; see also `dataset.loaders.StepSampler`.
         """
+        batches = zip(source_batches, target_batches)
+        if self.args.dry_run:
+            batches = itertools.islice(batches, REHEARSAL)
+        elif self._writer is not None:
+            self._board = self._writer(self.folder / "tensorboard", purge_step=self.step + 1)
+        # What matters most comes first: a narrow terminal cuts the end off.
         self._bar = progress(
-            zip(source_batches, target_batches),
-            total=self.num_steps, initial=self.step, desc=f"stage {self.stage}", unit="step",
+            batches, total=self.num_steps, initial=self.step, desc=f"stage {self.stage}",
+            bar_format="{l_bar}{bar:20}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}{postfix}]",
         )  # fmt: skip
-        for batches in self._bar:
+        for source, target in self._bar:
             torch.manual_seed((self.args.seed * 1_000_003 + self.step) % 2**63)
-            yield tuple([tensor.to(device, non_blocking=True) for tensor in batch] for batch in batches)
+            self._pictures = len(source[0]) + len(target[0])
+            yield tuple([tensor.to(device, non_blocking=True) for tensor in batch] for batch in (source, target))
+        if self._board is not None:
+            self._board.close()
 
     def note(self, losses: dict[str, torch.Tensor]) -> None:
         """Counts a step as done, notes its losses and lowers the rate; looks at them at the log interval.
 
         Also before an evaluation, whose scores would be no numbers where the losses are none.
         """
+        rate = self.scheduler.get_last_lr()[0]
         self.scheduler.step()
         self.step += 1
         self._losses.add(self.step, losses)
-        if self.due(self.args.log_every) or self.due(self.args.evaluate_every):
+        if self.args.dry_run or self.due(self.args.log_every) or self.due(self.args.evaluate_every):
             means = self._losses.means()
-            self._bar.set_postfix_str(" ".join(f"{name} {value:.3f}" for name, value in means.items()))
+            self._times.append(time.perf_counter())
+            steps_a_second = None if self._bar.disable else self._bar.format_dict["rate"]
+            speed = f"{self._pictures * steps_a_second:.1f} pictures/s, " if steps_a_second else ""
+            parts = " ".join(f"{name} {value:.3f}" for name, value in means.items())
+            self._bar.set_postfix_str(f"{speed}lr {rate:.1e}, {parts}")
+            if self._board is not None:
+                self._scalars({**{f"loss/{name}": value for name, value in means.items()}, "learning rate": rate})
 
     def due(self, every: int) -> bool:
-        """Whether something done `every` so many steps, and at the end, is due now; 0: only at the end."""
-        return self.step == self.num_steps or (every > 0 and self.step % every == 0)
+        """Whether something done `every` so many steps, and at the end, is due now; 0: only at the end.
+
+        In a dry run nothing ever is.
+        """
+        due = self.step == self.num_steps or (every > 0 and self.step % every == 0)
+        return due and not self.args.dry_run
 
     def save(self, name: str = "latest.pth", selection: str = "last") -> None:
         """Writes a checkpoint. Raises `InputError` instead if the losses or the weights have gone wrong."""
@@ -203,20 +255,108 @@ class Run:
         )  # fmt: skip
 
     def record(self, result: dict) -> None:
-        """Logs an evaluation, prints its table, and keeps `best.pth` if it is the best so far."""
+        """Logs an evaluation, prints its table, and keeps `best.pth` if it is the best so far.
+
+        Args:
+            result: of `utils.evaluation.evaluate`. Its details go to `evaluation.json`, the figures to the log.
+        """
         losses = {f"loss_{name}": value for name, value in self._losses.means().items()}
         protocol = {key: self.setting[key] for key in ("target_pixels", "target_images", "background")}
-        append_log(self.folder, {"stage": self.stage, "step": self.step, **protocol, **losses, **as_json(result)})
+        figures = {key: value for key, value in as_json(result).items() if key not in DETAILS}
+        logged = {"stage": self.stage, "step": self.step, **protocol, **losses, **figures}
+        append_log(self.folder, logged)
+        described = {"selection": "last", "protocol": describe_protocol(self.setting)}
+        self._evaluation = {**logged, **described, **{key: result[key] for key in DETAILS}}
+        write_evaluation(self.folder, self._evaluation)
+        self._bar.clear()
         print(f"\nstage {self.stage}, step {self.step}: {describe_protocol(self.setting)}")
-        print(
-            format_table(result, list(result["per_class"]), len(result["per_class"]) - len(self.setting["unseen"])),
-            flush=True,
-        )
+        print(format_table(result, result["seen"] + result["unseen"], len(result["seen"])), flush=True)
+        if self._board is not None:
+            self._scalars({f"evaluation/{title}": figures[key] for title, key in HEADLINES if figures[key] is not None})
         score = result[self.selected_by]
         score = -1.0 if math.isnan(score) else score  # undefined, without such a pixel: worse than any
         if self.best is None or score > self.best:
             self.best = score
             self.save("best.pth", f"highest {self.selected_by} on the evaluation pictures")
+
+    # Showing
+
+    def draw(self, dataset: Dataset, split: Any) -> None:
+        """Draws what the network now makes of evaluation pictures, into `pictures/` of the run's folder.
+
+        One sheet with a picture for each unseen class, the same ones at each evaluation; and the pictures that were
+        done worst and best at the last evaluation, for `utils.report`.
+
+        Args:
+            dataset: the evaluation pictures, with their names in `ids`.
+            split: the classes that are scored; gives `names`, `num_seen`, `to_mask` and `drawing`, see `utils.sheets`.
+        """
+        if self.args.no_pictures:
+            return
+        self._watched = self._watched or pictures_showing(dataset, range(split.num_seen, len(split.names)))
+        rows = prediction_rows(self.model, dataset, self._watched, split.to_mask)
+        self._save_sheet("evaluation", rows, split)
+
+        done = [(score, name) for name, (score, _) in self._evaluation["per_picture"].items() if score is not None]
+        done, count = sorted(done), min(EXTREMES, len(done) // 2)
+        extremes = {f"worst_{n + 1}": done[n] for n in range(count)} | {
+            f"best_{n + 1}": done[-1 - n] for n in range(count)
+        }
+        drawn = {}
+        for name, (score, picture) in extremes.items():
+            rows = prediction_rows(self.model, dataset, [dataset.ids.index(picture)], split.to_mask)
+            drawn[picture] = f"pictures/{name}.jpg"
+            save_sheet(self.folder / drawn[picture], rows, f"{picture}: mean IoU {score:.1%}", split.drawing)
+        write_evaluation(self.folder, {**self._evaluation, "drawn": drawn})
+
+    def watch(self, dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Image, valid and logits of four target pictures, spread over `dataset` and the same at each evaluation."""
+        keys = [(len(dataset) * n // 4, 0) for n in range(min(4, len(dataset)))]
+        image, valid = map(torch.stack, zip(*[dataset[key] for key in keys]))
+        logits = scores(self.model, image)
+        return image, valid.to(logits.device), logits
+
+    def draw_labels(self, image: torch.Tensor, labels: Mapping[str, torch.Tensor], split: Any) -> None:
+        """Draws class indices {heading: [N, H, W]} over their pictures, as `draw` does."""
+        if self.args.no_pictures:
+            return
+        self._save_sheet("pseudo_labels", label_rows(image, labels, split.to_mask), split)
+
+    def forecast(self, evaluation: DataLoader, device: torch.device) -> None:
+        """Ends a dry run: says how long the run that it stands for will take, and what it needs."""
+        if not self._times:
+            print(f"dry run: {self.latest} has all {self.num_steps} steps: nothing to do")
+            return
+        step_time = (self._times[-1] - self._times[0]) / max(1, len(self._times) - 1)
+        times = [time.perf_counter()]
+        for _ in itertools.islice(predictions(self.model, evaluation, device), REHEARSAL):
+            times.append(time.perf_counter())
+        num_pictures, left = len(evaluation.dataset), self.num_steps - self.step + len(self._times)
+        evaluation_time = num_pictures * (times[-1] - times[1]) / max(1, len(times) - 2)
+        every = self.args.evaluate_every
+        evaluations = max(1, -(-left // every)) if every else 1
+        memory, total = peak_memory(device), left * step_time + evaluations * evaluation_time
+        print(
+            f"dry run: data, words, weights and {len(self._times)} steps are in order; nothing is kept of them\n"
+            f"a step: {step_time:.2f} s, {self._pictures / max(step_time, 1e-9):.1f} pictures a second; "
+            f"{left} steps: {duration(left * step_time)}\n"
+            f"an evaluation: {num_pictures} pictures, {duration(evaluation_time)}; {evaluations} of them: "
+            f"{duration(evaluations * evaluation_time)}\n"
+            f"memory, at most: {memory:.1f} GB {'of the GPU' if device.type == 'cuda' else 'of this process'}\n"
+            f"altogether about {duration(total)} on {device.type}"
+        )
+
+    def _save_sheet(self, name: str, rows: Sequence[tuple], split: Any) -> None:
+        figures = {title: self._evaluation[key] for title, key in HEADLINES[:3]}
+        said = ", ".join(f"{title} {'-' if value is None else f'{value:.1%}'}" for title, value in figures.items())
+        path = self.folder / "pictures" / f"{name}_{self.step:06d}.jpg"
+        sheet = save_sheet(path, rows, f"stage {self.stage}, step {self.step}: {said}", split.drawing)
+        if self._board is not None:
+            self._board.add_image(name, sheet, self.step, dataformats="HWC")
+
+    def _scalars(self, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._board.add_scalar(name, value, self.step)
 
     def _say_changes(self, before: dict[str, Any]) -> None:
         ignored = ("restore_from_where", "cache_features", "num_workers", "device", "output_dir", "data_path")
