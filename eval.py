@@ -15,15 +15,18 @@ import json
 import sys
 from pathlib import Path
 
+import torch
+
 from dataset.errors import DatasetError
 from dataset.loaders import evaluation_loader
 from dataset.splits import BACKGROUND, VOC_SPLITS, VOID, Split
 from dataset.voc import EvaluationDataset, evaluation_dataset
 from model.backbone import ModelError
 from model.segmenter import Segmenter
-from utils.checkpoint import check_setting, load_checkpoint, load_model
+from utils.checkpoint import check_setting, check_weights, load_checkpoint, load_model
 from utils.errors import InputError, one_line_errors
 from utils.evaluation import predictions
+from utils.files import check_writable, replacing
 from utils.metrics import ZeroShotMetrics, as_json, format_table
 from utils.options import Parser, add_running_options
 from utils.pictures import comparison, save_index_png
@@ -72,10 +75,24 @@ def load_segmenter(path: Path) -> tuple[Segmenter, Split, dict]:
     checkpoint = load_checkpoint(path)
     try:
         split = Split.from_dict(checkpoint["setting"])
-        class_embeddings = checkpoint["model"]["projection.class_embeddings"]
-        model = Segmenter(checkpoint["setting"]["backbone"], class_embeddings)
-    except (KeyError, TypeError, AttributeError) as error:
+        describe_protocol(checkpoint["setting"])
+        backbone, class_embeddings = (
+            checkpoint["setting"]["backbone"],
+            checkpoint["model"]["projection.class_embeddings"],
+        )
+        with torch.device("meta"):  # a network without numbers: names and shapes are compared before one is built
+            check_weights(path, checkpoint["model"], Segmenter(backbone, class_embeddings))
+        if len(class_embeddings) != len(split.names):
+            raise ValueError(f"{len(class_embeddings)} class embeddings for {len(split.names)} classes")
+    except KeyError as error:
         raise InputError(f"{path} lacks {error}: it is no whole checkpoint; give a latest.pth or best.pth") from error
+    except ModelError as error:
+        raise InputError(f"{path}: {error}") from error
+    except (TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is no whole checkpoint ({error}): give a latest.pth or best.pth") from error
+    model = Segmenter(backbone, class_embeddings)
     load_model(model, checkpoint, path)
     return model, split, {key: value for key, value in checkpoint.items() if key not in ("model", "optimizer")}
 
@@ -99,20 +116,23 @@ def save_pictures(folder: Path, dataset: EvaluationDataset, batch: tuple, split:
 @one_line_errors(DatasetError, ModelError)
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    device = choose_device(args.device)
+    device = choose_device(args.device, args.deterministic)
     model, split, checkpoint = load_segmenter(args.checkpoint)
     setting = checkpoint["setting"]
     if args.split is not None:
         check_setting(args.checkpoint, setting, {"split": args.split}, ["split"])
     dataset = evaluation_dataset(args.data_path, split, args.list)
     if args.save_dir is not None:
-        make_folders(args.save_dir)
+        check_writable(args.save_dir, f"--save-dir {args.save_dir}")
+    if args.json not in (None, "-"):
+        check_writable(Path(args.json).parent, f"--json {args.json}")
 
     metrics = ZeroShotMetrics(split.names, split.num_seen)
     model.to(device)
     for image, label, index, logits in predictions(model, evaluation_loader(dataset, args.num_workers), device):
         metrics.update(logits, label)
         if args.save_dir is not None:
+            make_folders(args.save_dir)
             save_pictures(args.save_dir, dataset, (image, label, index, logits), split)
     result = metrics.compute()
 
@@ -142,7 +162,9 @@ def make_folders(folder: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     try:
-        path.write_text(text, encoding="utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"--json {path} can't be written ({error.strerror}): choose another path") from error
 

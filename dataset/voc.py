@@ -8,14 +8,17 @@ training with `target_pixels="all"` opens no mask of a picture that is target on
 import contextlib
 import json
 import os
+import struct
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
@@ -50,13 +53,13 @@ class VOCFolder:
         """
         data_path = Path(data_path)
         candidates = [data_path, data_path / "VOC2012", data_path / "VOCdevkit" / "VOC2012"]
-        root = next((path for path in candidates if (path / "JPEGImages").is_dir()), None)
+        root = next((path for path in candidates if os.path.isdir(path / "JPEGImages")), None)
         if root is None:
-            reason = "has no JPEGImages" if data_path.is_dir() else "is not a folder"
+            reason = "has no JPEGImages" if os.path.isdir(data_path) else "is not a folder"
             raise DatasetError(f"--data-path {data_path} {reason}: give a folder in VOC layout (DATA_PATH.md)")
-        if not (root / "ImageSets" / "Segmentation").is_dir():
+        if not os.path.isdir(root / "ImageSets" / "Segmentation"):
             raise DatasetError(f"{root / 'ImageSets' / 'Segmentation'} is missing: put train.txt and val.txt there")
-        masks = next((root / name for name in MASK_FOLDERS if (root / name).is_dir()), None)
+        masks = next((root / name for name in MASK_FOLDERS if os.path.isdir(root / name)), None)
         if masks is None:
             raise DatasetError(f"{root} has neither {' nor '.join(MASK_FOLDERS)}: put the index masks there")
         return cls(root, masks)
@@ -86,14 +89,14 @@ class VOCFolder:
         if not ids:
             raise DatasetError(f"{path} is empty: write one picture id a line")
         for number, picture in enumerate(ids, start=1):
-            if Path(picture).name != picture or picture == "..":
+            if Path(picture).name != picture or picture == ".." or not picture.isprintable():
                 raise DatasetError(
                     f"{path}, entry {number}: {picture!r} is no picture id; write a name like 2007_000032"
                 )
         if len(set(ids)) != len(ids):
             double = next(picture for i, picture in enumerate(ids) if picture in ids[:i])
             raise DatasetError(f"{path} lists {double} twice: remove one")
-        missing = [picture for picture in ids if not self.image_path(picture).is_file()]
+        missing = [picture for picture in ids if not os.path.isfile(self.image_path(picture))]
         if missing:
             raise DatasetError(
                 f"{self.image_path(missing[0])} is missing ({len(missing)} of the {len(ids)} pictures of {path}): "
@@ -103,10 +106,10 @@ class VOCFolder:
 
     def _list_path(self, name: str | None, defaults: Sequence[str]) -> Path:
         folder = self.root / "ImageSets" / "Segmentation"
-        if name is not None and Path(name).is_file():
+        if name is not None and os.path.isfile(name):
             return Path(name)
         names = [name] if name is not None else list(defaults)
-        found = next((folder / f"{n}.txt" for n in names if (folder / f"{n}.txt").is_file()), None)
+        found = next((folder / f"{n}.txt" for n in names if os.path.isfile(folder / f"{n}.txt")), None)
         if found is None:
             raise DatasetError(
                 f"no list {' or '.join(f'{n}.txt' for n in names)} in {folder}: write one picture id a line"
@@ -115,14 +118,17 @@ class VOCFolder:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """The picture as RGB, uint8 [H, W, 3]. Raises `DatasetError` if it is missing or broken."""
-    try:
-        with Image.open(path) as image:
-            return np.array(image.convert("RGB"))
-    except FileNotFoundError as error:
-        raise DatasetError(f"{path} is missing: copy the picture there or take it off the list") from error
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"{path} can't be read as a picture ({_first_line(error)}): replace the file") from error
+    """The picture as RGB, uint8 [H, W, 3], as it is stored: a rotation in its EXIF data is not applied.
+
+    Raises:
+        DatasetError: if it is missing, broken, huge, animated or has more than 8 bits a colour.
+    """
+    with _opened(path, "picture") as image:
+        if getattr(image, "is_animated", False) and image.format != "MPO":  # cameras add a preview to a JPEG
+            raise DatasetError(f"{path} is animated: save one of its frames as a JPEG")
+        if image.mode.startswith(("I", "F")):
+            raise DatasetError(f"{path} has more than 8 bits a colour (mode {image.mode}): save it as an 8-bit picture")
+        return np.array(image.convert("RGB"))
 
 
 def read_mask(path: Path, known_values: Sequence[int]) -> np.ndarray:
@@ -135,13 +141,8 @@ def read_mask(path: Path, known_values: Sequence[int]) -> np.ndarray:
     Raises:
         DatasetError: for a missing or broken file, a colour mask, and values that no class has.
     """
-    try:
-        with Image.open(path) as image:
-            mode, mask = image.mode, np.array(image)
-    except FileNotFoundError as error:
-        raise DatasetError(f"{path} is missing: copy the mask there or take the picture off the list") from error
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"{path} can't be read as a mask ({_first_line(error)}): replace the file") from error
+    with _opened(path, "mask") as image:
+        mode, mask = image.mode, np.array(image)
     if mode not in ("P", "L"):
         kind = "a colour mask" if mode in ("RGB", "RGBA") else f"of mode {mode}"
         raise DatasetError(f"{path} is {kind}, not an index mask: save class indices (0-20, 255 void) as an 8-bit PNG")
@@ -155,14 +156,37 @@ def read_mask(path: Path, known_values: Sequence[int]) -> np.ndarray:
     return mask
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+@contextlib.contextmanager
+def _opened(path: Path, kind: str) -> Iterator[Image.Image]:
+    """The file opened by Pillow; whatever goes wrong in the block is a `DatasetError`. `kind` is for messages."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                yield image
+    except DatasetError:
+        raise
+    except FileNotFoundError as error:
+        raise DatasetError(f"{path} is missing: copy the {kind} there or take the picture off the list") from error
+    except _UNREADABLE as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DatasetError(f"{path} can't be read as a {kind} ({reason}): replace the file") from error
+
+
+_UNREADABLE = (
+    OSError, SyntaxError, ValueError, OverflowError, EOFError, struct.error, zlib.error,
+    Image.DecompressionBombError, Image.DecompressionBombWarning,
+)  # fmt: skip
+"""What Pillow ends in with files that are broken, or so large that they would fill the memory."""
 
 
 def _check_size(image: np.ndarray, mask: np.ndarray, image_path: Path, mask_path: Path) -> None:
     if image.shape[:2] != mask.shape:
         (h, w), (mh, mw) = image.shape[:2], mask.shape
-        raise DatasetError(f"{mask_path} is {mw} x {mh} but {image_path} is {w} x {h}: make them the same size")
+        with _opened(image_path, "picture") as stored:
+            turned = (w, h) == (mh, mw) and stored.getexif().get(ExifTags.Base.Orientation, 1) > 4
+        mend = "turn the picture's pixels as its EXIF data says" if turned else "make them the same size"
+        raise DatasetError(f"{mask_path} is {mw} x {mh} but {image_path} is {w} x {h}: {mend}")
 
 
 # Which classes a picture shows
@@ -190,6 +214,7 @@ def index_classes(
         entries[picture] = {"stamp": stamps[picture], "values": np.unique(mask).tolist()}
     if stale:
         _save_index(path, entries)
+        print(f"{len(stale)} masks were opened once, to list the classes that each picture shows in {path}")
     return {p: frozenset(entries[p]["values"]) - {VOID} if p in entries else None for p in ids}
 
 
@@ -205,7 +230,7 @@ def _load_index(path: Path) -> dict[str, dict]:
     """The index's entries that are whole; a broken index is only a slower start."""
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(entries, dict):
         return {}

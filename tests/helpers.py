@@ -43,9 +43,12 @@ def arguments(data: Path, output: Path, *flags, **changes) -> list[str]:
 
 
 def train(stage: int, data: Path, output: Path, *flags, **changes) -> Path:
-    """Runs the stage's script; returns the folder of the run."""
+    """Runs the stage's script, in place of a run that is there unless it continues; returns the folder of the run."""
+    folder = output / f"split{changes.get('split', QUICK['--split'])}" / f"stage{stage}"
+    if changes.get("restore_from_where") != "continue":
+        (folder / "latest.pth").unlink(missing_ok=True)
     assert STAGES[stage].main(arguments(data, output, *flags, **changes)) == 0
-    return output / f"split{changes.get('split', QUICK['--split'])}" / f"stage{stage}"
+    return folder
 
 
 def evaluate(checkpoint: Path, data: Path, *flags) -> int:

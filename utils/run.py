@@ -1,8 +1,12 @@
 """What a training run is made of besides its method: device, schedule, and what it keeps on disk."""
 
 import argparse
+import contextlib
 import math
+import os
+import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from utils.checkpoint import check_setting, load_checkpoint, load_model, save_checkpoint
+from utils.checkpoint import check_setting, load_checkpoint, load_model, load_schedule, save_checkpoint
 from utils.errors import InputError
+from utils.files import check_writable
 from utils.metrics import as_json, format_table
-from utils.records import KEPT, LossMeter, append_log, forget_log, make_run_folder, progress, write_arguments
+from utils.records import GOES_ON, KEPT, LossMeter, append_log, forget_log, make_run_folder, progress, write_arguments
 
 SAME_NETWORK = ("split", "background", "backbone", "embedding")
 """Keys of a setting, and flags, that a checkpoint and the run that starts from it must share."""
@@ -25,15 +30,23 @@ SAME_SCHEDULE = ("learning_rate", "head_factor", "optimizer", "momentum", "weigh
 """Flags that a run that goes on can't change: their values lie in the state of its optimiser and schedule."""
 
 
-def choose_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is cuda, else mps, else cpu. Raises `InputError` if it isn't there."""
+def choose_device(name: str, deterministic: bool = False) -> torch.device:
+    """The device called `name`; "auto" is cuda, else mps, else cpu. Raises `InputError` if it isn't there.
+
+    Args:
+        deterministic: from here on take only algorithms that give the same bits each time.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS looks for it when it is first used
+        torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(deterministic)
     if name == "auto":
         backend = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         return torch.device(backend)
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         raise InputError(f"--device {name} can't be used here: choose cpu, or auto for what there is") from error
     return device
 
@@ -62,6 +75,30 @@ def setting(args: argparse.Namespace, split: dict[str, list], embedding: Sequenc
     return {**split, **{name: getattr(args, name) for name in chosen}, "embedding": list(embedding)}
 
 
+@contextlib.contextmanager
+def caught_signals() -> Iterator[list[int]]:
+    """Within it Ctrl-C and SIGTERM only add their numbers to the list that it gives; a second Ctrl-C ends the process.
+
+    That one is left to the system, so it works whatever the process is doing. No file is harmed: see
+    `utils.files.replacing`. Outside the main thread, which alone gets signals, it does nothing.
+    """
+    caught: list[int] = []
+
+    def note(number: int, _) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if not caught:  # a plain write: a signal may come in the middle of a print
+            os.write(2, b"\nstopping: finishes the step, then saves; Ctrl-C leaves at once\n")
+        caught.append(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class Run:
     """A stage's network, optimiser and schedule, and the folder that they are kept in.
 
@@ -80,7 +117,8 @@ class Run:
 
     def __init__(self, stage: int, args: argparse.Namespace, setting: dict[str, Any], model: nn.Module, num_steps: int):
         self.stage, self.args, self.setting, self.model, self.num_steps = stage, args, setting, model, num_steps
-        self.folder = make_run_folder(stage_folder(args.output_dir, args.split, stage))
+        self.folder = stage_folder(args.output_dir, args.split, stage)
+        check_writable(self.folder, f"--output-dir {args.output_dir}")
         self.arguments = {key: _plain(value) for key, value in vars(args).items()}
         groups = model.parameter_groups(args.learning_rate, args.head_factor)
         self.optimizer = build_optimizer(groups, args)
@@ -96,9 +134,16 @@ class Run:
     # Beginning
 
     def begin(self) -> None:
-        """Begins at step 0, with an empty log."""
-        forget_log(self.folder)
-        write_arguments(self.folder, self.arguments, setting=self.setting)
+        """Begins at step 0.
+
+        Raises:
+            InputError: if the folder holds a run already, which would be lost.
+        """
+        if self.latest.exists():
+            raise InputError(
+                f"{self.latest} is there: --restore-from-where continue goes on with that run; to begin another, give "
+                "another --output-dir or delete the file"
+            )
 
     def resume(self) -> None:
         """Takes everything from `latest.pth`, to go on exactly where it stopped.
@@ -112,20 +157,14 @@ class Run:
         check_setting(self.latest, checkpoint["setting"], self.setting, SAME_RUN)
         check_setting(self.latest, checkpoint["arguments"], self.arguments, SAME_SCHEDULE)
         load_model(self.model, checkpoint, self.latest)
-        try:
-            self.optimizer.load_state_dict(checkpoint["optimizer"])
-            self.scheduler.load_state_dict(checkpoint["scheduler"])
-        except (ValueError, KeyError) as error:
-            raise InputError(f"{self.latest} does not fit the optimiser: give the same --freeze-backbone") from error
+        load_schedule(self.optimizer, self.scheduler, checkpoint, self.latest)
         if self.scheduler.total_iters != self.num_steps:
             raise InputError(
                 f"{self.latest} is of a run of {self.scheduler.total_iters} steps, not {self.num_steps}: give the same "
                 "--max-steps, --num-epochs, --batch-size and training list"
             )
         self.step, self.best = checkpoint["step"], checkpoint["best"]
-        forget_log(self.folder, after=self.step)
         self._say_changes(checkpoint["arguments"])
-        write_arguments(self.folder, self.arguments, setting=self.setting, continued_at=self.step)
         if self.step >= self.num_steps:
             print(f"{self.latest} has all {self.num_steps} steps: nothing to do")
 
@@ -133,14 +172,14 @@ class Run:
         """Begins with the network, and nothing else, of another stage's checkpoint.
 
         Raises:
-            InputError: if there is none, or it is of another network.
+            InputError: if there is none, or it is of another network, or the folder holds a run already.
         """
+        self.begin()
         checkpoint = load_checkpoint(path, "run stage 1 first, or give --stage1-checkpoint")
         check_setting(path, checkpoint["setting"], self.setting, SAME_NETWORK)
         if checkpoint["setting"]["target_pixels"] == "oracle":  # else the result would pass for an honest one
             check_setting(path, checkpoint["setting"], self.setting, ["target_pixels"])
         load_model(self.model, checkpoint, path)
-        self.begin()
 
     # Going on
 
@@ -149,14 +188,39 @@ class Run:
 
         Before each step the random state is set from seed and step alone, so that a run that goes on draws
         what an uninterrupted one draws; see also `dataset.loaders.StepSampler`.
+
+        Nothing is written before the first batch is there. After Ctrl-C or SIGTERM the step is finished, an
+        evaluation that belongs to it too, then `latest.pth` is saved.
+
+        Raises:
+            SystemExit: with 130 after Ctrl-C and 143 after SIGTERM.
         """
-        self._bar = progress(
-            zip(source_batches, target_batches),
-            total=self.num_steps, initial=self.step, desc=f"stage {self.stage}", unit="step",
-        )  # fmt: skip
-        for batches in self._bar:
-            torch.manual_seed((self.args.seed * 1_000_003 + self.step) % 2**63)
-            yield tuple([tensor.to(device, non_blocking=True) for tensor in batch] for batch in batches)
+        with caught_signals() as signals:  # before zip starts the loaders' workers
+            self._bar = progress(
+                zip(source_batches, target_batches),
+                total=self.num_steps, initial=self.step, desc=f"stage {self.stage}", unit="step",
+            )  # fmt: skip
+            try:
+                for number, batches in enumerate(self._bar):
+                    if number == 0:
+                        self._open_folder()
+                    torch.manual_seed((self.args.seed * 1_000_003 + self.step) % 2**63)
+                    yield tuple([tensor.to(device, non_blocking=True) for tensor in batch] for batch in batches)
+                    if signals:
+                        self.save()
+                        print(f"stopped: {self.latest} has step {self.step} of {self.num_steps}; {GOES_ON}", flush=True)
+                        raise SystemExit(128 + signals[0])
+            finally:
+                self._bar = None  # and with it the loaders' workers
+
+    def _open_folder(self) -> None:
+        """Says in the run's folder what is run, and clears it of what came after the step to go on from."""
+        make_run_folder(self.folder)
+        forget_log(self.folder, after=self.step)
+        if self.step == 0:
+            (self.folder / "best.pth").unlink(missing_ok=True)
+        more = {"continued_at": self.step} if self.step else {}
+        write_arguments(self.folder, self.arguments, setting=self.setting, **more)
 
     def note(self, losses: dict[str, torch.Tensor]) -> None:
         """Counts a step as done, notes its losses and lowers the rate; looks at them at the log interval.
