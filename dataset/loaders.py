@@ -84,6 +84,9 @@ def _loader(dataset: Dataset, num_workers: int, **batches) -> DataLoader:
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:
-    """Ctrl-C and many a SIGTERM go to all processes; a worker must live until the main process is done with it."""
+    """Ctrl-C and many a SIGTERM go to all processes; a worker must live until the main process is done with it.
+
+    A second SIGTERM ends it: that is how an interpreter that shuts down is rid of a worker that hangs.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

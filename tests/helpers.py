@@ -118,3 +118,24 @@ def read_values(path: Path) -> np.ndarray:
 
 def write_values(path: Path, mask: np.ndarray) -> None:
     Image.fromarray(mask.astype(np.uint8), mode="L").save(path)
+
+
+def same(a, b) -> bool:
+    """Whether two checkpoints, or parts of them, are alike to the last bit."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def same_run(a: Path, b: Path) -> bool:
+    """Whether two runs have ended alike: weights, optimiser, schedule, the best checkpoint and the log."""
+    parts = ("stage", "step", "model", "optimizer", "scheduler", "best", "selection", "setting")
+    for name in ("latest.pth", "best.pth"):
+        one, other = (load(folder / name) for folder in (a, b))
+        if not all(same(one[part], other[part]) for part in parts):
+            return False
+    return read_log(a) == read_log(b)

@@ -3,6 +3,7 @@
 import functools
 import re
 import sys
+import traceback
 from collections.abc import Callable
 
 
@@ -31,6 +32,7 @@ def one_line_errors(*kinds: type[Exception]) -> Callable:
                 text = one_line(error, (InputError, *kinds))
                 if text is None:
                     raise
+                traceback.clear_frames(error.__traceback__)  # ends the loaders' workers, which wait on
                 print(f"error: {text}", file=sys.stderr)
                 raise SystemExit(2) from None
 
