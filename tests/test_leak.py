@@ -68,7 +68,7 @@ def test_no_mask_of_a_target_only_picture_is_opened(data, stage1, tmp_path, stag
     life = start(stage, data, tmp_path, stage1, target_images=images, num_workers=num_workers)
     paths, shown = set(opened(life)), classes_shown(data)
     assert not paths & masks(data, target_only(data, SPLIT))
-    # The control: masks of all source pictures, all pictures and the evaluation's masks were opened, by whom they ought.
+    # The control: masks of source and evaluation pictures, and all pictures, were opened, by whom they ought.
     source = [picture for picture, values in shown.items() if values & SPLIT.seen_values]
     reader = set(opened(life, ("worker",) if num_workers else ("main",)))
     assert masks(data, source) | masks(data, classes_shown(data, "val")) <= reader
