@@ -63,7 +63,7 @@ def failure(capsys, main, argv: list[str]) -> str:
         main([str(argument) for argument in argv])
     assert caught.value.code == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
-    assert len(lines) == 1 and lines[0].startswith("error: "), lines
+    assert len(lines) == 1 and lines[0].removeprefix("python -m embeddings.build: ").startswith("error: "), lines
     return lines[0]
 
 

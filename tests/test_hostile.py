@@ -7,6 +7,7 @@ import io
 import os
 import pickle
 import shutil
+import stat
 import struct
 import zipfile
 import zlib
@@ -192,7 +193,11 @@ def all_void(place):
 
 def listed(change):
     """The training list after `change` of its text."""
-    return lambda place: place.list.write_text(change(place.list.read_text(), place), encoding="utf-8")
+
+    def spoil(place):
+        place.list.write_text(change(place.list.read_text(), place), encoding="utf-8")
+
+    return spoil
 
 
 def only_unseen(place):
@@ -384,7 +389,7 @@ HOSTILE = [
     ("vector of letters", stage1, words("w.txt", rows("1 x 0")), ["w.txt", "'car'", "numbers"]),
     ("vectors with a huge header", stage1, words("w.vec", b"999999999 300\n" + rows()), ["w.vec", "cannot hold"]),
     ("binary with a huge header", stage1, words("w.bin", b"999999999 300\ncar "), ["w.bin", "cannot hold"]),
-    ("binary cut short", stage1, words("w.bin", b"2 3\ncar " + b"\0" * 23), ["w.bin", "cut short or damaged"]),
+    ("binary cut short", stage1, words("w.bin", b"2 3\ncar " + b"\x01" * 23), ["w.bin", "cut short or damaged"]),
     ("gzip cut short", stage1, words("w.txt.gz", gzip.compress(rows())[:-9]), ["w.txt.gz", "cannot be read"]),
     ("words without a class", stage1, words("w.txt", b"cat 1 0\n"), ["w.txt", "no vector for", "'dog'", "--words"]),
     ("table that runs code", stage1, table(np.array([Trap("x")] * 20)), ["mine.npy", "object", "float matrix"]),
@@ -455,7 +460,8 @@ HOSTILE = [
 def contents(place) -> dict:
     """All that there is, but the class index, which is brought up to date at any time."""
     paths = [path for path in place.root.rglob("*") if not path.name.startswith("class_index")]
-    return {str(path): (status := path.lstat()).st_mtime_ns + status.st_size for path in paths}
+    files = {str(path): path.lstat() for path in paths}
+    return {path: None if stat.S_ISDIR(s.st_mode) else (s.st_mtime_ns, s.st_size) for path, s in files.items()}
 
 
 @contextlib.contextmanager
@@ -491,7 +497,7 @@ def test_bad_input_is_one_line_and_writes_nothing(place, capsys, monkeypatch, co
     for word in words:
         assert word.format(**vars(place)) in line, (word, line)
     after = contents(place)
-    assert after == before, sorted(set(after.items()) ^ set(before.items()))
+    assert after == before, sorted(set(after) ^ set(before))
 
 
 def test_the_table_is_long_enough():

@@ -58,5 +58,6 @@ def check_writable(folder: Path, flag: str) -> None:
         there = there.parent
     if not os.path.isdir(there):
         raise InputError(f"{flag} can't be made ({there} is no folder): choose a folder you may write")
-    if not os.access(there, os.W_OK | os.X_OK):
+    effective = os.access in os.supports_effective_ids
+    if not os.access(there, os.W_OK | os.X_OK, effective_ids=effective):
         raise InputError(f"{flag} can't be written (no permission for {there}): choose a folder you may write")
