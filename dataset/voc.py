@@ -112,7 +112,7 @@ class VOCFolder:
         found = next((folder / f"{n}.txt" for n in names if os.path.isfile(folder / f"{n}.txt")), None)
         if found is None:
             raise DatasetError(
-                f"no list {' or '.join(ascii(f'{n}.txt')[1:-1] for n in names)} in {folder}: write one picture id a line"
+                f"no list {' or '.join(repr(f'{n}.txt')[1:-1] for n in names)} in {folder}: write one picture id a line"
             )
         return found
 
