@@ -401,6 +401,6 @@ def evaluation_dataset(data_path: str | Path, split: Split, evaluation_list: str
 def _augment(transform: Transform, image: tv_tensors.Image, label: tv_tensors.Mask, seed: int):
     """The pair transformed with random numbers that depend on nothing but `seed`."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed sees to GPUs too, for a millisecond
         image, label = transform(image, label)
     return image.as_subclass(torch.Tensor), label.as_subclass(torch.Tensor)

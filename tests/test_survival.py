@@ -138,7 +138,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(data, tmp_path):
 
 @pytest.mark.skipif(not warm.open_files(), reason="needs /proc")
 def test_two_thousand_steps_take_no_more_memory_than_two_hundred(data, tmp_path):
-    flags = {"max_steps": 2000, "num_workers": 1, "batch_size": 1, "evaluate_every": 500, "save_every": 500}
+    flags = {"max_steps": 2000, "num_epochs": 100, "num_workers": 0, "batch_size": 1, "evaluate_every": 500}
     life = run(tmp_path, 1, data, prepare=warm.note_memory, told=(200, 2000), **flags)
     (_, early, early_files), (_, late, late_files) = (map(int, line.split()) for line in life.notes())
     assert late <= 1.02 * early, f"{early / 2**20:.1f} MiB at step 200, {late / 2**20:.1f} MiB at step 2000"
