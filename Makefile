@@ -1,13 +1,15 @@
 # make demo    draw pictures, train, evaluate, one table and one picture a method (a few minutes on a CPU)
 # make test    the tests
 # make lint    ruff
+# make oldest  the tests with the oldest torch that is promised, in a .venv of its own
+# another Python, each with a .venv of its own: make PYTHON=python3.12 VENV=.venv312 test
 # make real    the table on real photos: make real DATA=data/real WORDS=path/to/words
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint real clean
+.PHONY: demo test lint oldest real clean
 
 demo: $(VENV)/base
 	$(RUN) -m benchmarks.demo
@@ -17,6 +19,13 @@ test: $(VENV)/dev
 
 lint: $(VENV)/dev
 	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+oldest: OLDEST := $(VENV)-oldest
+oldest:
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-oldest.txt -r requirements-dev.txt
+	$(OLDEST)/bin/python -m pytest
 
 real: $(VENV)/extra
 	$(RUN) -m benchmarks.real --data-path $(DATA) --embedding-path $(WORDS)
@@ -37,4 +46,4 @@ $(VENV)/dev: requirements-dev.txt $(VENV)/extra
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs/demo data/synthetic
+	rm -rf $(VENV) $(VENV)-oldest runs/demo data/synthetic

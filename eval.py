@@ -13,9 +13,12 @@ Classes, words, network and training protocol are read from the checkpoint and p
 """
 
 import argparse
+import functools
 import math
 import sys
 from pathlib import Path
+
+import torch
 
 from dataset.errors import DatasetError
 from dataset.loaders import evaluation_loader
@@ -24,9 +27,10 @@ from dataset.voc import EvaluationDataset, evaluation_dataset
 from model.backbone import ModelError
 from model.calibration import calibrate
 from model.segmenter import Segmenter
-from utils.checkpoint import check_setting, load_checkpoint, load_model
+from utils.checkpoint import check_setting, check_weights, load_checkpoint, load_model
 from utils.errors import InputError, one_line_errors
 from utils.evaluation import predictions
+from utils.files import check_writable, replacing
 from utils.metrics import ZeroShotMetrics, as_json, format_rows, format_table
 from utils.options import Parser, add_running_options, fraction
 from utils.pictures import comparison, save_index_png
@@ -91,15 +95,27 @@ def load_segmenter(path: Path) -> tuple[Segmenter, Split, dict]:
     checkpoint = load_checkpoint(path)
     try:
         split = Split.from_dict(checkpoint["setting"])
+        describe_protocol(checkpoint["setting"])
         class_embeddings = checkpoint["model"]["projection.class_embeddings"]
         is_auxiliary = checkpoint["setting"]["auxiliary_background"] and not checkpoint["setting"]["background"]
         scored = split.without_background() if is_auxiliary else split
-        model = Segmenter(
-            checkpoint["setting"]["backbone"], class_embeddings, scoring=checkpoint["setting"]["scoring"],
+        if len(class_embeddings) != len(scored.names):
+            raise ValueError(f"{len(class_embeddings)} class embeddings for {len(scored.names)} classes")
+        build = functools.partial(
+            Segmenter, checkpoint["setting"]["backbone"], class_embeddings, scoring=checkpoint["setting"]["scoring"],
             num_auxiliary=split.num_seen - scored.num_seen,
         )  # fmt: skip
-    except (KeyError, TypeError, AttributeError) as error:
+        with torch.device("meta"):  # a network without numbers: names and shapes are compared before one is built
+            check_weights(path, checkpoint["model"], build())
+    except KeyError as error:
         raise InputError(f"{path} lacks {error}: it is no whole checkpoint; give a latest.pth or best.pth") from error
+    except ModelError as error:
+        raise InputError(f"{path}: {error}") from error
+    except (TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is no whole checkpoint ({error}): give a latest.pth or best.pth") from error
+    model = build()
     load_model(model, checkpoint, path)
     return model, scored, {key: value for key, value in checkpoint.items() if key not in ("model", "optimizer")}
 
@@ -120,14 +136,16 @@ def save_pictures(folder: Path, dataset: EvaluationDataset, batch: tuple, split:
 @one_line_errors(DatasetError, ModelError)
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    device = choose_device(args.device)
+    device = choose_device(args.device, args.deterministic)
     model, split, checkpoint = load_segmenter(args.checkpoint)
     setting = checkpoint["setting"]
     if args.split is not None:
         check_setting(args.checkpoint, setting, {"split": args.split}, ["split"])
     dataset = evaluation_dataset(args.data_path, split, args.list)
     if args.save_dir is not None:
-        make_folders(args.save_dir)
+        check_writable(args.save_dir, f"--save-dir {args.save_dir}")
+    if args.json not in (None, "-"):
+        check_writable(Path(args.json).parent, f"--json {args.json}")
 
     gammas = list(dict.fromkeys(args.calibration))
     metrics = [ZeroShotMetrics(split.names, split.num_seen) for _ in gammas]
@@ -137,6 +155,7 @@ def main(argv: list[str] | None = None) -> int:
             scores = calibrate(logits, split.num_seen, gamma)
             counts.update(scores, label)
         if args.save_dir is not None:  # then there is one gamma
+            make_folders(args.save_dir)
             save_pictures(args.save_dir, dataset, (image, label, index, scores), split)
 
     about = {
@@ -185,7 +204,9 @@ def make_folders(folder: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     try:
-        path.write_text(text, encoding="utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"--json {path} can't be written ({error.strerror}): choose another path") from error
 

@@ -125,7 +125,7 @@ def train_step(model, optimizer, source, target, num_seen: int, args) -> dict[st
 @one_line_errors(DatasetError, EmbeddingError, ModelError)
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    device = choose_device(args.device)
+    device = choose_device(args.device, args.deterministic)
     torch.manual_seed(args.seed)
 
     # Data: labelled source pictures, unlabelled target pictures, evaluation pictures

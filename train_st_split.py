@@ -137,7 +137,7 @@ def watched_labels(watched, teacher, split, scored, args) -> tuple:
 @one_line_errors(DatasetError, EmbeddingError, ModelError)
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    device = choose_device(args.device)
+    device = choose_device(args.device, args.deterministic)
     torch.manual_seed(args.seed)
 
     # Data: labelled source pictures, unlabelled target pictures, evaluation pictures

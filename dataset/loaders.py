@@ -1,6 +1,7 @@
 """Loaders whose every batch is a function of (seed, step), whatever the number of workers."""
 
 import itertools
+import signal
 from collections.abc import Iterator
 
 import torch
@@ -57,7 +58,7 @@ def training_loader(
 ) -> DataLoader:
     """Batches of `dataset` for the steps from `first_step` to before `last_step`, see `StepSampler`."""
     sampler = StepSampler(len(dataset), batch_size, first_step, last_step, seed)
-    return DataLoader(dataset, batch_sampler=sampler, num_workers=num_workers, pin_memory=torch.cuda.is_available())
+    return _loader(dataset, num_workers, batch_sampler=sampler)
 
 
 def empty_batches(size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -69,4 +70,23 @@ def empty_batches(size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 
 def evaluation_loader(dataset: Dataset, num_workers: int) -> DataLoader:
     """The pictures of `dataset` in order, one at a time, since each has its own size."""
-    return DataLoader(dataset, batch_size=1, num_workers=num_workers, pin_memory=torch.cuda.is_available())
+    return _loader(dataset, num_workers, batch_size=1)
+
+
+def _loader(dataset: Dataset, num_workers: int, **batches) -> DataLoader:
+    return DataLoader(
+        dataset,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_leave_signals_to_the_main_process,
+        **batches,
+    )
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """Ctrl-C and many a SIGTERM go to all processes; a worker must live until the main process is done with it.
+
+    A second SIGTERM ends it: that is how an interpreter that shuts down is rid of a worker that hangs.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

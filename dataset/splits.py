@@ -99,6 +99,8 @@ class Split:
             raise ValueError("a split needs one mask value of its own for each class")
         if len(set(self.names)) != len(self.names):
             raise ValueError("a split names a class twice")
+        if not all(isinstance(value, int) and 0 <= value < VOID for value in (*self.mask_values, *self.known_values)):
+            raise ValueError(f"mask values are whole numbers from 0 to {VOID - 1}")
 
     @classmethod
     def voc(cls, number: int, background: bool = False) -> "Split":

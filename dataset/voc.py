@@ -13,14 +13,17 @@ import functools
 import json
 import os
 import re
+import struct
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
@@ -61,11 +64,11 @@ class VOCFolder:
         """
         root = find_root(data_path)
         if root is None:
-            reason = "has no JPEGImages" if Path(data_path).is_dir() else "is not a folder"
+            reason = "has no JPEGImages" if os.path.isdir(data_path) else "is not a folder"
             raise DatasetError(f"--data-path {data_path} {reason}: give a folder in VOC layout (DATA_PATH.md)")
-        images = next(root / name for name in IMAGE_FOLDERS if (root / name).is_dir())
-        masks = next((root / name for name in MASK_FOLDERS if (root / name).is_dir()), None)
-        if images.name == "JPEGImages" and not (root / LIST_FOLDER).is_dir():
+        images = next(root / name for name in IMAGE_FOLDERS if os.path.isdir(root / name))
+        masks = next((root / name for name in MASK_FOLDERS if os.path.isdir(root / name)), None)
+        if images.name == "JPEGImages" and not os.path.isdir(root / LIST_FOLDER):
             raise DatasetError(f"{root / LIST_FOLDER} is missing: put train.txt and val.txt there")
         if masks is None:
             raise DatasetError(f"{root} has neither {' nor '.join(MASK_FOLDERS)}: put the index masks there")
@@ -74,7 +77,7 @@ class VOCFolder:
     @property
     def lists(self) -> Path:
         """The folder of the lists: `ImageSets/Segmentation`, or the root where that is not there."""
-        return self.root / LIST_FOLDER if (self.root / LIST_FOLDER).is_dir() else self.root
+        return self.root / LIST_FOLDER if os.path.isdir(self.root / LIST_FOLDER) else self.root
 
     def read_classes(self) -> dict[str, int]:
         """Class name -> mask value, from the folder's `classes.txt`; VOC's where there is none."""
@@ -129,14 +132,14 @@ class VOCFolder:
         if not ids:
             raise DatasetError(f"{path} is empty: write one picture id a line")
         for number, picture in enumerate(ids, start=1):
-            if Path(picture).name != picture or picture == "..":
+            if Path(picture).name != picture or picture == ".." or not picture.isprintable():
                 raise DatasetError(
                     f"{path}, entry {number}: {picture!r} is no picture id; write a name like 2007_000032"
                 )
         if len(set(ids)) != len(ids):
             double = next(picture for i, picture in enumerate(ids) if picture in ids[:i])
             raise DatasetError(f"{path} lists {double} twice: remove one")
-        missing = [picture for picture in ids if not self.image_path(picture).is_file()]
+        missing = [picture for picture in ids if not os.path.isfile(self.image_path(picture))]
         if missing:
             raise DatasetError(
                 f"{self.image_path(missing[0])} is missing ({len(missing)} of the {len(ids)} pictures of {path}): "
@@ -146,14 +149,14 @@ class VOCFolder:
 
     def _list_path(self, name: str | None, defaults: Sequence[str]) -> Path:
         folder = self.lists
-        if name is not None and Path(name).is_file():
+        if name is not None and os.path.isfile(name):
             return Path(name)
         names = [name] if name is not None else list(defaults)
-        found = next((folder / f"{n}.txt" for n in names if (folder / f"{n}.txt").is_file()), None)
+        found = next((folder / f"{n}.txt" for n in names if os.path.isfile(folder / f"{n}.txt")), None)
         if found is None:
             own = self.images.name != "JPEGImages"
             raise DatasetError(
-                f"no list {' or '.join(f'{n}.txt' for n in names)} in {folder}: write one picture id a line"
+                f"no list {' or '.join(repr(f'{n}.txt')[1:-1] for n in names)} in {folder}: write one picture id a line"
                 + (f", or run python -m dataset.prepare own --data-path {self.root}" if own else "")
             )
         return found
@@ -163,7 +166,7 @@ def find_root(data_path: str | Path) -> Path | None:
     """The folder with the pictures' folder in it: `data_path`, or VOC's below it; None without one."""
     data_path = Path(data_path)
     places = [data_path, data_path / "VOC2012", data_path / "VOCdevkit" / "VOC2012"]
-    return next((place for place in places for name in IMAGE_FOLDERS if (place / name).is_dir()), None)
+    return next((place for place in places for name in IMAGE_FOLDERS if os.path.isdir(place / name)), None)
 
 
 def choose_split(
@@ -189,14 +192,17 @@ def choose_split(
 
 
 def read_image(path: Path) -> np.ndarray:
-    """The picture as RGB, uint8 [H, W, 3]. Raises `DatasetError` if it is missing or broken."""
-    try:
-        with Image.open(path) as image:
-            return np.array(image.convert("RGB"))
-    except FileNotFoundError as error:
-        raise DatasetError(f"{path} is missing: copy the picture there or take it off the list") from error
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"{path} can't be read as a picture ({_first_line(error)}): replace the file") from error
+    """The picture as RGB, uint8 [H, W, 3], as it is stored: a rotation in its EXIF data is not applied.
+
+    Raises:
+        DatasetError: if it is missing, broken, huge, animated or has more than 8 bits a colour.
+    """
+    with _opened(path, "picture") as image:
+        if getattr(image, "is_animated", False) and image.format != "MPO":  # cameras add a preview to a JPEG
+            raise DatasetError(f"{path} is animated: save one of its frames as a JPEG")
+        if image.mode.startswith(("I", "F")):
+            raise DatasetError(f"{path} has more than 8 bits a colour (mode {image.mode}): save it as an 8-bit picture")
+        return np.array(image.convert("RGB"))
 
 
 def read_mask(path: Path, known_values: Sequence[int]) -> np.ndarray:
@@ -219,16 +225,11 @@ def read_mask_values(path: Path, known_values: Sequence[int]) -> list[int]:
 
 def _read_mask(path: Path, known_values: Sequence[int], pixels: bool = True) -> tuple[np.ndarray | None, list[int]]:
     """The mask, if its `pixels` are wanted, and the values in it."""
-    try:
-        with Image.open(path) as image:
-            mode = image.mode
-            if mode in ("P", "L"):
-                values = [value for value, count in enumerate(image.histogram()) if count]
-                mask = np.array(image) if pixels else None
-    except FileNotFoundError as error:
-        raise DatasetError(f"{path} is missing: copy the mask there or take the picture off the list") from error
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"{path} can't be read as a mask ({_first_line(error)}): replace the file") from error
+    with _opened(path, "mask") as image:
+        mode = image.mode
+        if mode in ("P", "L"):
+            values = [value for value, count in enumerate(image.histogram()) if count]
+            mask = np.array(image) if pixels else None
     if mode not in ("P", "L"):
         if mode in ("RGB", "RGBA"):
             raise DatasetError(
@@ -245,14 +246,37 @@ def _read_mask(path: Path, known_values: Sequence[int], pixels: bool = True) -> 
     return mask, values
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+@contextlib.contextmanager
+def _opened(path: Path, kind: str) -> Iterator[Image.Image]:
+    """The file opened by Pillow; whatever goes wrong in the block is a `DatasetError`. `kind` is for messages."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                yield image
+    except DatasetError:
+        raise
+    except FileNotFoundError as error:
+        raise DatasetError(f"{path} is missing: copy the {kind} there or take the picture off the list") from error
+    except _UNREADABLE as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DatasetError(f"{path} can't be read as a {kind} ({reason}): replace the file") from error
+
+
+_UNREADABLE = (
+    OSError, SyntaxError, ValueError, OverflowError, EOFError, struct.error, zlib.error,
+    Image.DecompressionBombError, Image.DecompressionBombWarning,
+)  # fmt: skip
+"""What Pillow ends in with files that are broken, or so large that they would fill the memory."""
 
 
 def _check_size(image: np.ndarray, mask: np.ndarray, image_path: Path, mask_path: Path) -> None:
     if image.shape[:2] != mask.shape:
         (h, w), (mh, mw) = image.shape[:2], mask.shape
-        raise DatasetError(f"{mask_path} is {mw} x {mh} but {image_path} is {w} x {h}: make them the same size")
+        with _opened(image_path, "picture") as stored:
+            turned = (w, h) == (mh, mw) and stored.getexif().get(ExifTags.Base.Orientation, 1) > 4
+        mend = "turn the picture's pixels as its EXIF data says" if turned else "make them the same size"
+        raise DatasetError(f"{mask_path} is {mw} x {mh} but {image_path} is {w} x {h}: {mend}")
 
 
 # Which classes a picture shows
@@ -284,6 +308,8 @@ def index_classes(
     finally:  # a bad mask, or a user who stops it, costs what is left and not what is done
         if done:
             _save_index(path, entries)
+    if stale:
+        print(f"{len(stale)} masks were opened once, to list the classes that each picture shows in {path}")
     return {p: frozenset(entries[p]["values"]) - {VOID} if p in entries else None for p in ids}
 
 
@@ -306,7 +332,7 @@ def _load_index(path: Path) -> dict[str, dict]:
     """The index's entries that are whole; a broken index is only a slower start."""
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(entries, dict):
         return {}
@@ -492,6 +518,6 @@ def evaluation_dataset(data_path: str | Path, split: Split, evaluation_list: str
 def _augment(transform: Transform, image: tv_tensors.Image, label: tv_tensors.Mask, seed: int):
     """The pair transformed with random numbers that depend on nothing but `seed`."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed sees to GPUs too, for a millisecond
         image, label = transform(image, label)
     return image.as_subclass(torch.Tensor), label.as_subclass(torch.Tensor)

@@ -68,7 +68,7 @@ def read_word_table(text: str | None, names: Sequence[str]) -> dict[str, tuple[s
         return WORDS
     try:
         table = json.loads(text if text.lstrip().startswith("{") else Path(text).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise EmbeddingError(f"--words {text}: cannot be read as JSON ({error})") from None
     right = isinstance(table, dict) and all(
         isinstance(words, list) and words and all(isinstance(word, str) and word.strip() for word in words)

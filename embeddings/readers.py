@@ -199,9 +199,11 @@ def read_array(stream: BinaryIO, path: Path | str, limit: int) -> np.ndarray:
     headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     try:
         shape, fortran, dtype = headers[np.lib.format.read_magic(stream)](stream)
-    except (ValueError, KeyError):
+    except (OSError, EOFError, zlib.error):
+        raise
+    except Exception:  # numpy parses a header as Python's literals: there is hardly a type that it does not end in
         raise EmbeddingError(f"{path}: not a NumPy .npy file, or a damaged one; write it with numpy.save") from None
-    if dtype.kind != "f" or len(shape) != 2 or 0 in shape:
+    if dtype.kind != "f" or len(shape) != 2 or min(shape) < 1:
         raise EmbeddingError(
             f"{path}: {dtype} of shape {shape} where a float matrix [classes, dimensions] was expected; "
             "save it as float32, one row a class"

@@ -41,15 +41,25 @@ class FeatureCache:
     def __call__(self, image: torch.Tensor, compute: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """Features [N, C, h, w] of uint8 pictures [N, 3, H, W]; `compute` makes those that are not yet kept."""
         paths = [self._path(picture) for picture in image.cpu()]
-        missing = [i for i, path in enumerate(paths) if not path.is_file()]
+        kept = [self._read(path) for path in paths]
+        missing = [i for i, features in enumerate(kept) if features is None]
         if missing:
             for i, features in zip(missing, compute(image[missing]).cpu().numpy()):
                 temporary = paths[i].with_suffix(f".{os.getpid()}.tmp")
                 with temporary.open("wb") as file:
                     np.save(file, features)
                 os.replace(temporary, paths[i])
-        kept = torch.from_numpy(np.stack([np.load(path) for path in paths]))
+                kept[i] = features
+        kept = torch.from_numpy(np.stack(kept))
         return kept.to(image.device, memory_format=torch.channels_last)
+
+    @staticmethod
+    def _read(path: Path) -> np.ndarray | None:
+        """The features in a file; None where it is missing or damaged, as by a power cut."""
+        try:
+            return np.load(path)
+        except (OSError, ValueError, EOFError):
+            return None
 
     def _path(self, picture: torch.Tensor) -> Path:
         content = picture.contiguous().numpy()

@@ -21,7 +21,10 @@ def cross_entropy(logits: torch.Tensor, label: torch.Tensor, ignore_index: int =
         A scalar, 0 (with a gradient of 0) where no pixel is labelled.
     """
     label = label.long()
-    total = F.cross_entropy(logits, label, ignore_index=ignore_index, reduction="sum")
+    if torch.are_deterministic_algorithms_enabled():  # a GPU has no such sum over pixels in one go
+        total = F.cross_entropy(logits, label, ignore_index=ignore_index, reduction="none").sum()
+    else:
+        total = F.cross_entropy(logits, label, ignore_index=ignore_index, reduction="sum")
     return total / (label != ignore_index).sum().clamp(min=1)
 
 

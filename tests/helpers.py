@@ -44,9 +44,12 @@ def arguments(data: Path, output: Path, *flags, pictures: bool = False, **change
 
 
 def train(stage: int, data: Path, output: Path, *flags, **changes) -> Path:
-    """Runs the stage's script; returns the folder of the run."""
+    """Runs the stage's script, in place of a run that is there unless it continues; returns the folder of the run."""
+    folder = output / f"split{changes.get('split', QUICK['--split'])}" / f"stage{stage}"
+    if changes.get("restore_from_where") != "continue":
+        (folder / "latest.pth").unlink(missing_ok=True)
     assert STAGES[stage].main(arguments(data, output, *flags, **changes)) == 0
-    return output / f"split{changes.get('split', QUICK['--split'])}" / f"stage{stage}"
+    return folder
 
 
 def evaluate(checkpoint: Path, data: Path, *flags) -> int:
@@ -61,7 +64,7 @@ def failure(capsys, main, argv: list[str]) -> str:
         main([str(argument) for argument in argv])
     assert caught.value.code == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
-    assert len(lines) == 1 and lines[0].startswith("error: "), lines
+    assert len(lines) == 1 and lines[0].removeprefix("python -m embeddings.build: ").startswith("error: "), lines
     return lines[0]
 
 
@@ -116,3 +119,24 @@ def read_values(path: Path) -> np.ndarray:
 
 def write_values(path: Path, mask: np.ndarray) -> None:
     Image.fromarray(mask.astype(np.uint8), mode="L").save(path)
+
+
+def same(a, b) -> bool:
+    """Whether two checkpoints, or parts of them, are alike to the last bit."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def same_run(a: Path, b: Path) -> bool:
+    """Whether two runs have ended alike: weights, optimiser, schedule, the best checkpoint and the log."""
+    parts = ("stage", "step", "model", "optimizer", "scheduler", "best", "selection", "setting")
+    for name in ("latest.pth", "best.pth"):
+        one, other = (load(folder / name) for folder in (a, b))
+        if not all(same(one[part], other[part]) for part in parts):
+            return False
+    return read_log(a) == read_log(b)

@@ -240,7 +240,7 @@ def test_workers_change_no_bit(finished, tmp_path, stage):
 
 
 def interrupt_at(monkeypatch, module, step):
-    """Makes the script stop as by Ctrl-C in the given step."""
+    """Makes the script die in the given step."""
     train_step, calls = module.train_step, []
 
     def stopping(*arguments):
@@ -258,7 +258,7 @@ def test_continue_gives_the_bits_of_an_uninterrupted_run(finished, tmp_path, mon
     """Stopped in the step after a checkpoint, or some steps later: those steps are done again."""
     plan = {"max_steps": 7, "save_every": 3, "evaluate_every": 2}
     whole = start(stage, finished, finished.data, tmp_path / "whole", **plan)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
         interrupt_at(patch, STAGES[stage], stop_at)
         start(stage, finished, finished.data, tmp_path / "parts", **plan)
     folder = tmp_path / "parts" / "split1" / f"stage{stage}"
@@ -282,12 +282,15 @@ def test_continue_at_the_end_does_nothing(finished, tmp_path, capsys):
     assert "nothing to do" in capsys.readouterr().out
 
 
-def test_continue_survives_a_log_line_that_was_cut_off(finished, tmp_path):
-    shutil.copytree(finished.output, tmp_path / "runs")
-    log = tmp_path / "runs/split1/stage1/log.jsonl"
-    log.write_text(log.read_text() + '{"stage": 1, "st')
-    train(1, finished.data, tmp_path / "runs", restore_from_where="continue", evaluate_every=2)
-    assert [record["step"] for record in read_log(log.parent)] == [2, 3]
+def test_continue_survives_a_log_line_that_was_cut_off(finished, tmp_path, monkeypatch):
+    plan = {"save_every": 1, "evaluate_every": 1}
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
+        interrupt_at(patch, STAGES[1], 3)
+        train(1, finished.data, tmp_path, **plan)
+    log = tmp_path / "split1/stage1/log.jsonl"
+    log.write_bytes(log.read_bytes() + b'{"stage": 1, "st\xff')
+    train(1, finished.data, tmp_path, **plan, restore_from_where="continue")
+    assert [record["step"] for record in read_log(log.parent)] == [1, 2, 3]
 
 
 # --- no mask leaks --------------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ A checkpoint is a dict of plain types and tensors:
     setting     what rebuilds the model and says under which protocol it was trained (a flat dict)
 """
 
-import os
+import math
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,35 +24,32 @@ from typing import Any
 import torch
 
 from utils.errors import InputError
+from utils.files import replacing
 
 FORMAT = 1
 KEYS = ("stage", "step", "model", "optimizer", "scheduler", "best", "selection", "arguments", "teacher", "setting")
 
 
 def save_checkpoint(path: Path, **content: Any) -> None:
-    """Writes `content` (the keys of the module's docstring) to a temporary file and renames it to `path`.
+    """Writes `content` (the keys of the module's docstring) to `path`, whole or not at all.
 
     Raises:
         InputError: if the disk does not take it; what stood at `path` before is whole.
     """
     if set(content) != set(KEYS):
         raise ValueError(f"a checkpoint holds {KEYS}, not {tuple(content)}")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             torch.save({"format": FORMAT, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
+        reason = str(error).splitlines()[0]  # torch adds a stack of its own
         raise InputError(
-            f"{path} could not be written ({error}): the last checkpoint is kept; free some disk"
+            f"{path} could not be written ({reason}): the last checkpoint is kept; free some disk"
         ) from error
 
 
 def load_checkpoint(path: Path, hint: str = "") -> dict[str, Any]:
-    """The checkpoint at `path`, on the CPU.
+    """The checkpoint at `path`, on the CPU. Nothing in it is run, and it takes no more memory than the file has bytes.
 
     Args:
         path: a file written by `save_checkpoint`.
@@ -64,6 +62,9 @@ def load_checkpoint(path: Path, hint: str = "") -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}{': ' + hint if hint else ''}")
     try:
+        with zipfile.ZipFile(path) as archive:  # what torch.save makes, never packed: a packed one could be a bomb
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise ValueError("packed")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # there is hardly a type that a spoilt pickle does not end in
         raise InputError(f"{path} is no readable checkpoint: give a latest.pth or best.pth of this project") from error
@@ -71,7 +72,50 @@ def load_checkpoint(path: Path, hint: str = "") -> dict[str, Any]:
         raise InputError(f"{path} is not a checkpoint of this project: give a latest.pth or best.pth")
     if checkpoint["format"] != FORMAT:
         raise InputError(f"{path} has checkpoint format {checkpoint['format']}, this code reads {FORMAT}")
+    wrong = next((key for key, right in _RIGHT.items() if not right(checkpoint[key])), None)
+    if wrong is not None:
+        raise InputError(f"{path} is not a checkpoint of this project ({wrong} is not right): give another one")
     return checkpoint
+
+
+def _is_weights(value: Any) -> bool:
+    """Names to plain tensors that have all their numbers: an expanded one claims more than the file holds."""
+    return isinstance(value, dict) and all(
+        isinstance(name, str)
+        and type(tensor) is torch.Tensor
+        and tensor.layout == torch.strided
+        and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
+        for name, tensor in value.items()
+    )
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (str, bool, int, float))
+
+
+def _is_flat(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(k, str) and _is_plain(v) for k, v in value.items())
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_RIGHT = {
+    "stage": lambda value: type(value) is int,
+    "step": lambda value: type(value) is int and value >= 0,
+    "model": _is_weights,
+    "optimizer": lambda value: isinstance(value, dict) and {"state", "param_groups"} <= set(value),
+    "scheduler": lambda value: isinstance(value, dict),
+    "best": lambda value: value is None or _is_number(value),
+    "selection": lambda value: isinstance(value, str),
+    "teacher": _is_weights,
+    "arguments": _is_flat,
+    "setting": _is_flat,
+}
+"""What each key must hold; looked at before anything is made of it."""
 
 
 def check_setting(path: Path, saved: dict[str, Any], wanted: dict[str, Any], flags: Iterable[str]) -> None:
@@ -103,12 +147,70 @@ def load_model(model: torch.nn.Module, checkpoint: dict[str, Any], path: Path, k
     """Puts the checkpoint's weights, those under `key`, into `model`.
 
     Raises:
-        InputError: if names or shapes differ.
+        InputError: if they do not fit, see `check_weights`; the model is as before.
     """
-    try:
-        model.load_state_dict(checkpoint[key])
-    except (RuntimeError, TypeError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise InputError(
-            f"{path} does not fit the network ({reason}): give a checkpoint of the same network"
-        ) from error
+    check_weights(path, checkpoint[key], model)
+    model.load_state_dict(checkpoint[key])
+
+
+def check_weights(path: Path, weights: dict[str, torch.Tensor], model: torch.nn.Module) -> None:
+    """Refuses weights whose names, shapes or types are not the model's, which may be on the meta device.
+
+    Raises:
+        InputError: for the first that differs.
+    """
+    wanted, reason = model.state_dict(), ""
+    if not _is_weights(weights) or (strange := weights.keys() ^ wanted.keys()):
+        reason = f"other names, such as {min(strange)}" if _is_weights(weights) else "no weights"
+    for name in wanted if not reason else ():
+        kinds = [
+            f"{tuple(tensor.shape)} {tensor.dtype}".replace("torch.", "") for tensor in (weights[name], wanted[name])
+        ]
+        if kinds[0] != kinds[1]:
+            reason = f"{name} is {kinds[0]} instead of {kinds[1]}"
+            break
+    if reason:
+        raise InputError(f"{path} does not fit the network ({reason}): give a checkpoint of the same network")
+
+
+def load_schedule(optimizer: torch.optim.Optimizer, scheduler: Any, checkpoint: dict[str, Any], path: Path) -> None:
+    """Puts the checkpoint's optimiser and schedule into those of a run, after a look at names, shapes and numbers.
+
+    Raises:
+        InputError: if they do not fit.
+    """
+    saved, groups = checkpoint["optimizer"], optimizer.state_dict()["param_groups"]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    fits = (
+        _is_alike(saved["param_groups"], groups)
+        and isinstance(saved["state"], dict)
+        and all(_is_state(state, index, parameters, optimizer) for index, state in saved["state"].items())
+        and _is_alike(checkpoint["scheduler"], scheduler.state_dict())
+        and checkpoint["scheduler"].get("last_epoch") == checkpoint["step"]
+    )
+    if not fits:
+        raise InputError(f"{path} does not fit the optimiser: give the same --freeze-backbone and --optimizer")
+    optimizer.load_state_dict(saved)
+    scheduler.load_state_dict(checkpoint["scheduler"])
+
+
+_STATE = {torch.optim.SGD: {"momentum_buffer"}, torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}}
+"""What the optimisers keep of each parameter, once they keep anything."""
+
+
+def _is_state(state: Any, index: Any, parameters: list[torch.Tensor], optimizer: torch.optim.Optimizer) -> bool:
+    if not isinstance(index, int) or not 0 <= index < len(parameters) or not _is_weights(state):
+        return False
+    shapes = (parameters[index].shape, torch.Size())
+    return set(state) in (set(), _STATE[type(optimizer)]) and all(
+        tensor.shape == shapes[name == "step"] and tensor.dtype == torch.float32 for name, tensor in state.items()
+    )
+
+
+def _is_alike(saved: Any, fresh: Any) -> bool:
+    """Whether a saved value is built like a fresh one. Keys of one alone are let be: versions of torch add some."""
+    if isinstance(fresh, dict):
+        return isinstance(saved, dict) and all(_is_alike(saved[key], fresh[key]) for key in fresh.keys() & saved.keys())
+    if isinstance(fresh, (list, tuple)):
+        return type(saved) is type(fresh) and len(saved) == len(fresh) and all(map(_is_alike, saved, fresh))
+    return _is_number(saved) if _is_number(fresh) else type(saved) is type(fresh)

@@ -3,6 +3,7 @@
 import functools
 import re
 import sys
+import traceback
 from collections.abc import Callable
 
 import torch
@@ -15,6 +16,8 @@ class InputError(ValueError):
 def one_line_errors(*kinds: type[Exception]) -> Callable:
     """Decorator of a script's `main`: `InputError` and `kinds` become one line on stderr and exit code 2.
 
+    So do errors of the system, of files and of memory. Ctrl-C becomes exit code 130.
+
     Args:
         kinds: the exception types by which the packages say that their input is bad.
     """
@@ -24,8 +27,15 @@ def one_line_errors(*kinds: type[Exception]) -> Callable:
         def wrapped(argv=None):
             try:
                 return main(argv)
-            except (InputError, *kinds) as error:
-                print(f"error: {message(error)}", file=sys.stderr)
+            except KeyboardInterrupt:  # outside the steps of training, which finish and save
+                print("stopped", file=sys.stderr)
+                raise SystemExit(130) from None
+            except (InputError, OSError, MemoryError, RuntimeError, *kinds) as error:
+                text = one_line(error, (InputError, *kinds))
+                if text is None:
+                    raise
+                traceback.clear_frames(error.__traceback__)  # ends the loaders' workers, which wait on
+                print(f"error: {text}", file=sys.stderr)
                 raise SystemExit(2) from None
             except torch.OutOfMemoryError as error:
                 text = message(error).split(". ")[0]
@@ -35,6 +45,28 @@ def one_line_errors(*kinds: type[Exception]) -> Callable:
         return wrapped
 
     return decorate
+
+
+MENDS = {
+    "does not have a deterministic implementation": "leave out --deterministic, or give --device cpu",
+    "DataLoader worker": "a process that reads pictures died: lower --num-workers or free some memory",
+    "out of memory": "lower --batch-size or --input-size",
+    "can't allocate memory": "lower --batch-size or --input-size",
+}
+"""Parts of the messages of torch's `RuntimeError` that tell of the machine, not of a mistake in the code."""
+
+
+def one_line(error: Exception, kinds: tuple[type[Exception], ...]) -> str | None:
+    """What to tell the user of `error`, one of `kinds` or the system's; None if it is a mistake in the code."""
+    if isinstance(error, kinds):
+        return message(error)
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or message(error)}: check that it is there, may be used and has room"
+    if isinstance(error, MemoryError):
+        return f"out of memory: {MENDS['out of memory']}"
+    mend = next((mend for part, mend in MENDS.items() if part in str(error)), None)
+    return mend and f"{message(error)[:200]}: {mend}"
 
 
 def message(error: Exception) -> str:

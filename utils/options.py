@@ -457,3 +457,8 @@ def add_running_options(group) -> None:
 
 def add_device_option(group) -> None:
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, or auto: the first there is")
+    group.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="two runs on one machine give the same bits, on a GPU too, where it is slower; a CPU does so anyway",
+    )

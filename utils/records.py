@@ -1,7 +1,9 @@
 """What a run leaves behind besides checkpoints, and what it shows: arguments, log, figures, bar, TensorBoard."""
 
+import contextlib
 import json
 import math
+import os
 import platform
 import subprocess
 import sys
@@ -15,19 +17,21 @@ import torchvision
 from tqdm import tqdm
 
 from utils.errors import InputError
+from utils.files import remove_leftovers, replacing
 
-KEPT = "the last checkpoint is whole, and --restore-from-where continue goes on from it"
+GOES_ON = "--restore-from-where continue goes on from it"
+KEPT = f"the last checkpoint is whole, and {GOES_ON}"
 
 
-def make_run_folder(path: Path) -> Path:
-    """The folder `path`, made if need be. Raises `InputError` where that can't be."""
+def make_run_folder(path: Path) -> None:
+    """Makes the folder `path` if need be, and clears it of what a killed process left. Raises `InputError`."""
     try:
         path.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path)
     except OSError as error:
         raise InputError(
             f"--output-dir {path} can't be made ({error.strerror}): choose a folder you may write"
         ) from error
-    return path
 
 
 def write_arguments(folder: Path, arguments: dict[str, Any], **more: Any) -> None:
@@ -39,7 +43,7 @@ def write_arguments(folder: Path, arguments: dict[str, Any], **more: Any) -> Non
         "numpy": numpy.__version__,
     }
     record = {"arguments": arguments, "versions": versions, "commit": _commit(), **more}
-    _write(folder / "args.json", json.dumps(record, indent=2, default=str) + "\n")
+    _replace(folder / "args.json", json.dumps(record, indent=2, default=str) + "\n")
 
 
 def _commit() -> str | None:
@@ -53,7 +57,7 @@ def _commit() -> str | None:
 
 def write_evaluation(folder: Path, record: dict[str, Any]) -> None:
     """`evaluation.json`: all that the last evaluation found, for `utils.report`."""
-    _write(folder / "evaluation.json", lines_json(record))
+    _replace(folder / "evaluation.json", lines_json(record))
 
 
 def lines_json(record: dict[str, Any]) -> str:
@@ -63,8 +67,12 @@ def lines_json(record: dict[str, Any]) -> str:
 
 
 def append_log(folder: Path, record: dict[str, Any]) -> None:
-    """One JSON line more in `log.jsonl`."""
-    _write(folder / "log.jsonl", json.dumps(record, allow_nan=False) + "\n", mode="a")
+    """One JSON line more in `log.jsonl`, on the disk before the checkpoint that comes after it."""
+    path = folder / "log.jsonl"
+    with _writing(path), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def forget_log(folder: Path, after: int = -1) -> None:
@@ -76,19 +84,25 @@ def forget_log(folder: Path, after: int = -1) -> None:
         except (ValueError, KeyError, TypeError):
             return math.inf
 
-    try:
-        lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    _write(folder / "log.jsonl", "".join(f"{line}\n" for line in lines if step(line) <= after))
+    path, lines = folder / "log.jsonl", []
+    with _writing(path), contextlib.suppress(FileNotFoundError):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    _replace(path, "".join(f"{line}\n" for line in lines if step(line) <= after))
 
 
-def _write(path: Path, text: str, mode: str = "w") -> None:
+def _replace(path: Path, text: str) -> None:
+    with _writing(path), replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
     try:
-        with path.open(mode, encoding="utf-8") as file:
-            file.write(text)
+        yield
     except OSError as error:
-        raise InputError(f"{path} can't be written ({error.strerror}): choose an --output-dir you may write") from error
+        raise InputError(
+            f"{path} can't be written ({error.strerror}): make room there, or choose an --output-dir you may write"
+        ) from error
 
 
 class LossMeter:

@@ -1,9 +1,13 @@
 """What a training run is made of besides its method: device, schedule, and what it keeps on disk."""
 
 import argparse
+import contextlib
 import itertools
 import math
+import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,11 +17,13 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from utils.checkpoint import check_setting, load_checkpoint, load_model, save_checkpoint
+from utils.checkpoint import check_setting, load_checkpoint, load_model, load_schedule, save_checkpoint
 from utils.errors import InputError
 from utils.evaluation import predictions
+from utils.files import check_writable
 from utils.metrics import DETAILS, HEADLINES, as_json, format_table
 from utils.records import (
+    GOES_ON,
     KEPT,
     LossMeter,
     append_log,
@@ -48,15 +54,23 @@ EXTREMES = 3
 """Worst and best pictures that are drawn at an evaluation, of either so many."""
 
 
-def choose_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is cuda, else mps, else cpu. Raises `InputError` if it isn't there."""
+def choose_device(name: str, deterministic: bool = False) -> torch.device:
+    """The device called `name`; "auto" is cuda, else mps, else cpu. Raises `InputError` if it isn't there.
+
+    Args:
+        deterministic: from here on take only algorithms that give the same bits each time.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS looks for it when it is first used
+        torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(deterministic)
     if name == "auto":
         backend = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         return torch.device(backend)
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         raise InputError(f"--device {name} can't be used here: choose cpu, or auto for what there is") from error
     return device
 
@@ -91,6 +105,30 @@ def setting(args: argparse.Namespace, split: dict[str, list], embedding: Sequenc
     }
 
 
+@contextlib.contextmanager
+def caught_signals() -> Iterator[list[int]]:
+    """Within it Ctrl-C and SIGTERM only add their numbers to the list that it gives; a second Ctrl-C ends the process.
+
+    That one is left to the system, so it works whatever the process is doing. No file is harmed: see
+    `utils.files.replacing`. Outside the main thread, which alone gets signals, it does nothing.
+    """
+    caught: list[int] = []
+
+    def note(number: int, _) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if not caught:  # a plain write: a signal may come in the middle of a print
+            os.write(2, b"\nstopping: finishes the step, then saves; Ctrl-C leaves at once\n")
+        caught.append(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class Run:
     """A stage's network, optimiser and schedule, and the folder that they are kept in.
 
@@ -114,8 +152,7 @@ class Run:
     ):  # fmt: skip
         self.stage, self.args, self.setting, self.model, self.num_steps = stage, args, setting, model, num_steps
         self.folder = stage_folder(args.output_dir, args.split, stage)
-        if not args.dry_run:
-            make_run_folder(self.folder)
+        check_writable(self.folder, f"--output-dir {args.output_dir}")
         self.arguments = {key: _plain(value) for key, value in vars(args).items()}
         groups = model.parameter_groups(args.learning_rate, args.head_factor)
         self.optimizer = build_optimizer(groups, args)
@@ -135,11 +172,16 @@ class Run:
     # Beginning
 
     def begin(self) -> None:
-        """Begins at step 0, with an empty log."""
-        if self.args.dry_run:
-            return
-        forget_log(self.folder)
-        write_arguments(self.folder, self.arguments, setting=self.setting)
+        """Begins at step 0.
+
+        Raises:
+            InputError: if the folder holds a run already, which would be lost.
+        """
+        if self.latest.exists() and not self.args.dry_run:
+            raise InputError(
+                f"{self.latest} is there: --restore-from-where continue goes on with that run; to begin another, give "
+                "another --output-dir or delete the file"
+            )
 
     def resume(self) -> None:
         """Takes everything from `latest.pth`, to go on exactly where it stopped.
@@ -155,11 +197,7 @@ class Run:
         load_model(self.model, checkpoint, self.latest)
         if self.teacher is not None:
             load_model(self.teacher, checkpoint, self.latest, "teacher")
-        try:
-            self.optimizer.load_state_dict(checkpoint["optimizer"])
-            self.scheduler.load_state_dict(checkpoint["scheduler"])
-        except (ValueError, KeyError) as error:
-            raise InputError(f"{self.latest} does not fit the optimiser: give the same --freeze-backbone") from error
+        load_schedule(self.optimizer, self.scheduler, checkpoint, self.latest)
         if self.scheduler.total_iters != self.num_steps:
             raise InputError(
                 f"{self.latest} is of a run of {self.scheduler.total_iters} steps, not {self.num_steps}: give the same "
@@ -167,10 +205,6 @@ class Run:
             )
         self.step, self.best = checkpoint["step"], checkpoint["best"]
         self._say_changes(checkpoint["arguments"])
-        if self.args.dry_run:
-            return
-        forget_log(self.folder, after=self.step)
-        write_arguments(self.folder, self.arguments, setting=self.setting, continued_at=self.step)
         if self.step >= self.num_steps:
             print(f"{self.latest} has all {self.num_steps} steps: nothing to do")
 
@@ -178,8 +212,9 @@ class Run:
         """Begins with the network, and nothing else, of another stage's checkpoint.
 
         Raises:
-            InputError: if there is none, or it is of another network.
+            InputError: if there is none, or it is of another network, or the folder holds a run already.
         """
+        self.begin()
         checkpoint = load_checkpoint(path, "run stage 1 first, or give --stage1-checkpoint")
         check_setting(path, checkpoint["setting"], self.setting, SAME_NETWORK)
         if checkpoint["setting"]["supervised"]:
@@ -187,7 +222,6 @@ class Run:
         if checkpoint["setting"]["target_pixels"] == "oracle":  # else the result would pass for an honest one
             check_setting(path, checkpoint["setting"], self.setting, ["target_pixels"])
         load_model(self.model, checkpoint, path)
-        self.begin()
 
     # Going on
 
@@ -196,23 +230,51 @@ class Run:
 
         Before each step the random state is set from seed and step alone, so that a run that goes on draws
         what an uninterrupted one draws; see also `dataset.loaders.StepSampler`.
+
+        Nothing is written before the first batch is there. After Ctrl-C or SIGTERM the step is finished, an
+        evaluation that belongs to it too, then `latest.pth` is saved.
+
+        Raises:
+            SystemExit: with 130 after Ctrl-C and 143 after SIGTERM.
         """
         batches = zip(source_batches, target_batches)
         if self.args.dry_run:
             batches = itertools.islice(batches, REHEARSAL)
-        elif self._writer is not None:
+        with caught_signals() as signals:  # before zip starts the loaders' workers
+            # What matters most comes first: a narrow terminal cuts the end off.
+            self._bar = progress(
+                batches, total=self.num_steps, initial=self.step, desc=f"stage {self.stage}",
+                bar_format="{l_bar}{bar:20}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}{postfix}]",
+            )  # fmt: skip
+            try:
+                for number, (source, target) in enumerate(self._bar):
+                    if number == 0 and not self.args.dry_run:
+                        self._open_folder()
+                    torch.manual_seed((self.args.seed * 1_000_003 + self.step) % 2**63)
+                    self._pictures = len(source[0]) + len(target[0])
+                    yield tuple(
+                        [tensor.to(device, non_blocking=True) for tensor in batch] for batch in (source, target)
+                    )
+                    if signals and not self.args.dry_run:
+                        self.save()
+                        print(f"stopped: {self.latest} has step {self.step} of {self.num_steps}; {GOES_ON}", flush=True)
+                    if signals:
+                        raise SystemExit(128 + signals[0])
+            finally:
+                self._bar = None  # and with it the loaders' workers
+                if self._board is not None:
+                    self._board.close()
+
+    def _open_folder(self) -> None:
+        """Says in the run's folder what is run, and clears it of what came after the step to go on from."""
+        make_run_folder(self.folder)
+        forget_log(self.folder, after=self.step)
+        if self.step == 0:
+            (self.folder / "best.pth").unlink(missing_ok=True)
+        more = {"continued_at": self.step} if self.step else {}
+        write_arguments(self.folder, self.arguments, setting=self.setting, **more)
+        if self._writer is not None:
             self._board = self._writer(self.folder / "tensorboard", purge_step=self.step + 1)
-        # What matters most comes first: a narrow terminal cuts the end off.
-        self._bar = progress(
-            batches, total=self.num_steps, initial=self.step, desc=f"stage {self.stage}",
-            bar_format="{l_bar}{bar:20}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}{postfix}]",
-        )  # fmt: skip
-        for source, target in self._bar:
-            torch.manual_seed((self.args.seed * 1_000_003 + self.step) % 2**63)
-            self._pictures = len(source[0]) + len(target[0])
-            yield tuple([tensor.to(device, non_blocking=True) for tensor in batch] for batch in (source, target))
-        if self._board is not None:
-            self._board.close()
 
     def note(self, losses: dict[str, torch.Tensor]) -> None:
         """Counts a step as done, notes its losses and lowers the rate; looks at them at the log interval.

@@ -1,0 +1,571 @@
+"""Bad input, a line each: what is broken, which command, what is said. Exit code 2, one line, and nothing written."""
+
+import contextlib
+import ctypes
+import gzip
+import io
+import os
+import pickle
+import shutil
+import stat
+import struct
+import zipfile
+import zlib
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import eval as evaluation_script
+import warm
+from dataset.splits import VOC_CLASSES, VOID, Split
+from dataset.synthetic import write_dataset
+from embeddings import build as embeddings_build
+from helpers import (
+    STAGES,
+    arguments,
+    classes_shown,
+    evaluate,
+    failure,
+    load,
+    mask_path,
+    read_values,
+    source_and_target,
+    target_only,
+    train,
+    write_values,
+)
+from model import backbone
+
+SPLIT = Split.voc(1)
+PLAN = warm.PLAN | {"batch_size": 12, "target_batch_size": 12, "max_steps": 1}
+"""One step that sees every picture."""
+
+
+@pytest.fixture(autouse=True)
+def tiny_network(monkeypatch):
+    monkeypatch.setitem(backbone._RECIPES, "small", backbone._Recipe(warm.tiny, None))
+
+
+@pytest.fixture(scope="module")
+def intact(tmp_path_factory):
+    """A drawn set of 12 training and 2 evaluation pictures, its index, and runs of both stages."""
+    root = tmp_path_factory.mktemp("intact")
+    write_dataset(root / "data", num_train=12, num_val=2, size=(48, 40), seed=3, workers=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(backbone._RECIPES, "small", backbone._Recipe(warm.tiny, None))
+        flags = PLAN | {"batch_size": 2, "target_batch_size": 2, "max_steps": 2}
+        train(1, root / "data", root / "runs", **flags)
+        train(2, root / "data", root / "runs", **flags, restore_from_where="saved")
+    classes_shown(root / "data", "val")
+    return root
+
+
+@pytest.fixture
+def place(intact, tmp_path):
+    """A copy of it to spoil. `picture` is a source picture, `evaluated` one of val."""
+    root = shutil.copytree(intact, tmp_path / "place")
+    data = root / "data"
+    picture, evaluated = source_and_target(data, SPLIT)[0], next(iter(classes_shown(data, "val")))
+    images, lists = data / "JPEGImages", data / "ImageSets" / "Segmentation"
+    return SimpleNamespace(
+        root=root, data=data, runs=root / "runs", list=lists / "train.txt", lists=lists, picture=picture,
+        image=images / f"{picture}.jpg", mask=mask_path(data, picture),
+        val_image=images / f"{evaluated}.jpg", val_mask=mask_path(data, evaluated),
+        latest=root / "runs/split1/stage1/latest.pth", words=root / "words", evaluated=evaluated,
+    )  # fmt: skip
+
+
+# --- the commands ---------------------------------------------------------------------------------------
+
+
+def stage1(place, flags):
+    return STAGES[1].main, [*arguments(place.data, place.root / "new", **PLAN), *flags]
+
+
+def stage2(place, flags):
+    where = {"restore_from_where": "saved", "stage1_checkpoint": place.latest}
+    return STAGES[2].main, [*arguments(place.data, place.root / "new", **PLAN | where), *flags]
+
+
+def go_on(place, flags):
+    """Stage 1, from a checkpoint that is made to be one of its middle."""
+    same = PLAN | {"batch_size": 2, "target_batch_size": 2, "max_steps": 2, "restore_from_where": "continue"}
+    return STAGES[1].main, [*arguments(place.data, place.runs, **same), *flags]
+
+
+def evaluation(place, flags):
+    command = ["--checkpoint", place.latest, "--data-path", place.data, "--num-workers", 0, "--device", "cpu"]
+    return evaluation_script.main, [*command, *flags]
+
+
+def build(place, flags):
+    return embeddings_build.main, ["--output", place.root / "built" / "vectors", *flags]
+
+
+# --- ways to break things: each takes the place, and gives the flags that it needs ------------------------
+
+
+def write(name, content):
+    """Writes bytes, or what a function makes of the bytes that are there, to the place's file `name`."""
+
+    def spoil(place):
+        path = getattr(place, name)
+        path.write_bytes(content(path.read_bytes()) if callable(content) else content)
+
+    return spoil
+
+
+def picture(name, mode, kind, **options):
+    """Puts a picture of the same size, but of another mode and format, at the place's file `name`."""
+
+    def spoil(place):
+        with Image.open(getattr(place, name)) as image:
+            other = Image.new(mode, image.size)
+        other.save(getattr(place, name), kind, **options)
+
+    return spoil
+
+
+def gone(name):
+    return lambda place: getattr(place, name).unlink()
+
+
+def folder(name):
+    def spoil(place):
+        getattr(place, name).unlink()
+        getattr(place, name).mkdir()
+
+    return spoil
+
+
+def flags(*values):
+    return lambda place: [value(place) if callable(value) else value for value in values]
+
+
+def png_chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png_header(width, height, bits=8, colours=0):
+    """A PNG whose header claims that size, with a few bytes of pixels."""
+    head = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colours, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + png_chunk(b"IDAT", zlib.compress(b"\0" * 99)) + png_chunk(b"IEND", b"")
+
+
+def turned(place):
+    """A photo as a telephone stores it: on its side, with a note; the mask is upright."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(place.image) as image:
+        image.transpose(Image.Transpose.ROTATE_90).save(place.image, "JPEG", exif=exif)
+
+
+def animated(place):
+    frames = [Image.new("RGB", (48, 40), colour) for colour in ("red", "blue")]
+    frames[0].save(place.image, "GIF", save_all=True, append_images=frames[1:])
+
+
+def unreadable_loop(place):
+    place.image.unlink()
+    place.image.symlink_to(place.image)
+
+
+def pixel(name, value):
+    def spoil(place):
+        mask = read_values(getattr(place, name))
+        mask[0, 0] = value
+        write_values(getattr(place, name), mask)
+
+    return spoil
+
+
+def smaller(name):
+    return lambda place: write_values(getattr(place, name), read_values(getattr(place, name))[:-1])
+
+
+def all_void(place):
+    for path in mask_path(place.data, place.picture).parent.iterdir():
+        write_values(path, np.full_like(read_values(path), VOID))
+
+
+def listed(change):
+    """The training list after `change` of its text."""
+
+    def spoil(place):
+        place.list.write_text(change(place.list.read_text(), place), encoding="utf-8")
+
+    return spoil
+
+
+def only_unseen(place):
+    place.list.write_text("\n".join(target_only(place.data, SPLIT)))
+
+
+def words(name, content):
+    """A file of vectors to train with."""
+
+    def spoil(place):
+        place.words.mkdir()
+        (place.words / name).write_bytes(content)
+        return ["--embedding", name.split(".")[0], "--embedding-path", place.words]
+
+    return spoil
+
+
+def rows(change=None):
+    """Vectors of all words of VOC as text; the car's is `change`."""
+    known = {word: "1 0 0" for name in VOC_CLASSES for word in (name, *embeddings_words(name))}
+    known |= {"car": change or "1 0 0"}
+    return "".join(f"{word} {vector}\n" for word, vector in known.items()).encode()
+
+
+def embeddings_words(name):
+    return [word.replace(" ", "_") for word in embeddings_build.words_for(name, embeddings_build.WORDS)]
+
+
+def table(array, *names):
+    """A table of class vectors."""
+
+    def spoil(place):
+        place.words.mkdir()
+        with (place.words / "mine.npy").open("wb") as file:
+            np.save(file, array, allow_pickle=True)
+        (place.words / "classes.txt").write_text("\n".join(names or VOC_CLASSES))
+        return ["--embedding", "mine", "--embedding-path", place.words]
+
+    return spoil
+
+
+def npy(header, body=b""):
+    text = header.encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + body
+
+
+class Trap:
+    """Its pickle makes a folder as it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def trap(save):
+    return lambda place: save(Trap(place.root / "it ran"), place.latest)
+
+
+def trap_in_model(place):
+    torch.save(load(place.latest) | {"model": Trap(place.root / "it ran")}, place.latest)
+
+
+def pickled(thing, path):
+    path.write_bytes(pickle.dumps(thing, protocol=2))
+
+
+def checkpoint(change):
+    """The checkpoint after `change` of its dict, made to be one of step 1 of 2 so that it can go on."""
+
+    def spoil(place):
+        content = load(place.latest)
+        content["step"] = content["scheduler"]["last_epoch"] = 1
+        change(content)
+        torch.save(content, place.latest)
+
+    return spoil
+
+
+def put(*keys, value):
+    def change(content):
+        for key in keys[:-1]:
+            content = content[key]
+        content[keys[-1]] = value(content[keys[-1]]) if callable(value) else value
+
+    return checkpoint(change)
+
+
+def trapped_weights(place):
+    trap(torch.save)(place)
+    return ["--backbone-weights", place.latest]
+
+
+def packed(place):
+    """The same checkpoint, deflated: it could as well be gigabytes of zeros."""
+    with zipfile.ZipFile(io.BytesIO(place.latest.read_bytes())) as before:
+        members = {info.filename: before.read(info) for info in before.infolist()}
+    with zipfile.ZipFile(place.latest, "w", zipfile.ZIP_DEFLATED) as after:
+        for name, content in members.items():
+            after.writestr(name, content)
+
+
+def setting(name, value):
+    return put("setting", name, value=value)
+
+
+def weight(name, value):
+    return put("model", name, value=value)
+
+
+def rate(value):
+    return checkpoint(lambda content: content["optimizer"]["param_groups"][0].update(lr=value))
+
+
+def other_momentum(content):
+    content["optimizer"]["state"][0]["momentum_buffer"] = torch.zeros(2, 3)
+
+
+def forbidden(name):
+    return lambda place: getattr(place, name).chmod(0o000)
+
+
+def read_only(flag, below):
+    """The flag, with a path in a folder that nobody may write to."""
+
+    def spoil(place):
+        place.words.mkdir(mode=0o555)
+        return [flag, place.words / below]
+
+    return spoil
+
+
+BOMB, HUGE = png_header(60_000, 60_000), png_header(13_000, 13_000)
+WEIGHT, WORDS = "projection.project.weight", "projection.class_embeddings"
+NO_MODEL = ["{latest}", "model is not right"]
+NO_OPTIMISER = ["{latest}", "does not fit the optimiser"]
+
+HOSTILE = [
+    # what is broken, the command, how, what the message holds
+    ("picture cut short", stage1, write("image", lambda b: b[:400]), ["{image}", "can't be read as a picture"]),
+    ("picture of zero bytes", stage1, write("image", b""), ["{image}", "can't be read as a picture"]),
+    ("picture that is a bomb", stage1, write("image", BOMB), ["{image}", "can't be read as a picture", "bomb"]),
+    ("picture that is nearly one", stage1, write("image", HUGE), ["{image}", "can't be read as a picture", "bomb"]),
+    ("picture of 16 bits", stage1, picture("image", "I;16", "PNG"), ["{image}", "more than 8 bits"]),
+    ("picture of floats", stage1, picture("image", "F", "TIFF"), ["{image}", "more than 8 bits"]),
+    ("picture turned by its EXIF data", stage1, turned, ["{image}", "{mask}", "EXIF"]),
+    ("animated picture", stage1, animated, ["{image}", "animated"]),
+    ("text called .jpg", stage1, write("image", b"<html>404</html>"), ["{image}", "can't be read as a picture"]),
+    ("picture that is a folder", stage1, folder("image"), ["{image}", "missing"]),
+    ("picture that is a link to itself", stage1, unreadable_loop, ["{image}", "missing"]),
+    ("picture not there", stage1, gone("image"), ["{image}", "missing", "shorten the list"]),
+    ("picture cut short", evaluation, write("val_image", lambda b: b[:400]), ["{val_image}", "can't be read"]),
+    ("picture that is a bomb", evaluation, write("val_image", BOMB), ["{val_image}", "bomb"]),
+    ("mask cut short", stage1, write("mask", lambda b: b[:-30]), ["{mask}", "can't be read as a mask"]),
+    ("mask of zero bytes", stage1, write("mask", b""), ["{mask}", "can't be read as a mask"]),
+    ("mask that is a bomb", stage1, write("mask", BOMB), ["{mask}", "can't be read as a mask", "bomb"]),
+    ("mask of colours", stage1, picture("mask", "RGB", "PNG"), ["{mask}", "a colour mask", "class indices"]),
+    ("mask with alpha", stage1, picture("mask", "LA", "PNG"), ["{mask}", "not an index mask"]),
+    ("mask of floats", stage1, picture("mask", "F", "TIFF"), ["{mask}", "mode F", "8-bit"]),
+    ("mask of 16 bits", stage1, picture("mask", "I;16", "PNG"), ["{mask}", "mode I;16", "8-bit"]),
+    ("mask of one bit", stage1, picture("mask", "1", "PNG"), ["{mask}", "not an index mask"]),
+    ("mask of another size", stage1, smaller("mask"), ["{mask}", "48 x 39", "{image}", "48 x 40", "same size"]),
+    ("mask with an unknown value", stage1, pixel("mask", 21), ["{mask}", "21", "0-20", "255"]),
+    ("masks all void", stage1, all_void, ["no training picture shows a seen class", "--split"]),
+    ("mask not there", stage1, gone("mask"), ["{mask}", "missing", "copy the mask"]),
+    ("mask that is a folder", evaluation, folder("val_mask"), ["{val_mask}", "can't be read as a mask"]),
+    ("mask of colours", evaluation, picture("val_mask", "RGB", "PNG"), ["{val_mask}", "a colour mask"]),
+    ("mask with an unknown value", evaluation, pixel("val_mask", 254), ["{val_mask}", "254"]),
+    ("mask of another size", evaluation, smaller("val_mask"), ["{val_mask}", "same size"]),
+    ("list of nothing", stage1, write("list", b""), ["{list}", "empty", "one picture id a line"]),
+    ("list of blank lines", stage1, write("list", b"\xef\xbb\xbf\r\n \r\n\r\n"), ["{list}", "empty"]),
+    ("list with a picture twice", stage1, listed(lambda t, p: f"{t}{p.picture}\r\n"), ["{list}", "twice", "remove"]),
+    ("list that leads elsewhere", stage1, listed(lambda t, p: f"../secret\n{t}"), ["{list}", "entry 1", "../secret"]),
+    ("list of paths", stage1, listed(lambda t, p: f"{t}/etc/passwd\n"), ["{list}", "'/etc/passwd'", "2007_000032"]),
+    ("list with a zero byte", stage1, listed(lambda t, p: f"a\0b\n{t}"), ["{list}", "entry 1", "no picture id"]),
+    ("list with an endless id", stage1, listed(lambda t, p: f"{'x' * 5000}\n{t}"), ["xxx.jpg", "missing"]),
+    ("list in UTF-16", stage1, write("list", "a\nb\n".encode("utf-16")), ["{list}", "can't be read as a text list"]),
+    ("list with a picture not there", stage1, listed(lambda t, p: f"{t}other\n"), ["other.jpg", "missing", "shorten"]),
+    ("list not there", stage1, gone("list"), ["train.txt", "{lists}", "one picture id a line"]),
+    ("list that is a folder", stage1, folder("list"), ["train.txt", "{lists}"]),
+    ("list of unseen classes alone", stage1, only_unseen, ["shows a seen class", "--split"]),
+    ("list by flag not there", stage1, flags("--train-list", "nowhere"), ["nowhere.txt", "{lists}"]),
+    ("list by flag too long", evaluation, flags("--list", "x" * 5000), ["{lists}"]),
+    ("vector with NaN", stage1, words("w.txt", rows("nan 0 0")), ["w.txt", "'car'", "NaN"]),
+    ("vector with infinity", stage1, words("w.txt", rows("1e999 0 0")), ["w.txt", "'car'", "infinity"]),
+    ("vector of zeros", stage1, words("w.txt", rows("0 0 0")), ["w.txt", "'car'", "zero"]),
+    ("vector too short", stage1, words("w.txt", rows("1 0")), ["w.txt", "'car'", "3 numbers were expected"]),
+    ("vector of letters", stage1, words("w.txt", rows("1 x 0")), ["w.txt", "'car'", "numbers"]),
+    ("vectors with a huge header", stage1, words("w.vec", b"999999999 300\n" + rows()), ["w.vec", "cannot hold"]),
+    ("binary with a huge header", stage1, words("w.bin", b"999999999 300\ncar "), ["w.bin", "cannot hold"]),
+    ("binary cut short", stage1, words("w.bin", b"2 3\ncar " + b"\x01" * 23), ["w.bin", "cut short or damaged"]),
+    ("gzip cut short", stage1, words("w.txt.gz", gzip.compress(rows())[:-9]), ["w.txt.gz", "cannot be read"]),
+    ("words without a class", stage1, words("w.txt", b"cat 1 0\n"), ["w.txt", "no vector for", "'dog'", "--words"]),
+    ("table that runs code", stage1, table(np.array([Trap("x")] * 20)), ["mine.npy", "object", "float matrix"]),
+    ("table with a name twice", stage1, table(np.ones((2, 3)), "car", "car"), ["classes.txt", "'car'", "twice"]),
+    ("table with too few names", stage1, table(np.ones((3, 3)), "car", "cat"), ["classes.txt", "2 names for the 3"]),
+    (
+        "table with a huge header", stage1,
+        words("w.npy", npy("{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999, 99)}")),
+        ["w.npy", "cut short"],
+    ),
+    ("vectors not there", stage1, flags("--embedding", "nothing"), ["--embedding nothing", "glove"]),
+    ("vectors twice", stage1, flags("--embedding", "glove", "glove"), ["--embedding", "once"]),
+    ("vectors to build from not there", build, flags("--source", "no.bin"), ["no.bin", "cannot be read"]),
+    ("words that are no JSON", build, flags("--source", "no.bin", "--words", "{"), ["--words", "JSON"]),
+    ("words nested too deep", build, flags("--source", "x.bin", "--words", '{"a":' * 99999), ["--words", "JSON"]),
+    ("flag unknown", stage1, flags("--lamda", "1"), ["--lamda", "did you mean --lambda"]),
+    ("flag out of range", stage1, flags("--split", "5"), ["--split", "1, 2, 3, 4"]),
+    ("flag that is no number", stage2, flags("--keep", "nan"), ["--keep", "number"]),
+    ("device without numbers", stage1, flags("--device", "meta"), ["--device meta", "cpu"]),
+    ("device unknown", evaluation, flags("--device", "banana"), ["--device banana", "cpu"]),
+    ("cache without a frozen backbone", stage1, flags("--cache-features", "x"), ["--cache-features", "--freeze"]),
+    ("weights not there", stage1, flags("--backbone-weights", "no.pth"), ["--backbone-weights no.pth", "no file"]),
+    ("weights that run code", stage1, trapped_weights, ["{latest}", "can't be read"]),
+    ("data not there", stage1, flags("--data-path", "nowhere"), ["--data-path nowhere", "DATA_PATH.md"]),
+    ("data path too long", evaluation, flags("--data-path", "x" * 5000), ["--data-path", "not a folder"]),
+    ("output below a file", stage1, flags("--output-dir", lambda p: p.list / "runs"), ["--output-dir", "{list}"]),
+    ("figures below a file", evaluation, flags("--json", lambda p: p.list / "x.json"), ["--json", "{list}"]),
+    ("pictures below a file", evaluation, flags("--save-dir", lambda p: p.list / "x"), ["--save-dir", "{list}"]),
+    ("checkpoint that runs code", evaluation, trap(torch.save), ["{latest}", "no readable checkpoint"]),
+    ("checkpoint with code inside", stage2, trap_in_model, ["{latest}", "no readable checkpoint"]),
+    ("checkpoint that is a bare pickle", go_on, trap(pickled), ["{latest}", "no readable checkpoint"]),
+    ("checkpoint of zero bytes", stage2, write("latest", b""), ["{latest}", "no readable checkpoint"]),
+    ("checkpoint cut short", go_on, write("latest", lambda b: b[:-99]), ["{latest}", "no readable checkpoint"]),
+    ("checkpoint that is packed", evaluation, packed, ["{latest}", "no readable checkpoint"]),
+    ("checkpoint not there", stage2, gone("latest"), ["no checkpoint at {latest}", "run stage 1 first"]),
+    ("checkpoint that is a folder", evaluation, folder("latest"), ["no checkpoint at {latest}"]),
+    ("checkpoint of another format", evaluation, put("format", value=99), ["{latest}", "format 99"]),
+    ("checkpoint of other keys", evaluation, checkpoint(lambda c: c.pop("model")), ["{latest}", "not a checkpoint"]),
+    ("checkpoint with a step of text", go_on, put("step", value="1"), ["{latest}", "step is not right"]),
+    ("checkpoint with nested settings", stage2, setting("split", {"a": 1}), ["{latest}", "setting is not right"]),
+    ("checkpoint without classes", evaluation, checkpoint(lambda c: c["setting"].pop("seen")), ["{latest}", "'seen'"]),
+    ("checkpoint of other classes", evaluation, setting("unseen", lambda v: v[:-1]), ["{latest}", "split"]),
+    ("checkpoint of odd values", evaluation, setting("mask_values", lambda v: [300, *v[1:]]), ["{latest}", "to 254"]),
+    ("checkpoint of an unknown protocol", evaluation, setting("target_pixels", "x"), ["{latest}", "'x'"]),
+    ("checkpoint of an unknown network", evaluation, setting("backbone", "x"), ["{latest}", "backbone x"]),
+    ("checkpoint without a tensor", evaluation, checkpoint(lambda c: c["model"].pop(WEIGHT)), ["{latest}", WEIGHT]),
+    ("checkpoint with one tensor more", go_on, weight("more", torch.ones(1)), ["{latest}", "such as more"]),
+    ("checkpoint of other shapes", stage2, weight(WEIGHT, torch.ones(100, 3, 1, 1)), ["{latest}", WEIGHT, "(100, 4"]),
+    ("checkpoint of other numbers", evaluation, weight(WEIGHT, torch.ones(1).double()), ["{latest}", "(1,) float64"]),
+    ("checkpoint that claims terabytes", evaluation, weight(WORDS, torch.ones(1).expand(20, 10**11)), NO_MODEL),
+    ("checkpoint with text for a tensor", evaluation, weight(WEIGHT, "x"), NO_MODEL),
+    ("checkpoint with NaN", evaluation, weight(WEIGHT, torch.full((100, 4, 1, 1), torch.nan)), ["not finite"]),
+    ("checkpoint with another momentum", go_on, checkpoint(other_momentum), NO_OPTIMISER),
+    ("checkpoint with a rate of NaN", go_on, rate(float("nan")), NO_OPTIMISER),
+    ("checkpoint with a rate of text", go_on, rate("x"), NO_OPTIMISER),
+    ("checkpoint of two steps at once", go_on, put("scheduler", "last_epoch", value=7), NO_OPTIMISER),
+    ("checkpoint of the other stage", go_on, put("stage", value=2), ["{latest}", "stage 2", "--output-dir"]),
+    ("picture without permission", stage1, forbidden("image"), ["{image}", "Permission denied"]),
+    ("list without permission", stage1, forbidden("list"), ["{list}", "can't be read"]),
+    ("data without permission", evaluation, forbidden("data"), ["--data-path {data}"]),
+    ("checkpoint without permission", evaluation, forbidden("latest"), ["{latest}"]),
+    ("output without permission", stage1, read_only("--output-dir", ""), ["--output-dir {words}", "no permission"]),
+    ("figures without permission", evaluation, read_only("--json", "x.json"), ["--json {words}", "no permission"]),
+    ("pictures without permission", evaluation, read_only("--save-dir", "x"), ["--save-dir {words}", "no permission"]),
+]  # fmt: skip
+
+
+def contents(place) -> dict:
+    """All that there is, but the class index, which is brought up to date at any time."""
+    paths = [path for path in place.root.rglob("*") if not path.name.startswith("class_index")]
+    files = {str(path): path.lstat() for path in paths}
+    return {path: None if stat.S_ISDIR(s.st_mode) else (s.st_mtime_ns, s.st_size) for path, s in files.items()}
+
+
+@contextlib.contextmanager
+def without_privileges():
+    """Rights of files count for root too: on Linux it gives up, for a while, what lets it pass over them."""
+    if os.geteuid() != 0:
+        yield
+        return
+    libc, header = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0)
+    capabilities = (ctypes.c_uint32 * 6)()  # effective, permitted and inheritable, twice
+    assert libc.capget(header, capabilities) == 0
+    effective = capabilities[0]
+    capabilities[0] &= ~0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+    assert libc.capset(header, capabilities) == 0
+    try:
+        yield
+    finally:
+        capabilities[0] = effective
+        assert libc.capset(header, capabilities) == 0
+
+
+NAMES = [f"{what}-{command.__name__}" for what, command, *_ in HOSTILE]
+
+
+@pytest.mark.parametrize("command, spoil, words", [row[1:] for row in HOSTILE], ids=NAMES)
+def test_bad_input_is_one_line_and_writes_nothing(place, capsys, monkeypatch, command, spoil, words):
+    monkeypatch.chdir(place.root)
+    more = spoil(place) or []
+    before = contents(place)
+    main, argv = command(place, more)
+    with without_privileges():
+        line = failure(capsys, main, argv)
+    for word in words:
+        assert word.format(**vars(place)) in line, (word, line)
+    after = contents(place)
+    assert after == before, sorted(set(after) ^ set(before))
+
+
+def test_the_table_is_long_enough():
+    assert len(set(NAMES)) == len(HOSTILE) >= 60
+
+
+# --- odd, but good --------------------------------------------------------------------------------------
+
+
+def two_views(place):
+    with Image.open(place.image) as image:
+        image.save(place.image, "MPO", save_all=True, append_images=[image.copy()])
+
+
+def upright(place):
+    """A note of how the camera was held, on a photo whose pixels match the mask: as it is stored, so it is read."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    with Image.open(place.image) as image:
+        image.copy().save(place.image, "JPEG", exif=exif)
+
+
+def moved(place):
+    """To a path with spaces and letters of several scripts."""
+    place.root = place.root.rename(place.root.with_name("Bilder von Ömer, 写真 (2)"))
+    place.data, place.runs = place.root / "data", place.root / "runs"
+    place.latest = place.runs / "split1/stage1/latest.pth"
+
+
+def renamed_picture(place):
+    name = "sheep in Ærøskøbing 羊"
+    for path in (place.image, place.mask):
+        path.rename(path.with_name(name + path.suffix))
+    place.list.write_text(place.list.read_text().replace(place.picture, name), encoding="utf-8")
+
+
+ODD = {
+    "CMYK picture": picture("image", "CMYK", "JPEG"),
+    "grey picture": picture("image", "L", "JPEG"),
+    "picture with alpha": picture("image", "RGBA", "PNG"),
+    "picture with a preview": two_views,
+    "picture with EXIF data": upright,
+    "one mask all void": lambda p: write_values(p.mask, np.full_like(read_values(p.mask), VOID)),
+    "list with CRLF": write("list", lambda b: b.replace(b"\n", b"\r\n")),
+    "list with a BOM and blank lines": write("list", lambda b: b"\xef\xbb\xbf" + b.replace(b"\n", b" \n\n\t\n")),
+    "paths with spaces and other letters": moved,
+    "pictures with spaces and other letters": renamed_picture,
+}
+
+
+@pytest.mark.parametrize("spoil", ODD.values(), ids=ODD)
+def test_odd_input_is_taken(place, capsys, spoil):
+    spoil(place)
+    for command in (stage1, evaluation):
+        main, argv = command(place, [])
+        assert main(list(map(str, argv))) == 0
+    assert evaluate(place.root / "new/split1/stage1/latest.pth", place.data, "--json", place.root / "ö 1.json") == 0
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_damaged_cache_of_features_is_made_again(place):
+    flags = PLAN | {"cache_features": place.root / "cache", "scale": None, "flip": 0}
+    command = [*arguments(place.data, place.root / "a", **flags), "--freeze-backbone", "--scale", "1", "1"]
+    assert STAGES[1].main(command) == 0
+    files = sorted((place.root / "cache").rglob("*.npy"))
+    for number, path in enumerate(files):
+        path.write_bytes([b"", path.read_bytes()[:-7], b"\x93NUMPY junk"][number % 3])
+    command[command.index("--output-dir") + 1] = str(place.root / "b")
+    assert files and STAGES[1].main(command) == 0
+    first, second = (load(place.root / name / "split1/stage1/latest.pth")["model"] for name in "ab")
+    assert all(torch.equal(first[name], second[name]) for name in first)

@@ -1,0 +1,235 @@
+"""The scripts in processes of their own, forked from one that has imported everything: a fraction of a second each.
+
+What a test wants to be otherwise in such a process it says by `prepare`, one of the functions below.
+"""
+
+import gc
+import io
+import itertools
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import utils.run
+from helpers import ROOT, STAGES, arguments
+from model import backbone
+
+PLAN = {"input_size": 16, "batch_size": 2, "target_batch_size": 1, "evaluate_every": 0}
+"""Flags of the shortest steps, which `tiny` makes shorter still."""
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["warm"])
+
+
+def tiny() -> backbone.Backbone:
+    """Two convolutions, with batch norm and dropout as their betters have."""
+    trunk = nn.Sequential(nn.Conv2d(3, 4, 3, stride=4, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+    return backbone.Backbone(trunk, nn.Sequential(nn.Dropout(0.1), nn.Conv2d(4, 4, 1)), 4)
+
+
+class Life:
+    """A running script. `log` has its output, `journal` what `prepare` and its like wrote down."""
+
+    def __init__(self, folder: Path, stage: int, data: Path, *flags, prepare=None, told=(), **changes):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder / "runs" / "split1" / f"stage{stage}"
+        self.log, self.journal, self.report = folder / "log.txt", folder / "journal.txt", folder / "report.json"
+        self.log.unlink(missing_ok=True)
+        argv = arguments(data, folder / "runs", *flags, **PLAN | changes)
+        before, os.environ["PYTHONPATH"] = os.environ.get("PYTHONPATH"), os.pathsep.join([str(ROOT), f"{ROOT}/tests"])
+        try:  # the server, which the first call starts, imports `warm`
+            self.process = _context.Process(
+                target=_live, args=(self.paths, multiprocessing.get_start_method(), stage, argv, prepare, told)
+            )
+            self.process.start()
+        finally:
+            os.environ.pop("PYTHONPATH")
+            if before is not None:
+                os.environ["PYTHONPATH"] = before
+
+    @property
+    def paths(self) -> tuple[Path, Path, Path]:
+        return self.log, self.journal, self.report
+
+    def notes(self) -> list[str]:
+        return self.journal.read_text().splitlines() if self.journal.exists() else []
+
+    def wait_for(self, done, seconds=600):
+        """Until `done()`, or until the process has ended."""
+        end = time.monotonic() + seconds
+        while not done() and self.process.is_alive():
+            assert time.monotonic() < end, f"waited {seconds} s; {self.output()}"
+            time.sleep(0.002)
+
+    def end(self, seconds=600) -> int:
+        """The exit code; minus a signal's number where one ended it."""
+        self.process.join(seconds)
+        assert self.process.exitcode is not None, f"does not end; {self.output()}"
+        return self.process.exitcode
+
+    def output(self) -> str:
+        return self.log.read_text() if self.log.exists() else ""
+
+    def signal_all(self, number: int) -> None:
+        """To the process and its workers, as a terminal does."""
+        os.killpg(self.process.pid, number)
+
+
+def run(*arguments, code=0, **changes) -> Life:
+    """A life to its end, which must be exit code `code`."""
+    life = Life(*arguments, **changes)
+    assert life.end() == code, life.output()
+    return life
+
+
+def _live(paths, method, stage, argv, prepare, told) -> None:
+    """In the child, whose workers begin as those of a script do."""
+    os.setsid()
+    multiprocessing.set_start_method(method, force=True)
+    log, journal, report = paths
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    torch.set_num_threads(1)
+    backbone._RECIPES["small"] = backbone._Recipe(tiny, None)
+    if prepare is not None:
+        prepare(journal, *told)
+    before = open_files()
+    code = STAGES[stage].main(argv)
+    gc.collect()
+    report.write_text(json.dumps({"files": [before, open_files()], "workers": len(multiprocessing.active_children())}))
+    sys.exit(code)
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+
+
+def _append(path: Path, line: str) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(handle, f"{line}\n".encode())
+    os.close(handle)
+
+
+# --- what `prepare` can be ------------------------------------------------------------------------------
+
+
+def note_saves(journal: Path) -> None:
+    """Writes down the step of each `latest.pth` once it is saved."""
+    save = utils.run.save_checkpoint
+
+    def noting(path, **content):
+        save(path, **content)
+        if path.name == "latest.pth":
+            _append(journal, str(content["step"]))
+
+    utils.run.save_checkpoint = noting
+
+
+def die_in_save(journal: Path, number: int, share: float) -> None:
+    """As above; SIGKILL in save `number` after `share` of the bytes, or, if above 1, just after the renaming."""
+    save = utils.run.save_checkpoint
+    note_saves(journal)
+    noting, write, saves = utils.run.save_checkpoint, torch.save, itertools.count(1)
+
+    def dying(thing, file):
+        buffer = io.BytesIO()
+        write(thing, buffer)
+        file.write(buffer.getvalue()[: int(share * buffer.tell())])
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def counting(path, **content):
+        if next(saves) == number:
+            torch.save = dying if share <= 1 else write
+            (save if share > 1 else noting)(path, **content)
+            os.kill(os.getpid(), signal.SIGKILL)
+        noting(path, **content)
+
+    utils.run.save_checkpoint = counting
+
+
+def note_steps(journal: Path, *slow: int) -> None:
+    """Writes down each step that is begun and done; those in `slow` take a minute."""
+    for module in STAGES.values():
+        _note_steps(journal, module, slow)
+
+
+def _note_steps(journal: Path, module, slow) -> None:
+    train_step, number = module.train_step, itertools.count(1)
+
+    def noting(*arguments):
+        step = next(number)
+        _append(journal, f"begun {step}")
+        if step in slow:
+            time.sleep(60)
+        losses = train_step(*arguments)
+        _append(journal, f"done {step}")
+        return losses
+
+    module.train_step = noting
+
+
+def slow_save(journal: Path, number: int) -> None:
+    """In save `number` half the file is written, and then for a minute nothing."""
+    write, saves = torch.save, itertools.count(1)
+
+    def slowly(thing, file):
+        buffer = io.BytesIO()
+        write(thing, buffer)
+        if next(saves) == number:
+            file.write(buffer.getvalue()[: buffer.tell() // 2])
+            file.flush()
+            _append(journal, "half")
+            time.sleep(60)
+        file.write(buffer.getvalue())
+
+    torch.save = slowly
+
+
+def full_disk(journal: Path, save: int, room: int) -> None:
+    """From save `save` on no file can grow beyond `room` bytes."""
+    write, saves = torch.save, itertools.count(1)
+
+    def limited(thing, file):
+        if next(saves) == save:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+        write(thing, file)
+
+    torch.save = limited
+
+
+def note_memory(journal: Path, *steps: int) -> None:
+    """Writes down the process's memory in bytes after each of `steps`, and its open files."""
+    note = utils.run.Run.note
+
+    def noting(run, losses):
+        note(run, losses)
+        if run.step in steps:
+            gc.collect()
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            _append(journal, f"{run.step} {pages * resource.getpagesize()} {open_files()}")
+
+    utils.run.Run.note = noting
+
+
+def note_opened(journal: Path) -> None:
+    """An audit hook, which workers inherit: each file that is opened or renamed, by which process."""
+    handle = os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    main = os.getpid()
+
+    def hook(event, arguments):
+        if event in ("open", "os.rename") and isinstance(arguments[0], (str, bytes, os.PathLike)):
+            who = "main" if os.getpid() == main else "worker"
+            path = arguments[1 if event == "os.rename" else 0]
+            os.write(handle, f"{who} {event} {os.fsdecode(path)}\n".encode())
+
+    sys.addaudithook(hook)
