@@ -87,7 +87,8 @@ def train_step(model, optimizer, source, target, num_seen: int, args, teacher=No
     if pseudo_label is None:
         pseudo_label = pseudo_labels(target_logits, num_seen, valid, args.keep, balanced=args.balance_classes)
     ce = cross_entropy(source_logits, label)
-    self_training = cross_entropy(target_logits, pseudo_label)
+    class_weight = None if teacher is None else teacher.class_weight
+    self_training = cross_entropy(target_logits, pseudo_label, class_weight=class_weight)
     loss = ce + args.weak_proportion * args.st_lambda * self_training
 
     optimizer.zero_grad()
@@ -119,7 +120,7 @@ def guide(teacher: Discovery, model, source, target, step: int, num_steps: int, 
             training_loader(pictures, size, 0, -(-len(pictures) // size), args.seed, args.num_workers)
             for pictures in (target, target.others(source))
         )
-        teacher.begin_round(model, *once, keep, args.keep_known, args.gate)
+        teacher.begin_round(model, *once, keep, args.keep_known, args.gate, args.rare_power)
     elif args.teacher == "ema":
         teacher.follow(model, args.ema_decay)
 

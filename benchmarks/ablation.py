@@ -22,9 +22,9 @@ from dataset.splits import Split, split_name
 SHARED = [
     "--backbone", "efficientnet_lite0", "--freeze-backbone", "--embedding", "word2vec", "fasttext",
     "--input-size", 320, "--scale", 1, 1, "--rotation", 0, "--flip", 0, "--loss-stride", 4, "--optimizer", "adamw",
-    "--save-every", 100, "--evaluate-every", 0, "--num-workers", 0,
+    "--save-every", 100, "--evaluate-every", 0, "--num-workers", 0, "--no-pictures",
 ]  # fmt: skip
-STAGE1 = ["--max-steps", 500, "--learning-rate", 2e-4, "--batch-size", 10, "--target-batch-size", 4]
+STAGE1 = ["--max-steps", 400, "--learning-rate", 2e-4, "--batch-size", 10, "--target-batch-size", 4]
 STAGE2 = ["--max-steps", 100, "--learning-rate", 3e-5, "--batch-size", 12, "--target-batch-size", 8]
 SPLIT = 4
 
@@ -71,7 +71,9 @@ CHANGES = (
     best("clusters named by matching", "--naming", "hungarian"),
     best("clusters named by transport", "--naming", "sinkhorn"),
     best("no known labels on the target", "--keep-known", 0),
-    best("no gate", "--gate", 1),
+    best("rare classes weigh no more", "--rare-power", 0),
+    best("a fifth of the pixels at most unseen", "--gate", 0.2),
+    best("keep rises to 0.3", "--keep-last", 0.3),
     best("every picture a target", "--target-images", "all"),
 )
 """The best recipe with one thing changed."""

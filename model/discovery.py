@@ -62,6 +62,7 @@ class Discovery(nn.Module):
         self.register_buffer("cluster_doubt", torch.zeros(max(num_clusters, 1)))
         self.register_buffer("cuts", torch.zeros(num_unseen))
         self.register_buffer("known_cut", torch.tensor(-torch.inf))
+        self.register_buffer("class_weight", torch.ones(num_seen + num_unseen))
 
     def train(self, mode: bool = True) -> "Discovery":
         return super().train(False)  # a teacher never drops out
@@ -77,8 +78,9 @@ class Discovery(nn.Module):
 
     @torch.no_grad()
     def begin_round(
-        self, student: Segmenter, target: Iterable, others: Iterable, keep: float, keep_known: float, gate: float
-    ) -> None:
+        self, student: Segmenter, target: Iterable, others: Iterable, keep: float, keep_known: float,
+        gate: float = 1.0, rare_power: float = 0.0,
+    ) -> None:  # fmt: skip
         """Takes the student for a teacher and sets the cuts by what it says of the target.
 
         Clusters, their names and r are made in the first round and stay: words named them before self-training
@@ -91,6 +93,8 @@ class Discovery(nn.Module):
             keep: portion of the pixels given to an unseen class that are labelled with it.
             keep_known: portion of all pixels, those with the lowest score, that keep the teacher's known class.
             gate: no pixel outside the highest `gate` of all scores is labelled unseen.
+            rare_power: in `class_weight` an unseen class has (mean count / its count) ** rare_power, at most 5, by the
+                labels of the looked at cells; the known classes have 1.
         """
         self.teacher.load_state_dict(student.state_dict())
         features, logits = self._sample(target, self._look)
@@ -108,6 +112,8 @@ class Discovery(nn.Module):
             given = score[name == c]
             self.cuts[c] = torch.maximum(given.quantile(1 - keep), gate_cut) if len(given) else torch.inf
         self.known_cut.copy_(score.quantile(keep_known) if keep_known else score.new_tensor(-torch.inf))
+        count = name[score >= self.cuts[name]].bincount(minlength=len(self.cuts)).clamp(min=1)
+        self.class_weight[self.num_seen :] = (count.float().mean() / count).pow(rare_power).clamp(max=5)
 
     @torch.no_grad()
     def forward(self, image: torch.Tensor, valid: torch.Tensor, ignore_index: int = 255) -> torch.Tensor:

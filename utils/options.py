@@ -363,6 +363,14 @@ def self_training_options(group) -> None:
         "pictures that objects of unseen classes fill (not with --teacher self)",
     )
     group.add_argument(
+        "--rare-power",
+        type=weight,
+        default=0.0,
+        metavar="P",
+        help="a pixel labelled with an unseen class weighs (mean count / the class's count) ** P, at most 5: 0.5 lets "
+        "classes that few pixels show be learnt too (not with --teacher self)",
+    )
+    group.add_argument(
         "--num-clusters",
         type=natural,
         default=0,
