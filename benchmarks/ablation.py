@@ -22,7 +22,7 @@ from dataset.splits import Split, split_name
 SHARED = [
     "--backbone", "efficientnet_lite0", "--freeze-backbone", "--embedding", "word2vec", "fasttext",
     "--input-size", 320, "--scale", 1, 1, "--rotation", 0, "--flip", 0, "--loss-stride", 4, "--optimizer", "adamw",
-    "--save-every", 100, "--evaluate-every", 0, "--num-workers", 0, "--no-pictures",
+    "--save-every", 100, "--evaluate-every", 0, "--num-workers", 0,
 ]  # fmt: skip
 STAGE1 = ["--max-steps", 400, "--learning-rate", 2e-4, "--batch-size", 10, "--target-batch-size", 4]
 STAGE2 = ["--max-steps", 100, "--learning-rate", 3e-5, "--batch-size", 12, "--target-batch-size", 8]
