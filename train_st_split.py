@@ -23,20 +23,32 @@ import torch
 
 from dataset.errors import DatasetError
 from dataset.loaders import evaluation_loader, training_loader
-from dataset.splits import SPLITS
+from dataset.splits import SPLITS, VOID
 from dataset.transforms import training_transform
 from dataset.voc import choose_split, evaluation_dataset, training_datasets
 from embeddings import EmbeddingError, imagenet_similarity, load_class_embeddings
 from model.backbone import BACKBONES, IMAGENET_CLASSES, ModelError, imagenet_head
+from model.cleanup import remove_specks
 from model.discovery import Discovery
 from model.imagenet_names import ImageNetNames
 from model.losses import cross_entropy, pseudo_labels
+from model.mixing import class_mix, colour_jitter, cut_mix
 from model.projection import SCORINGS
 from model.segmenter import Segmenter
+from model.soft_weights import soft_weights, weighted_cross_entropy
+from model.views import predict_views
 from utils.errors import one_line_errors
 from utils.evaluation import evaluate
 from utils.metrics import ZeroShotMetrics
-from utils.options import Parser, fraction, parse_with_recipe, self_training_options, shared_options, weight
+from utils.options import (
+    Parser,
+    fraction,
+    parse_with_recipe,
+    self_training_options,
+    shared_options,
+    target_options,
+    weight,
+)
 from utils.run import Run, choose_device, count_steps, setting, stage_folder
 
 STAGE = 2
@@ -64,7 +76,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="keep the surest --keep of each unseen class's pixels, not of all together: no class is starved",
     )
-    self_training_options(parser.add_argument_group("beyond the paper"))
+    beyond = parser.add_argument_group("beyond the paper")
+    self_training_options(beyond)
+    target_options(beyond)
     return parse_with_recipe(parser, argv, STAGE)
 
 
@@ -78,23 +92,54 @@ def train_step(model, optimizer, source, target, num_seen: int, args, teacher=No
     """
     source_image, label = source
     target_image, valid = target
-    step = slice(None, None, args.loss_stride)
-    pseudo_label = None if teacher is None else teacher(target_image, valid)[:, step, step]
-    label, valid = label[:, step, step], valid[:, step, step]  # [N, S, S] -> [N, s, s]
+    step = slice(None, None, args.loss_stride)  # [N, S, S] -> [N, s, s]
+    if teacher is not None:
+        target_image, pseudo_label, weight = taught_target(teacher, source, target, args)
+        pseudo_label, weight = pseudo_label[:, step, step], weight[:, step, step]
+    label, valid = label[:, step, step], valid[:, step, step]
     logits = model(torch.cat([source_image, target_image]))  # [N + M, K, s, s]
     source_logits, target_logits = logits.split([len(source_image), len(target_image)])
 
-    if pseudo_label is None:
-        pseudo_label = pseudo_labels(target_logits, num_seen, valid, args.keep, balanced=args.balance_classes)
     ce = cross_entropy(source_logits, label)
-    class_weight = None if teacher is None else teacher.class_weight
-    self_training = cross_entropy(target_logits, pseudo_label, class_weight=class_weight)
+    if teacher is None:
+        pseudo_label = pseudo_labels(target_logits, num_seen, valid, args.keep, balanced=args.balance_classes)
+        self_training = cross_entropy(target_logits, pseudo_label)
+    else:
+        self_training = weighted_cross_entropy(target_logits, pseudo_label, weight)
     loss = ce + args.weak_proportion * args.st_lambda * self_training
 
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
     return {"total": loss, "ce": ce, "self_training": self_training}
+
+
+def taught_target(teacher: Discovery, source, target, args) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What the teacher makes of the target pictures, and what the student gets to see of them.
+
+    Returns:
+        image uint8 [M, 3, S, S], pseudo_label int64 [M, S, S] and the weight of each pixel, float [M, S, S].
+    """
+    image, valid = target
+    pseudo_label = teacher(image, valid)
+    if args.views or args.soft_weights:
+        unseen = slice(teacher.num_seen - teacher.teacher.num_auxiliary, None)  # it scores no auxiliary class
+        probability, agree = predict_views(teacher.teacher, image, args.views or (1.0,), bool(args.views), unseen)
+        pseudo_label = torch.where(agree | (pseudo_label < teacher.num_seen), pseudo_label, VOID)
+    if args.min_segment:
+        pseudo_label = remove_specks(pseudo_label, args.min_segment)
+    labelled = pseudo_label != VOID
+    weight = teacher.class_weight[pseudo_label * labelled]
+    if args.soft_weights:
+        found = labelled & (pseudo_label >= teacher.num_seen)
+        weight = weight * soft_weights(probability[:, unseen].amax(dim=1), found, args.soft_weights).where(found, 1.0)
+    if args.mix != "none":
+        mix = {"cutmix": cut_mix, "classmix": class_mix}[args.mix]
+        image, pseudo_label, pasted = mix(*source, image, pseudo_label)
+        weight = weight.masked_fill(pasted, 1.0)
+    if args.colour:
+        image = colour_jitter(image, args.colour)
+    return image, pseudo_label, weight
 
 
 def build_teacher(model, split, args, device: torch.device) -> Discovery | None:
@@ -105,6 +150,8 @@ def build_teacher(model, split, args, device: torch.device) -> Discovery | None:
     if args.imagenet_names:
         similarity = imagenet_similarity(IMAGENET_CLASSES, split.unseen, args.name_similarity)
         names = ImageNetNames(imagenet_head(args.backbone, args.backbone_weights), torch.from_numpy(similarity))
+    if model.backbone.cache is not None and (args.mix != "none" or args.colour):
+        model.backbone.cache.read_only = True  # no such picture is met twice
     return Discovery(model, split.num_seen, args.num_clusters, args.naming, names).to(device)
 
 

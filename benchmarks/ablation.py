@@ -74,9 +74,17 @@ CHANGES = (
     best("rare classes weigh no more", "--rare-power", 0),
     best("a fifth of the pixels at most unseen", "--gate", 0.2),
     best("keep rises to 0.3", "--keep-last", 0.3),
+    best("views agree", "--views", 1),
+    best("soft weights", "--soft-weights", 5),
+    best("specks removed", "--min-segment", 1024),
+    best("CutMix", "--mix", "cutmix"),
+    best("ClassMix and colour", "--mix", "classmix", "--colour", 0.3),
+    Row("gated bias: stage 1", "gated", ("--gated-bias", 0.3, "--keep-unseen-shape")),
+    Row("cosine scores, source only", "cosine", ("--lambda", 0, "--scoring", "cosine")),
+    Row("semantic consistency, source only", "semantic", ("--lambda", 0, "--semantic-consistency", 1)),
     best("every picture a target", "--target-images", "all"),
 )
-"""The best recipe with one thing changed."""
+"""The best recipe with one thing changed, and single terms of stage 1."""
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -25,6 +25,7 @@ class FeatureCache:
 
     def __init__(self, folder: Path, trunk: nn.Module):
         self.root, self.trunk = Path(folder), trunk
+        self.read_only = False  # set where pictures come that will not be met again
         self.root.mkdir(parents=True, exist_ok=True)
 
     @cached_property
@@ -45,11 +46,13 @@ class FeatureCache:
         missing = [i for i, features in enumerate(kept) if features is None]
         if missing:
             for i, features in zip(missing, compute(image[missing]).cpu().numpy()):
+                kept[i] = features
+                if self.read_only:
+                    continue
                 temporary = paths[i].with_suffix(f".{os.getpid()}.tmp")
                 with temporary.open("wb") as file:
                     np.save(file, features)
                 os.replace(temporary, paths[i])
-                kept[i] = features
         kept = torch.from_numpy(np.stack(kept))
         return kept.to(image.device, memory_format=torch.channels_last)
 

@@ -10,24 +10,17 @@ EPSILON = 1e-5
 """Keeps the bias loss finite where no probability is left for the unseen classes."""
 
 
-def cross_entropy(
-    logits: torch.Tensor, label: torch.Tensor, ignore_index: int = 255, class_weight: torch.Tensor | None = None
-) -> torch.Tensor:
+def cross_entropy(logits: torch.Tensor, label: torch.Tensor, ignore_index: int = 255) -> torch.Tensor:
     """Mean cross-entropy over the labelled pixels; all K classes compete.
 
     Args:
         logits: [N, K, H, W].
         label: integer [N, H, W] of class indices; `ignore_index` is left out.
-        class_weight: float [K], how much a pixel labelled with each class counts in the mean; None: all alike.
 
     Returns:
         A scalar, 0 (with a gradient of 0) where no pixel is labelled.
     """
     label = label.long()
-    if class_weight is not None:
-        total = F.cross_entropy(logits, label, class_weight, ignore_index=ignore_index, reduction="none").sum()
-        labelled = label != ignore_index
-        return total / (class_weight[label * labelled] * labelled).sum().clamp(min=1e-6)
     if torch.are_deterministic_algorithms_enabled():  # a GPU has no such sum over pixels in one go
         total = F.cross_entropy(logits, label, ignore_index=ignore_index, reduction="none").sum()
     else:

@@ -400,6 +400,42 @@ def self_training_options(group) -> None:
     )
 
 
+def target_options(group) -> None:
+    """What else a teacher of its own, and its student, may do with a target picture."""
+    group.add_argument(
+        "--views",
+        type=positive,
+        nargs="+",
+        default=[],
+        metavar="SCALE",
+        help="label only where the teacher names the same unseen class under these scales and a flip, as 1 1.5 1.75 "
+        "(STRICT); slow",
+    )
+    group.add_argument(
+        "--soft-weights",
+        type=weight,
+        default=0.0,
+        metavar="T",
+        help="weigh a pixel of an unseen class by softmax(T * probability) over its picture (SIGN); 0: not",
+    )
+    group.add_argument(
+        "--min-segment", type=natural, default=0, metavar="PIXELS", help="drop pseudo-labels of smaller connected parts"
+    )
+    group.add_argument(
+        "--mix",
+        choices=["none", "cutmix", "classmix"],
+        default="none",
+        help="what the student sees: labelled source pixels pasted into the target, a rectangle or half of the classes",
+    )
+    group.add_argument(
+        "--colour",
+        type=weight,
+        default=0.0,
+        metavar="STRENGTH",
+        help="shift the target's colours for the student; 0: not, 0.5: strongly",
+    )
+
+
 def _running_options(group) -> None:
     group.add_argument(
         "--output-dir",
