@@ -3,13 +3,13 @@
 # make lint    ruff
 # make oldest  the tests with the oldest torch that is promised, in a .venv of its own
 # another Python, each with a .venv of its own: make PYTHON=python3.12 VENV=.venv312 test
-# make real    the table on real photos: make real DATA=data/real WORDS=path/to/words
+# make ablation  the tables on real photos: make ablation DATA=data/real WORDS=path/to/words
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint oldest real clean
+.PHONY: demo test lint oldest ablation clean
 
 demo: $(VENV)/base
 	$(RUN) -m benchmarks.demo
@@ -27,8 +27,8 @@ oldest:
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-oldest.txt -r requirements-dev.txt
 	$(OLDEST)/bin/python -m pytest
 
-real: $(VENV)/extra
-	$(RUN) -m benchmarks.real --data-path $(DATA) --embedding-path $(WORDS)
+ablation: $(VENV)/extra
+	$(RUN) -m benchmarks.ablation --data-path $(DATA) --embedding-path $(WORDS)
 
 $(VENV)/base: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'

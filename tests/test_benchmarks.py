@@ -7,8 +7,9 @@ import pytest
 import eval as evaluation_script
 import train_split_lambda
 import train_st_split
-from benchmarks import demo, real, runs
+from benchmarks import ablation, demo, runs
 from dataset.synthetic import write_dataset
+from utils.recipes import RECIPES
 
 SCRIPTS = {
     "train_split_lambda.py": train_split_lambda,
@@ -110,22 +111,27 @@ def test_demo_gives_a_table_and_pictures_and_a_second_run_trains_nothing(in_proc
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("latest.pth")} == checkpoints
 
 
-def test_real_study_trains_every_row_under_its_own_protocol(in_process, tmp_path, monkeypatch, capsys):
+def test_ablation_trains_every_main_row_under_its_own_protocol(in_process, tmp_path, monkeypatch, capsys):
     write_dataset(tmp_path / "data", 40, 20, size=(48, 48))
-    monkeypatch.setattr(real, "SHARED", [*TINY, "--freeze-backbone"])
-    monkeypatch.setattr(real, "CROPS", CROPS)
-    monkeypatch.setattr(real, "STAGE1", ["--max-steps", 1])
-    monkeypatch.setattr(real, "STAGE2", ["--max-steps", 1])
+    monkeypatch.setattr(ablation, "SHARED", [*TINY, *CROPS, "--freeze-backbone"])
+    monkeypatch.setattr(ablation, "STAGE1", ["--max-steps", 1])
+    monkeypatch.setattr(ablation, "STAGE2", ["--max-steps", 1])
+    monkeypatch.setitem(RECIPES["best"][2], "imagenet_names", False)  # random weights know no ImageNet
+    monkeypatch.setattr(ablation, "CHANGES", ())
     arguments = ["--data-path", tmp_path / "data", "--output-dir", tmp_path / "runs", "--seeds", 1]
-    real.main([*map(str, arguments), "--no-other-splits"])
+    ablation.main([*map(str, arguments)])
     rows = capsys.readouterr().out
-    for row in ("source only", "stage 1, oracle", "stage 2, oracle", "stage 1, no oracle", "stage 2, no oracle"):
-        assert f"| {row}" in rows
+    assert all(f"| {row.name}" in rows for row in ablation.MAIN)
     pixels = {log.parts[-5] + log.parts[-2]: json.loads(log.read_text()) for log in tmp_path.rglob("log.jsonl")}
-    assert {name: line["target_pixels"] for name, line in pixels.items()} == {
-        "source_onlystage1": "all",
-        "oraclestage1": "oracle",
-        "oraclestage2": "oracle",
-        "allstage1": "all",
-        "allstage2": "all",
+    assert {name for name, line in pixels.items() if line["target_pixels"] == "oracle"} == {
+        "oraclestage1",
+        "paper__oracle__stage_2stage2",
     }
+    ablation.main([*map(str, arguments), "--only-table"])
+    assert capsys.readouterr().out.strip() in rows
+
+
+def test_ablation_names_the_rows_that_there_are(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        ablation.main(["--data-path", str(tmp_path), "--rows", "no such row"])
+    assert end.value.code == 2 and "'source only'" in capsys.readouterr().err

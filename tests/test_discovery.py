@@ -1,0 +1,192 @@
+"""The teacher of its own in stage 2: clusters, names, cuts, and what it means for a run."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dataset.splits import Split
+from helpers import load, mask_path, read_log, same_bits, target_only, train, weights
+from model.discovery import Discovery, kmeans, log_doubt, mean_by, name_clusters, standardise
+from model.imagenet_names import ImageNetNames
+from model.segmenter import Segmenter
+
+TAUGHT = {"teacher": "frozen", "num_clusters": 4, "keep": 0.3, "keep_known": 0.4, "rare_power": 0.5}
+
+
+def two_groups(number: int = 50) -> torch.Tensor:
+    """Unit points around two directions, the first half around one."""
+    torch.manual_seed(0)
+    centres = F.normalize(torch.randn(2, 6), dim=1).repeat_interleave(number, dim=0)
+    return F.normalize(centres + 0.05 * torch.randn(2 * number, 6), dim=1)
+
+
+def test_kmeans_finds_groups_and_gives_unit_centroids():
+    points = two_groups()
+    centroids = kmeans(points, 2)
+    cluster = (points @ centroids.T).argmax(1)
+    assert torch.allclose(centroids.norm(dim=1), torch.ones(2))
+    assert len(set(cluster[:50].tolist())) == len(set(cluster[50:].tolist())) == 1 and cluster[0] != cluster[-1]
+    assert torch.equal(centroids, kmeans(points, 2))
+
+
+def test_fewer_points_than_clusters_do():
+    assert kmeans(two_groups(1), 5).shape == (5, 6)
+
+
+def test_mean_by_group():
+    values = torch.tensor([[1.0, 2.0], [3.0, 4.0], [10.0, 20.0]])
+    assert mean_by(torch.tensor([0, 0, 2]), values, 4).tolist() == [[2.0, 3.0], [0.0, 0.0], [10.0, 20.0], [0.0, 0.0]]
+
+
+def test_doubt_is_that_no_known_class_is_likely():
+    logits = torch.tensor([[9.0, 0.0, 0.0], [0.0, 0.0, 9.0]])
+    doubt = log_doubt(logits, num_seen=2)
+    assert doubt[0] < -5 and doubt[1] > -0.01
+
+
+def test_evidence_is_between_classes():
+    evidence = standardise(torch.randn(100, 4) + torch.randn(100, 1) * 50)
+    assert torch.allclose(evidence.mean(1), torch.zeros(100), atol=1e-5) and 0.99 < evidence.std() < 1.01
+
+
+EVIDENCE = torch.tensor([[3.0, 0.0, 0.0], [2.0, 1.9, 0.0], [2.0, 0.0, 1.8], [2.5, 0.0, 0.0]])
+
+
+@pytest.mark.parametrize(
+    "naming, names", [("mean", [0, 0, 0, 0]), ("hungarian", [0, 1, 2, 0]), ("sinkhorn", [0, 1, 2, 0])]
+)
+def test_clusters_are_named(naming, names):
+    assert name_clusters(EVIDENCE.clone(), torch.ones(4), naming).tolist() == names
+
+
+def test_an_unknown_naming_is_refused():
+    with pytest.raises(ValueError, match=r"best.*mean, hungarian, sinkhorn"):
+        name_clusters(EVIDENCE, torch.ones(4), "best")
+
+
+def test_imagenet_names_leave_out_rows_of_zeros():
+    head = torch.nn.Identity()  # features are the scores of four categories
+    similarity = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0], [0.0, 0.0]])
+    features = 9 * torch.eye(4).repeat(5, 1)
+    evidence = ImageNetNames(head, similarity)(features)
+    assert evidence[0].argmax() == 0 and evidence[1].argmax() == 1
+    assert torch.allclose(evidence[2], evidence[3]) and torch.allclose(evidence.mean(0), torch.zeros(2), atol=1e-5)
+
+
+@pytest.fixture
+def discovery():
+    """A teacher of two known classes, two unseen ones, and its pictures."""
+    torch.manual_seed(0)
+    model = Segmenter("small", F.normalize(torch.randn(4, 5), dim=1))
+    pictures = [(torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8), torch.ones(3, 32, 32).bool())] * 2
+    return model, Discovery(model, num_seen=2, num_clusters=3), pictures
+
+
+def test_each_class_keeps_its_portion_and_known_pixels_their_class(discovery):
+    model, teacher, pictures = discovery
+    teacher.begin_round(model, pictures, [], keep=0.2, keep_known=0.5)
+    image, valid = pictures[0]
+    label = teacher(image, valid)
+    assert label.shape == (3, 32, 32) and set(label.unique().tolist()) <= {0, 1, 2, 3, 255}
+    unseen, known = ((label >= 2) & (label < 255)).float().mean(), (label < 2).float().mean()
+    assert 0.05 < unseen < 0.4 and 0.3 < known < 0.6
+    assert (teacher(image, ~valid) == 255).all()
+
+
+def test_a_gate_of_nothing_leaves_no_unseen_label(discovery):
+    model, teacher, pictures = discovery
+    teacher.begin_round(model, pictures, [], keep=1.0, keep_known=0.0, gate=0.0)
+    label = teacher(*pictures[0])
+    assert (label != 255).float().mean() < 0.05  # the single highest score is at the cut itself
+
+
+def test_clusters_that_other_pictures_show_too_score_lower(discovery):
+    model, teacher, pictures = discovery
+    teacher.begin_round(model, pictures, pictures, keep=0.2, keep_known=0.5)
+    assert torch.allclose(teacher.log_ratio, torch.zeros(3), atol=1e-6)
+
+
+def test_a_moving_average_follows(discovery):
+    model, teacher, _ = discovery
+    before = teacher.teacher.projection.project.weight.clone()
+    with torch.no_grad():
+        model.projection.project.weight.add_(1.0)
+    teacher.follow(model, decay=0.75)
+    assert torch.allclose(teacher.teacher.projection.project.weight, before + 0.25, atol=1e-6)
+
+
+def test_a_teacher_never_trains(discovery):
+    _, teacher, _ = discovery
+    assert not teacher.train().training and not any(p.requires_grad for p in teacher.parameters())
+
+
+# Runs
+
+
+@pytest.mark.parametrize("teacher", ["frozen", "ema"])
+def test_a_taught_run_goes_on_exactly(data, tmp_path, teacher):
+    changes = TAUGHT | {"teacher": teacher, "rounds": 2, "max_steps": 4, "save_every": 1}
+    whole = train(2, data, tmp_path / "whole", **changes)
+    stopped = stop_after(3, data, tmp_path / "stopped", changes)
+    assert load(stopped / "latest.pth")["step"] == 3
+    train(2, data, tmp_path / "stopped", **changes | {"restore_from_where": "continue"})
+    assert same_bits(weights(whole), weights(stopped))
+
+
+def stop_after(step: int, data, output, changes):
+    """A run that dies as its step after `step` begins."""
+    import train_st_split
+
+    steps, original = itertools.count(), train_st_split.train_step
+
+    def mortal(*args, **kwargs):
+        if next(steps) == step:
+            raise ZeroDivisionError
+        return original(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(train_st_split, "train_step", mortal)
+        train(2, data, output, **changes)
+    return output / "split1" / "stage2"
+
+
+def test_target_masks_say_nothing_to_a_teacher(data, own_data, tmp_path):
+    first = train(2, data, tmp_path / "with", **TAUGHT)
+    for picture in target_only(own_data, Split.voc(1)):
+        mask_path(own_data, picture).unlink()
+    second = train(2, own_data, tmp_path / "without", **TAUGHT)
+    assert same_bits(weights(first), weights(second))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"views": 0.5}, {"soft_weights": 3}, {"min_segment": 200}, {"mix": "cutmix"}, {"mix": "classmix"}, {"colour": 0.5},
+     {"gate": 0.1}, {"naming": "hungarian"}, {"keep": 0.9}, {"rare_power": 0}, {"num_clusters": 0}],
+)  # fmt: skip
+def test_each_flag_of_a_taught_run_changes_the_network(taught, data, tmp_path, changes):
+    assert not same_bits(weights(taught), weights(train(2, data, tmp_path, **TAUGHT | changes)))
+
+
+@pytest.fixture(scope="module")
+def taught(data, tmp_path_factory):
+    return train(2, data, tmp_path_factory.mktemp("taught"), **TAUGHT)
+
+
+# The background that is trained on and not scored, and the supervised ceiling
+
+
+def test_an_auxiliary_background_is_trained_on_and_not_scored(data, tmp_path):
+    folder = train(1, data, tmp_path, "--auxiliary-background")
+    plain = train(1, data, tmp_path / "plain")
+    assert "projection.auxiliary.weight" in weights(folder) and "projection.auxiliary.weight" not in weights(plain)
+    assert list(read_log(folder)[-1]["per_class"]) == list(read_log(plain)[-1]["per_class"])
+
+
+def test_supervised_is_marked_and_no_stage_2_begins_there(data, tmp_path, capsys):
+    folder = train(1, data, tmp_path, "--supervised")
+    assert "SUPERVISED" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        train(2, data, tmp_path / "two", restore_from_where="saved", stage1_checkpoint=folder / "latest.pth")
+    assert end.value.code == 2 and "--supervised" in capsys.readouterr().err
