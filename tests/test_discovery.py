@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import train_st_split
 from dataset.splits import Split
 from helpers import load, mask_path, read_log, same_bits, target_only, train, weights
 from model.discovery import Discovery, kmeans, log_doubt, mean_by, name_clusters, standardise
@@ -137,8 +138,6 @@ def test_a_taught_run_goes_on_exactly(data, tmp_path, teacher):
 
 def stop_after(step: int, data, output, changes):
     """A run that dies as its step after `step` begins."""
-    import train_st_split
-
     steps, original = itertools.count(), train_st_split.train_step
 
     def mortal(*args, **kwargs):
@@ -162,11 +161,21 @@ def test_target_masks_say_nothing_to_a_teacher(data, own_data, tmp_path):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"views": 0.5}, {"soft_weights": 3}, {"min_segment": 200}, {"mix": "cutmix"}, {"mix": "classmix"}, {"colour": 0.5},
+    [{"soft_weights": 3}, {"min_segment": 200}, {"mix": "cutmix"}, {"mix": "classmix"}, {"colour": 0.5},
      {"gate": 0.1}, {"naming": "hungarian"}, {"keep": 0.9}, {"rare_power": 0}, {"num_clusters": 0}],
 )  # fmt: skip
 def test_each_flag_of_a_taught_run_changes_the_network(taught, data, tmp_path, changes):
     assert not same_bits(weights(taught), weights(train(2, data, tmp_path, **TAUGHT | changes)))
+
+
+def test_only_what_the_views_agree_on_is_labelled_unseen(taught, data, tmp_path, monkeypatch):
+    same = train(2, data, tmp_path / "all", **TAUGHT | {"views": 1})
+    look = train_st_split.predict_views
+    monkeypatch.setattr(
+        train_st_split, "predict_views", lambda *a: (look(*a)[0], torch.zeros(len(a[1]), *a[1].shape[-2:]).bool())
+    )
+    none = train(2, data, tmp_path / "none", **TAUGHT | {"views": 1})
+    assert not same_bits(weights(same), weights(none))
 
 
 @pytest.fixture(scope="module")
