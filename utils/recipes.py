@@ -14,7 +14,7 @@ RECIPES: dict[str, dict[int, dict]] = {
             "num_clusters": 100,
             "imagenet_names": True,
             "weak_proportion": 1.0,
-            "st_lambda": 0.3,
+            "st_lambda": 1.0,
         },
     },
 }
