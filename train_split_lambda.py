@@ -99,8 +99,8 @@ def train_step(model, optimizer, source, target, num_seen: int, args) -> dict[st
     step = slice(None, None, args.loss_stride)
     label, valid = label[:, step, step], valid[:, step, step]  # [N, S, S] -> [N, s, s]
     image = torch.cat([source_image, target_image])
-    features = model.features(image)
-    logits = model.score(features, *image.shape[-2:])  # [N + M, K, s, s]
+    features = model.features(image) if args.semantic_consistency else None
+    logits = model(image) if features is None else model.score(features, *image.shape[-2:])  # [N + M, K, s, s]
     source_logits, target_logits = logits.split([len(source_image), len(target_image)])
 
     ce = cross_entropy(source_logits, label)
@@ -110,7 +110,7 @@ def train_step(model, optimizer, source, target, num_seen: int, args) -> dict[st
     w = args.weak_proportion
     loss = ce + args.lambda_ * ((1 - w) * bias_source + w * bias_target)
     losses = {"ce": ce, "bias_source": bias_source, "bias_target": bias_target}
-    if args.semantic_consistency:
+    if features is not None:
         projection = model.projection.project(features[: len(source_image)])  # [N, D, h, w]
         with_word = label.long() - model.num_auxiliary  # an auxiliary class has no word, and becomes no class
         losses["semantic"] = semantic_consistency(projection, with_word, model.projection.class_embeddings)

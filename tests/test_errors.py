@@ -1,5 +1,6 @@
 """Whatever is wrong with the input: one line that names the file or flag and the mend, and exit code 2."""
 
+import contextlib
 import shutil
 import subprocess
 import sys
@@ -48,7 +49,8 @@ def fail_training(capsys, place, stage=1, **changes):
     """The error line of a run that sees every source picture, in place of the one that is there."""
     plan = {"batch_size": 40, "max_steps": 1} | changes
     if plan.get("restore_from_where") != "continue":
-        (place.output / "split1" / f"stage{stage}" / "latest.pth").unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            (place.output / "split1" / f"stage{stage}" / "latest.pth").unlink()
     return failure(capsys, STAGES[stage].main, arguments(place.data, place.output, **plan))
 
 

@@ -369,9 +369,14 @@ class Tiny(nn.Module):
 
 ARGS = {
     1: SimpleNamespace(
-        lambda_=0.7, weak_proportion=0.3, gated_bias=None, keep_unseen_shape=False, semantic_consistency=0.0
+        lambda_=0.7,
+        weak_proportion=0.3,
+        gated_bias=None,
+        keep_unseen_shape=False,
+        semantic_consistency=0.0,
+        loss_stride=1,
     ),
-    2: SimpleNamespace(weak_proportion=0.3, st_lambda=0.7, keep=0.5, balance_classes=False),
+    2: SimpleNamespace(weak_proportion=0.3, st_lambda=0.7, keep=0.5, balance_classes=False, loss_stride=1),
 }
 STEP = {1: train_split_lambda.train_step, 2: train_st_split.train_step}
 

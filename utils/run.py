@@ -177,7 +177,7 @@ class Run:
         Raises:
             InputError: if the folder holds a run already, which would be lost.
         """
-        if self.latest.exists() and not self.args.dry_run:
+        if os.path.exists(self.latest) and not self.args.dry_run:
             raise InputError(
                 f"{self.latest} is there: --restore-from-where continue goes on with that run; to begin another, give "
                 "another --output-dir or delete the file"
