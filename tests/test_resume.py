@@ -103,4 +103,10 @@ def test_a_new_run_begins_with_nothing_of_an_old_one(data, tmp_path):
     (folder / "best.pth").write_bytes(b"of another run")
     (folder / ".latest.pth.123.tmp").write_bytes(b"half")
     assert same_run(train(1, data, tmp_path, **PLAN), train(1, data, tmp_path / "other", **PLAN))
-    assert {path.name for path in folder.iterdir()} == {"latest.pth", "best.pth", "log.jsonl", "args.json"}
+    assert {path.name for path in folder.iterdir()} == {
+        "latest.pth",
+        "best.pth",
+        "log.jsonl",
+        "args.json",
+        "evaluation.json",
+    }

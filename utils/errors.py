@@ -37,10 +37,6 @@ def one_line_errors(*kinds: type[Exception]) -> Callable:
                 traceback.clear_frames(error.__traceback__)  # ends the loaders' workers, which wait on
                 print(f"error: {text}", file=sys.stderr)
                 raise SystemExit(2) from None
-            except torch.OutOfMemoryError as error:
-                text = message(error).split(". ")[0]
-                print(f"error: {text}: lower --batch-size or --input-size (--longest-side of photos)", file=sys.stderr)
-                raise SystemExit(2) from None
 
         return wrapped
 
@@ -50,7 +46,7 @@ def one_line_errors(*kinds: type[Exception]) -> Callable:
 MENDS = {
     "does not have a deterministic implementation": "leave out --deterministic, or give --device cpu",
     "DataLoader worker": "a process that reads pictures died: lower --num-workers or free some memory",
-    "out of memory": "lower --batch-size or --input-size",
+    "out of memory": "lower --batch-size or --input-size (--longest-side of photos)",
     "can't allocate memory": "lower --batch-size or --input-size",
 }
 """Parts of the messages of torch's `RuntimeError` that tell of the machine, not of a mistake in the code."""
@@ -63,6 +59,8 @@ def one_line(error: Exception, kinds: tuple[type[Exception], ...]) -> str | None
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or message(error)}: check that it is there, may be used and has room"
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"{message(error).split('. ')[0]}: {MENDS['out of memory']}"
     if isinstance(error, MemoryError):
         return f"out of memory: {MENDS['out of memory']}"
     mend = next((mend for part, mend in MENDS.items() if part in str(error)), None)

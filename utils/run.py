@@ -237,13 +237,12 @@ class Run:
         Raises:
             SystemExit: with 130 after Ctrl-C and 143 after SIGTERM.
         """
-        batches = zip(source_batches, target_batches)
-        if self.args.dry_run:
-            batches = itertools.islice(batches, REHEARSAL)
+        last = REHEARSAL if self.args.dry_run else None
         with caught_signals() as signals:  # before zip starts the loaders' workers
             # What matters most comes first: a narrow terminal cuts the end off.
             self._bar = progress(
-                batches, total=self.num_steps, initial=self.step, desc=f"stage {self.stage}",
+                itertools.islice(zip(source_batches, target_batches), last),
+                total=self.num_steps, initial=self.step, desc=f"stage {self.stage}",
                 bar_format="{l_bar}{bar:20}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}{postfix}]",
             )  # fmt: skip
             try:
