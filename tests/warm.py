@@ -62,14 +62,14 @@ class Life:
     def notes(self) -> list[str]:
         return self.journal.read_text().splitlines() if self.journal.exists() else []
 
-    def wait_for(self, done, seconds=600):
+    def wait_for(self, done, seconds=1800):
         """Until `done()`, or until the process has ended."""
         end = time.monotonic() + seconds
         while not done() and self.process.is_alive():
             assert time.monotonic() < end, f"waited {seconds} s; {self.output()}"
             time.sleep(0.002)
 
-    def end(self, seconds=600) -> int:
+    def end(self, seconds=1800) -> int:
         """The exit code; minus a signal's number where one ended it."""
         self.process.join(seconds)
         assert self.process.exitcode is not None, f"does not end; {self.output()}"
