@@ -53,7 +53,7 @@ def test_killed_at_thirty_moments_it_ends_with_the_same_bits(whole, data, tmp_pa
         if latest.exists():
             step = load(latest)["step"]  # it is whole
             noted = int(life.notes()[-1]) if life.notes() else 0
-            assert noted <= step <= noted + 1 and step >= max(steps, default=0)
+            assert noted <= step <= max([noted, *steps]) + 1 and step >= max(steps, default=0)  # one save is unnoted
             steps.append(step)
     assert torn >= 5 and len(set(steps)) >= 10 and steps[-1] < NUM_STEPS, (torn, steps)
     last = run(tmp_path, 1, data, restore_from_where="continue", **LONG)
