@@ -20,6 +20,7 @@ def content(step=1):
     return {
         "stage": 1, "step": step, "best": None, "selection": "last", "model": model.state_dict(),
         "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "arguments": {"split": 1},
+        "teacher": {},
         "setting": {"split": 1, "seen": ["a"], "scoring": "dot"},
     }  # fmt: skip
 
@@ -39,13 +40,6 @@ def test_what_is_saved_is_loaded(tmp_path):
     assert torch.equal(loaded["model"]["weight"], saved["model"]["weight"])
     state = loaded["optimizer"]["state"][0]["momentum_buffer"]
     assert torch.equal(state, saved["optimizer"]["state"][0]["momentum_buffer"])
-
-
-def test_a_checkpoint_from_before_scoring_could_be_chosen_is_dot(tmp_path):
-    old = content()
-    del old["setting"]["scoring"]
-    save_checkpoint(tmp_path / "latest.pth", **old)
-    assert load_checkpoint(tmp_path / "latest.pth")["setting"] == {"split": 1, "seen": ["a"], "scoring": "dot"}
 
 
 def test_it_loads_with_weights_only(path):

@@ -26,7 +26,7 @@ import torch
 from utils.errors import InputError
 from utils.files import replacing
 
-FORMAT = 1
+FORMAT = 2
 KEYS = ("stage", "step", "model", "optimizer", "scheduler", "best", "selection", "arguments", "teacher", "setting")
 
 
@@ -68,10 +68,13 @@ def load_checkpoint(path: Path, hint: str = "") -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # there is hardly a type that a spoilt pickle does not end in
         raise InputError(f"{path} is no readable checkpoint: give a latest.pth or best.pth of this project") from error
-    if not isinstance(checkpoint, dict) or not {"format", *KEYS} <= set(checkpoint):
-        raise InputError(f"{path} is not a checkpoint of this project: give a latest.pth or best.pth")
+    strange = f"{path} is not a checkpoint of this project: give a latest.pth or best.pth"
+    if not isinstance(checkpoint, dict) or "format" not in checkpoint:
+        raise InputError(strange)
     if checkpoint["format"] != FORMAT:
         raise InputError(f"{path} has checkpoint format {checkpoint['format']}, this code reads {FORMAT}")
+    if not set(KEYS) <= set(checkpoint):
+        raise InputError(strange)
     wrong = next((key for key, right in _RIGHT.items() if not right(checkpoint[key])), None)
     if wrong is not None:
         raise InputError(f"{path} is not a checkpoint of this project ({wrong} is not right): give another one")
