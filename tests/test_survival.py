@@ -10,7 +10,7 @@ import torch
 
 import eval as evaluation_script
 import warm
-from helpers import load, read_log, same_run
+from helpers import load, read_log, same_run, train
 from warm import Life, run
 
 NUM_STEPS = 110
@@ -118,9 +118,11 @@ def test_ctrl_c_outside_the_steps_is_one_line(finished, monkeypatch, capsys):
     assert capsys.readouterr().err == "stopped\n"
 
 
-def test_handlers_of_signals_are_put_back(finished):
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+def test_handlers_of_signals_are_put_back(data, tmp_path):
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    train(1, data, tmp_path)
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(data, tmp_path):
