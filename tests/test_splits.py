@@ -194,8 +194,15 @@ def test_a_named_split_has_its_file_and_its_source(name):
 
 
 def test_every_published_split_is_there():
-    papers = {*VOC_SPLITS, *(f"{k}-val" for k in VOC_SPLITS)}
+    papers = {*VOC_SPLITS, *(f"{k}-val" for k in VOC_SPLITS), *(f"4-val-{fold}" for fold in "bcd")}
     assert set(SPLITS) == papers | set(PUBLISHED)
+
+
+def test_the_folds_of_split_4_hold_out_its_seen_classes_once():
+    held_out = [name for fold in ("4-val", "4-val-b", "4-val-c", "4-val-d") for name in Split.named(fold).unseen]
+    assert len(held_out) == len(set(held_out)) == 12 and set(held_out) <= set(Split.voc(4).seen)
+    for fold in "bcd":
+        assert set(read_named_split(f"4-val-{fold}")["left_out"]) == set(Split.voc(4).unseen)
 
 
 def test_the_papers_fourth_split_is_spnets():
