@@ -53,6 +53,9 @@ from utils.run import Run, choose_device, count_steps, setting, stage_folder
 
 STAGE = 2
 
+LOOKED_AT = 5000
+"""Pictures of each kind that a teacher looks at before a round, at most: enough for its clusters and cuts."""
+
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     shared = shared_options(SPLITS, BACKBONES, SCORINGS, restore=("saved", "continue", "pretrained"), batch_size=10)
@@ -152,7 +155,7 @@ def build_teacher(model, split, args, device: torch.device) -> Discovery | None:
         names = ImageNetNames(imagenet_head(args.backbone, args.backbone_weights), torch.from_numpy(similarity))
     if model.backbone.cache is not None and (args.mix != "none" or args.colour):
         model.backbone.cache.read_only = True  # no such picture is met twice
-    return Discovery(model, split.num_seen, args.num_clusters, args.naming, names).to(device)
+    return Discovery(model, split.num_seen, args.num_clusters, args.naming, names, args.namer).to(device)
 
 
 def guide(teacher: Discovery, model, source, target, step: int, num_steps: int, args) -> None:
@@ -163,11 +166,12 @@ def guide(teacher: Discovery, model, source, target, step: int, num_steps: int, 
         rise = (step // round_steps) / max(args.rounds - 1, 1)
         keep = args.keep + rise * (last - args.keep)
         size = args.target_batch_size or args.batch_size
-        once = (
-            training_loader(pictures, size, 0, -(-len(pictures) // size), args.seed, args.num_workers)
-            for pictures in (target, target.others(source))
+        pictures = target, target.others(source), source
+        targets, others, labelled = (
+            training_loader(some, size, 0, -(-min(len(some), LOOKED_AT) // size), args.seed, args.num_workers)
+            for some in pictures
         )
-        teacher.begin_round(model, *once, keep, args.keep_known, args.gate, args.rare_power)
+        teacher.begin_round(model, targets, others, keep, args.keep_known, args.gate, args.rare_power, labelled)
     elif args.teacher == "ema":
         teacher.follow(model, args.ema_decay)
 

@@ -8,8 +8,9 @@ training does not move, put the target's pixels into clusters. A pixel is held f
     r     = share of the target's pixels in the cluster / share of the other pictures' pixels in it
 
 so what the teacher knows from the source counts against it, and so does what pictures without an unseen class show
-as well. The cluster is also what gets a name: the unseen class whose word fits its pixels best on average. Each class
-then keeps the same portion of the pixels that were given to it (Zou et al., class-balanced self-training, ECCV 2018),
+as well. The cluster is also what gets a name: the unseen class whose word fits its pixels best on average, for which
+several things can speak (`NAMERS`), each as loud as another and for no class louder than for another. Each class then
+keeps the same portion of the pixels that were given to it (Zou et al., class-balanced self-training, ECCV 2018),
 so that a class that is never sure of anything is not left without a label.
 """
 
@@ -23,11 +24,15 @@ from torch import nn
 
 from model.imagenet_names import ImageNetNames
 from model.segmenter import Segmenter
+from model.word_regression import with_constant, word_regression
 
 PIXELS = 100
 """Grid cells that are looked at in each picture to make clusters and cuts."""
 
 NAMING = ("mean", "hungarian", "sinkhorn")
+
+NAMERS = ("network", "regression")
+"""What says how well an unseen class fits a pixel: the teacher's logits, or `word_regression`, which no seed moves."""
 
 
 class Discovery(nn.Module):
@@ -38,14 +43,18 @@ class Discovery(nn.Module):
         num_seen: the first so many of its classes are seen (the background among them, if it is trained on).
         num_clusters: clusters of the target's pixels; 0 scores and names each pixel by itself.
         naming: how clusters get a name, see `name_clusters`.
-        names: evidence of the ImageNet classifier, added to that of the network; None: the network alone.
+        names: evidence of the ImageNet classifier, added to that of `namer`; None: that alone.
+        namer: one of `NAMERS`.
     """
 
     def __init__(
         self, student: Segmenter, num_seen: int, num_clusters: int, naming: str = "mean",
-        names: ImageNetNames | None = None,
+        names: ImageNetNames | None = None, namer: str = "network",
     ):  # fmt: skip
         super().__init__()
+        if namer not in NAMERS:
+            raise ValueError(f"namer {namer!r}: choose one of {', '.join(NAMERS)}")
+        self.namer = namer
         num_unseen = student.num_auxiliary + len(student.projection.class_embeddings) - num_seen
         self.num_seen, self.num_clusters, self.naming, self.names = num_seen, num_clusters, naming, names
         self.teacher = copy.deepcopy(student)
@@ -79,7 +88,7 @@ class Discovery(nn.Module):
     @torch.no_grad()
     def begin_round(
         self, student: Segmenter, target: Iterable, others: Iterable, keep: float, keep_known: float,
-        gate: float = 1.0, rare_power: float = 0.0,
+        gate: float = 1.0, rare_power: float = 0.0, source: Iterable = (),
     ) -> None:  # fmt: skip
         """Takes the student for a teacher and sets the cuts by what it says of the target.
 
@@ -95,13 +104,14 @@ class Discovery(nn.Module):
             gate: no pixel outside the highest `gate` of all scores is labelled unseen.
             rare_power: in `class_weight` an unseen class has (mean count / its count) ** rare_power, at most 5, by the
                 labels of the looked at cells; the known classes have 1.
+            source: batches of (image uint8 [N, 3, H, W], label uint8 [N, H, W]) for the namer "regression".
         """
         self.teacher.load_state_dict(student.state_dict())
         features, logits = self._sample(target, self._look)
         first = self.round == 0
         self.round += 1
         if first and self.num_clusters:
-            self._make_clusters(features, logits, others)
+            self._make_clusters(features, logits, others, source)
         cluster = self._assign(features)
         doubt = log_doubt(logits, self.num_seen)
         if self.num_clusters:
@@ -133,38 +143,64 @@ class Discovery(nn.Module):
         own = features if self.eyes is self.teacher.backbone else self.teacher.backbone.features(image)
         return features.permute(0, 2, 3, 1), self.teacher.score_features(own).permute(0, 2, 3, 1)
 
-    def _sample(self, batches: Iterable, look: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]):
-        """What `look` says, each [P, ...], of at most `PIXELS` valid cells of each picture, drawn by a fixed seed."""
+    def _eye_features(self, image: torch.Tensor) -> torch.Tensor:
+        """Trunk features [N, h, w, C]."""
+        return self.eyes.features(image).permute(0, 2, 3, 1)
+
+    def _sample(
+        self, batches: Iterable, look: Callable[[torch.Tensor], list[torch.Tensor]], ignore_index: int = 255
+    ) -> list[torch.Tensor]:
+        """What `look` says, each [P, ...], of at most `PIXELS` valid cells of each picture, drawn by a fixed seed.
+
+        Where a batch has labels in place of `valid`, valid is what is labelled, and the labels come last.
+        """
         draw = torch.Generator().manual_seed(0)
         kept = []
-        for image, valid in batches:
-            maps = look(image.to(self.centre.device))  # [N, h, w, ...] each
-            valid = F.interpolate(valid[:, None].float(), size=maps[0].shape[1:3], mode="nearest-exact")[:, 0] > 0
+        for image, marks in batches:
+            maps = list(look(image.to(self.centre.device)))  # [N, h, w, ...] each
+            cell_marks = F.interpolate(marks[:, None].float(), size=maps[0].shape[1:3], mode="nearest-exact")[:, 0]
+            if marks.dtype != torch.bool:
+                maps.append(cell_marks.long().to(self.centre.device))
+            valid = cell_marks > 0 if marks.dtype == torch.bool else cell_marks != ignore_index
             for i, cells in enumerate(valid.flatten(1)):
                 cells = cells.nonzero()[:, 0]
                 cells = cells[torch.randperm(len(cells), generator=draw)[:PIXELS]].to(self.centre.device)
                 kept.append([values[i].flatten(0, 1)[cells] for values in maps])
         return [torch.cat(values) for values in zip(*kept)]
 
-    def _make_clusters(self, features: torch.Tensor, logits: torch.Tensor, others: Iterable) -> None:
+    def _make_clusters(self, features: torch.Tensor, logits: torch.Tensor, others: Iterable, source: Iterable) -> None:
         self.centre.copy_(features.mean(0))
         self.spread.copy_(features.std(0).clamp(min=1e-6))
         self.centroids.copy_(kmeans(self._normalise(features), self.num_clusters))
         cluster = self._assign(features)
         in_target = cluster.bincount(minlength=self.num_clusters).float()
-        found = self._sample(others, lambda image: [self.eyes.features(image).permute(0, 2, 3, 1)])
+        found = self._sample(others, lambda image: [self._eye_features(image)])
         if found:
             in_others = self._assign(found[0]).bincount(minlength=self.num_clusters).float()
             self.log_ratio.copy_(
                 (in_target / in_target.sum() + 1e-5).log() - (in_others / in_others.sum() + 1e-5).log()
             )
-        evidence = standardise(logits[:, self.num_seen :])
+        if self.namer == "regression":
+            evidence = with_constant(self._centred(features)) @ self._word_regression(source)
+        else:
+            evidence = logits[:, self.num_seen :]
+        evidence = standardise(evidence)
         if self.names is not None:
-            evidence = evidence + centre_rows(self.names(features))
+            evidence = standardise(evidence + standardise(self.names(features)))
         self.cluster_name.copy_(name_clusters(mean_by(cluster, evidence, self.num_clusters), in_target, self.naming))
 
+    def _word_regression(self, source: Iterable) -> torch.Tensor:
+        """The map of `word_regression` from centred features, by the labels of the source pictures."""
+        features, label = self._sample(source, lambda image: [self._eye_features(image)])
+        auxiliary = self.teacher.num_auxiliary
+        words = self.teacher.projection.class_embeddings
+        return word_regression(self._centred(features), label, words, self.num_seen - auxiliary, auxiliary)
+
+    def _centred(self, features: torch.Tensor) -> torch.Tensor:
+        return (features - self.centre) / self.spread
+
     def _normalise(self, features: torch.Tensor) -> torch.Tensor:
-        return F.normalize((features - self.centre) / self.spread, dim=-1)
+        return F.normalize(self._centred(features), dim=-1)
 
     def _assign(self, features: torch.Tensor) -> torch.Tensor:
         """The nearest centroid of each row, [..., C] -> [...]."""
@@ -190,9 +226,13 @@ def centre_rows(evidence: torch.Tensor) -> torch.Tensor:
 
 
 def standardise(evidence: torch.Tensor) -> torch.Tensor:
-    """As `centre_rows`, with unit deviation over all."""
+    """As `centre_rows`, then with mean 0 and unit deviation over the pixels for each class, [P, U].
+
+    A word that is near to everything would else name most clusters (hubness; on seen classes held out as if unseen,
+    this was worth more than any other change to the names).
+    """
     evidence = centre_rows(evidence)
-    return evidence / evidence.std().clamp(min=1e-6)
+    return (evidence - evidence.mean(0)) / evidence.std(0).clamp(min=1e-6)
 
 
 def mean_by(group: torch.Tensor, values: torch.Tensor, num_groups: int) -> torch.Tensor:

@@ -12,6 +12,7 @@ from helpers import load, mask_path, read_log, same_bits, target_only, train, we
 from model.discovery import Discovery, kmeans, log_doubt, mean_by, name_clusters, standardise
 from model.imagenet_names import ImageNetNames
 from model.segmenter import Segmenter
+from model.word_regression import with_constant, word_regression
 
 TAUGHT = {"teacher": "frozen", "num_clusters": 4, "keep": 0.3, "keep_known": 0.4, "rare_power": 0.5}
 
@@ -48,8 +49,12 @@ def test_doubt_is_that_no_known_class_is_likely():
 
 
 def test_evidence_is_between_classes():
-    evidence = standardise(torch.randn(100, 4) + torch.randn(100, 1) * 50)
-    assert torch.allclose(evidence.mean(1), torch.zeros(100), atol=1e-5) and 0.99 < evidence.std() < 1.01
+    evidence = standardise(torch.randn(100, 4) * torch.tensor([1.0, 2, 3, 9]) + torch.randn(100, 1) * 50)
+    assert torch.allclose(evidence.mean(0), torch.zeros(4), atol=1e-5) and torch.allclose(
+        evidence.std(0), torch.ones(4)
+    )
+    plain = torch.randn(100, 4)
+    assert torch.allclose(standardise(plain + torch.randn(100, 1) * 50), standardise(plain), atol=1e-3)
 
 
 EVIDENCE = torch.tensor([[3.0, 0.0, 0.0], [2.0, 1.9, 0.0], [2.0, 0.0, 1.8], [2.5, 0.0, 0.0]])
@@ -109,6 +114,46 @@ def test_clusters_that_other_pictures_show_too_score_lower(discovery):
     assert torch.allclose(teacher.log_ratio, torch.zeros(3), atol=1e-6)
 
 
+def test_a_regression_names_what_the_labels_and_words_say():
+    """Of three directions of features two are labelled; the third is half of each, as its word is."""
+    torch.manual_seed(0)
+    words = F.normalize(torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.0, 1.0, 0.1], [-1.0, 0.2, 0.0]]), dim=1)
+    label = torch.randint(0, 3, (300,))  # 0: no word
+    features = 3 * F.one_hot(label, 3).float() + 0.1 * torch.randn(300, 3)
+    to_unseen = word_regression(features, label, words, num_seen=2, num_auxiliary=1)
+    assert to_unseen.shape == (4, 2)
+    score = with_constant(torch.tensor([[0.0, 1.5, 1.5], [3.0, 0.0, 0.0]])) @ to_unseen
+    assert score[0, 0] > score[0, 1] and score[0, 0] > score[1, 0] + 0.1
+
+
+def test_a_regression_lets_rare_classes_count_alike():
+    torch.manual_seed(0)
+    words = F.normalize(torch.randn(4, 6), dim=1)
+    features, label = torch.randn(40, 5), torch.arange(40) % 3
+    often = torch.cat([torch.arange(40), torch.arange(40)[label == 0].repeat(9)])
+    fit = [word_regression(features[at], label[at], words, 3) for at in (torch.arange(40), often)]
+    assert torch.allclose(*fit, atol=1e-5)
+
+
+def test_the_namer_regression_reads_source_labels_and_no_seed(discovery):
+    model, _, pictures = discovery
+    source = [(image, (image[:, 0] > 127).to(torch.uint8)) for image, _ in pictures]
+    named = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        other = Segmenter("small", model.projection.class_embeddings)
+        other.backbone.load_state_dict(model.backbone.state_dict())  # the same eyes, another projection
+        teacher = Discovery(other, num_seen=2, num_clusters=3, namer="regression")
+        teacher.begin_round(other, pictures, [], keep=0.2, keep_known=0.5, source=source)
+        named.append(teacher.cluster_name)
+    assert torch.equal(*named)
+
+
+def test_an_unknown_namer_is_refused(discovery):
+    with pytest.raises(ValueError, match=r"oracle.*network, regression"):
+        Discovery(discovery[0], num_seen=2, num_clusters=3, namer="oracle")
+
+
 def test_a_moving_average_follows(discovery):
     model, teacher, _ = discovery
     before = teacher.teacher.projection.project.weight.clone()
@@ -162,7 +207,7 @@ def test_target_masks_say_nothing_to_a_teacher(data, own_data, tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [{"soft_weights": 3}, {"min_segment": 200}, {"mix": "cutmix"}, {"mix": "classmix"}, {"colour": 0.5},
-     {"gate": 0.1}, {"naming": "hungarian"}, {"keep": 0.9}, {"rare_power": 0}, {"num_clusters": 0}],
+     {"gate": 0.1}, {"naming": "hungarian"}, {"namer": "regression"}, {"keep": 0.9}, {"rare_power": 0}, {"num_clusters": 0}],
 )  # fmt: skip
 def test_each_flag_of_a_taught_run_changes_the_network(taught, data, tmp_path, changes):
     assert not same_bits(weights(taught), weights(train(2, data, tmp_path, **TAUGHT | changes)))

@@ -385,6 +385,13 @@ def self_training_options(group) -> None:
         "transport",
     )
     group.add_argument(
+        "--namer",
+        choices=["network", "regression"],
+        default="network",
+        help="what says how well an unseen word fits a cluster: the network's scores, or a ridge regression from "
+        "features to words in closed form (ESZSL), which no seed moves",
+    )
+    group.add_argument(
         "--imagenet-names",
         action=argparse.BooleanOptionalAction,
         default=False,
