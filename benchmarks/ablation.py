@@ -25,7 +25,7 @@ SHARED = [
     "--save-every", 100, "--evaluate-every", 0, "--num-workers", 0,
 ]  # fmt: skip
 STAGE1 = ["--max-steps", 400, "--learning-rate", 2e-4, "--batch-size", 10, "--target-batch-size", 4]
-STAGE2 = ["--max-steps", 100, "--learning-rate", 3e-5, "--batch-size", 12, "--target-batch-size", 8]
+STAGE2 = ["--max-steps", 200, "--learning-rate", 3e-5, "--batch-size", 12, "--target-batch-size", 8]
 SPLIT = 4
 
 
@@ -66,6 +66,7 @@ MAIN = (
 CHANGES = (
     best("one round", "--rounds", 1),
     best("moving average for a teacher", "--teacher", "ema"),
+    best("named by the network", "--namer", "network"),
     best("no ImageNet names", "--no-imagenet-names"),
     best("no clusters", "--num-clusters", 0, "--no-imagenet-names"),
     best("clusters named by matching", "--naming", "hungarian"),
@@ -73,7 +74,7 @@ CHANGES = (
     best("no known labels on the target", "--keep-known", 0),
     best("rare classes weigh no more", "--rare-power", 0),
     best("a fifth of the pixels at most unseen", "--gate", 0.2),
-    best("keep rises to 0.3", "--keep-last", 0.3),
+    best("keep stays at 0.1", "--keep-last", 0.1),
     best("views agree", "--views", 1),
     best("soft weights", "--soft-weights", 5),
     best("specks removed", "--min-segment", 1024),

@@ -7,8 +7,9 @@ RECIPES: dict[str, dict[int, dict]] = {
         2: {
             "auxiliary_background": True,
             "teacher": "frozen",
-            "rounds": 2,
+            "rounds": 4,
             "keep": 0.1,
+            "keep_last": 0.2,
             "keep_known": 0.5,
             "rare_power": 0.5,
             "num_clusters": 100,
