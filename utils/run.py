@@ -81,17 +81,11 @@ def choose_device(name: str, deterministic: bool = False) -> torch.device:
 
 
 def choose_amp(name: str, device: torch.device) -> str:
-    """The precision of the convolutions in training called `name`; "auto" is bf16 on a GPU that has it, else off.
-
-    Raises:
-        InputError: for one that the device has not.
-    """
-    if name == "auto":
-        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return "bf16" if has_bf16 else "off"
-    if name == "fp16" and device.type != "cuda":
-        raise InputError("--amp fp16 needs a GPU: give --amp off, or bf16")
-    return name
+    """The precision of the convolutions in training called `name`; "auto" is bf16 on a GPU that has it, else off."""
+    if name != "auto":
+        return name
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if has_bf16 else "off"
 
 
 def stage_folder(output_dir: Path, split: int | str, stage: int) -> Path:
@@ -175,9 +169,10 @@ class Run:
         check_writable(self.folder, f"--output-dir {args.output_dir}")
         self.arguments = {key: _plain(value) for key, value in vars(args).items()}
         groups = model.parameter_groups(args.learning_rate, args.head_factor)
+        device = groups[0]["params"][0].device
         self.optimizer = build_optimizer(groups, args)
         self.scheduler = torch.optim.lr_scheduler.PolynomialLR(self.optimizer, num_steps, args.poly_power)
-        self.scaler = torch.amp.GradScaler("cuda", enabled=args.amp == "fp16")  # else it does nothing
+        self.scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")  # else it does nothing
         self.teacher = teacher
         self.step = 0
         self.best: float | None = None
