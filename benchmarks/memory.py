@@ -111,7 +111,9 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=count, default=4, metavar="N", help="source, and as many target pictures")
     parser.add_argument("--input-size", type=count, default=512, metavar="PIXELS", help="side of the crops")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--amp", choices=["off", "bf16"], default="off", help="precision of ours; the plain loop's is full")
+    parser.add_argument(
+        "--amp", choices=["off", "bf16"], default="off", help="precision of ours, not of the plain loop"
+    )
     parser.add_argument("--one", choices=["plain", "ours"], help="print the bytes of this one alone")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     return parser.parse_args(argv)
