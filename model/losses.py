@@ -163,4 +163,5 @@ def _highest(score: torch.Tensor, among: torch.Tensor, share: float) -> torch.Te
     # The cut is found without asking the device how many pixels there are: a sync a step would cost more.
     ranked = score.masked_fill(~among, -torch.inf).flatten().sort(descending=True).values
     kept = (among.sum() * share).long()
-    return among & (score >= ranked[(kept - 1).clamp(min=0)]) & (kept > 0)
+    cut = ranked.take((kept - 1).clamp(min=0))  # ranked[...] would ask for the number, too
+    return among & (score >= cut) & (kept > 0)

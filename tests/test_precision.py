@@ -36,27 +36,44 @@ def losses_of(monkeypatch, stage, data, output, *flags, **changes) -> torch.Tens
 # --- the losses of the first 50 steps -------------------------------------------------------------------
 
 
+PUBLISHED_RATE = {"learning_rate": 1e-4}  # at a high one, runs drift apart after any rounding
+
+
+def without_dropout() -> backbone.Backbone:
+    """The small network. Dropout draws other pixels in another precision, which says nothing of the precision."""
+    network = backbone.small()
+    network.classifier[-1].p = 0.0
+    return network
+
+
+@pytest.fixture
+def steady_network(monkeypatch):
+    monkeypatch.setitem(backbone._RECIPES, "small", backbone._Recipe(without_dropout, None))
+
+
 @pytest.fixture(scope="module")
 def full(data, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        return {stage: losses_of(patch, stage, data, tmp_path_factory.mktemp("full"), amp="off") for stage in STAGES}
+        patch.setitem(backbone._RECIPES, "small", backbone._Recipe(without_dropout, None))
+        flags = {"amp": "off", **PUBLISHED_RATE}
+        return {stage: losses_of(patch, stage, data, tmp_path_factory.mktemp("full"), **flags) for stage in STAGES}
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("amp, tolerance", [("bf16", 0.03), ("fp16", 0.005)])
-def test_losses_agree_with_full_precision(stage, amp, tolerance, full, data, tmp_path, monkeypatch):
-    """Each of the first 50 within 3 % in bf16, which has 8 bits, and half a per cent in fp16, which has 11."""
-    losses = losses_of(monkeypatch, stage, data, tmp_path, amp=amp)
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_losses_agree_with_full_precision(stage, amp, full, data, tmp_path, monkeypatch, steady_network):
+    """Each of the first 50 within 1 %."""
+    losses = losses_of(monkeypatch, stage, data, tmp_path, amp=amp, **PUBLISHED_RATE)
     assert not torch.equal(losses, full[stage]) and len(losses) == 50
-    torch.testing.assert_close(losses, full[stage], rtol=tolerance, atol=0)
+    torch.testing.assert_close(losses, full[stage], rtol=0.01, atol=0)
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_losses_agree_with_those_of_the_compiled_network(stage, full, data, tmp_path, monkeypatch):
+def test_losses_agree_with_those_of_the_compiled_network(stage, full, data, tmp_path, monkeypatch, steady_network):
     """As the compiler hands it on, without the code that it would make of it: that takes minutes."""
     through = torch.compile(lambda backbone, image: backbone(image), backend="aot_eager", dynamic=False)
     monkeypatch.setattr(segmenter, "_compiled", lambda: through)
-    losses = losses_of(monkeypatch, stage, data, tmp_path, "--compile", amp="off")
+    losses = losses_of(monkeypatch, stage, data, tmp_path, "--compile", amp="off", **PUBLISHED_RATE)
     torch.testing.assert_close(losses, full[stage], rtol=1e-3, atol=0)
 
 
@@ -113,8 +130,8 @@ def tiny_network(monkeypatch):
 def test_fp16_goes_on_with_the_scale_of_the_loss_to_the_same_bits(stage, data, tmp_path, monkeypatch, tiny_network):
     """The first scale is too large, so its first steps are lost, and the loss's scale is not what it began with."""
     scaler = torch.amp.GradScaler
-    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device, 2.0**40, enabled=enabled))
-    flags = warm.PLAN | {"max_steps": 8, "amp": "fp16"}
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device, 2.0**27, enabled=enabled))
+    flags = warm.PLAN | {"max_steps": 12, "amp": "fp16", "save_every": 6}
     whole = train(stage, data, tmp_path / "whole", **flags)
     kept, save = {}, utils.run.save_checkpoint
 
@@ -124,14 +141,14 @@ def test_fp16_goes_on_with_the_scale_of_the_loss_to_the_same_bits(stage, data, t
     def stopping(path, **content):
         save(path, **content)
         kept.update(content["scaler"])
-        if content["step"] == 5:
+        if content["step"] == 6:
             raise Stopped
 
     with monkeypatch.context() as patch:
         patch.setattr(utils.run, "save_checkpoint", stopping)
         with pytest.raises(Stopped):
-            train(stage, data, tmp_path / "parts", **flags | {"save_every": 5})
-    assert 0 < kept["scale"] < 2.0**40
+            train(stage, data, tmp_path / "parts", **flags)
+    assert kept["scale"] < 2.0**27 and kept["_growth_tracker"] > 0
     again = train(stage, data, tmp_path / "parts", **flags, restore_from_where="continue")
     assert same_run(again, whole) and load(again / "latest.pth")["scaler"] == load(whole / "latest.pth")["scaler"]
 
@@ -203,7 +220,7 @@ class Waits(TorchDispatchMode):
 def one_step(stage, device="cpu", **changes):
     """A function that takes one step of the script's `train_step`."""
     torch.manual_seed(0)
-    model = Segmenter("small", torch.randn(5, 8)).to(device)
+    model = Segmenter("small", torch.randn(5, 8), loss_stride=changes.get("loss_stride", 1)).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     pictures, label = torch.randint(0, 256, (4, 3, 16, 16)).byte(), torch.randint(0, 5, (2, 16, 16)).byte()
     source = [tensor.to(device) for tensor in (pictures[:2], label)]
