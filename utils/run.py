@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,8 @@ class Run:
         self.optimizer = build_optimizer(groups, args)
         self.scheduler = torch.optim.lr_scheduler.PolynomialLR(self.optimizer, num_steps, args.poly_power)
         self.scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")  # else it does nothing
+        if self.scaler.is_enabled():  # which may leave out the first steps
+            warnings.filterwarnings("ignore", "Detected call of .lr_scheduler.step")
         self.teacher = teacher
         self.step = 0
         self.best: float | None = None
