@@ -29,14 +29,15 @@ from dataset.transforms import training_transform
 from dataset.voc import choose_split, evaluation_dataset, training_datasets
 from embeddings import EmbeddingError, load_class_embeddings
 from model.backbone import BACKBONES, ModelError
-from model.losses import bias_loss, cross_entropy, known_gate, semantic_consistency
+from model.losses import semantic_consistency
+from model.pixel_losses import bias_loss, cross_entropy, known_gate
 from model.projection import SCORINGS
 from model.segmenter import Segmenter
 from utils.errors import one_line_errors
 from utils.evaluation import evaluate
 from utils.metrics import ZeroShotMetrics
 from utils.options import Parser, fraction, parse_with_recipe, shared_options, weight
-from utils.run import Run, choose_device, count_steps, setting
+from utils.run import UNSCALED, Run, choose_amp, choose_device, count_steps, setting
 
 STAGE = 1
 
@@ -87,12 +88,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parse_with_recipe(parser, argv, STAGE)
 
 
-def train_step(model, optimizer, source, target, num_seen: int, args) -> dict[str, torch.Tensor]:
+def train_step(model, optimizer, source, target, num_seen: int, args, scaler=UNSCALED) -> dict[str, torch.Tensor]:
     """One optimiser step; returns the losses as scalars on the device.
 
     Args:
         source: image uint8 [N, 3, S, S] and label uint8 [N, S, S], unseen and unlabelled pixels void.
         target: image uint8 [M, 3, S, S] and valid bool [M, S, S].
+        scaler: of the loss, with --amp fp16; does nothing by default.
     """
     source_image, label = source
     target_image, valid = target
@@ -104,12 +106,14 @@ def train_step(model, optimizer, source, target, num_seen: int, args) -> dict[st
     source_logits, target_logits = logits.split([len(source_image), len(target_image)])
 
     ce = cross_entropy(source_logits, label)
-    gate = None if args.gated_bias is None else known_gate(target_logits, num_seen, args.gated_bias)
-    bias_source = bias_loss(source_logits, num_seen, valid=label < num_seen, keep_shape=args.keep_unseen_shape)
-    bias_target = bias_loss(target_logits, num_seen, valid, gate, args.keep_unseen_shape)
-    w = args.weak_proportion
-    loss = ce + args.lambda_ * ((1 - w) * bias_source + w * bias_target)
-    losses = {"ce": ce, "bias_source": bias_source, "bias_target": bias_target}
+    loss, losses = ce, {"ce": ce}
+    if args.lambda_:
+        gate = None if args.gated_bias is None else known_gate(target_logits, num_seen, args.gated_bias)
+        bias_source = bias_loss(source_logits, num_seen, valid=label < num_seen, keep_shape=args.keep_unseen_shape)
+        bias_target = bias_loss(target_logits, num_seen, valid, gate, args.keep_unseen_shape)
+        w = args.weak_proportion
+        loss = ce + args.lambda_ * ((1 - w) * bias_source + w * bias_target)
+        losses |= {"bias_source": bias_source, "bias_target": bias_target}
     if features is not None:
         projection = model.projection.project(features[: len(source_image)])  # [N, D, h, w]
         with_word = label.long() - model.num_auxiliary  # an auxiliary class has no word, and becomes no class
@@ -117,8 +121,9 @@ def train_step(model, optimizer, source, target, num_seen: int, args) -> dict[st
         loss = loss + args.semantic_consistency * losses["semantic"]
 
     optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
     return {"total": loss, **losses}
 
 
@@ -126,6 +131,7 @@ def train_step(model, optimizer, source, target, num_seen: int, args) -> dict[st
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     device = choose_device(args.device, args.deterministic)
+    args.amp = choose_amp(args.amp, device)
     torch.manual_seed(args.seed)
 
     # Data: labelled source pictures, unlabelled target pictures, evaluation pictures
@@ -148,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
     weights = args.backbone_weights if args.restore_from_where == "pretrained" else "none"
     model = Segmenter(
         args.backbone, torch.from_numpy(class_embeddings), weights, args.freeze_backbone, args.cache_features,
-        args.scoring, args.loss_stride, num_auxiliary=split.num_seen - scored.num_seen,
+        args.scoring, args.loss_stride, split.num_seen - scored.num_seen, args.amp, args.compile,
     ).to(device)  # fmt: skip
     num_steps = count_steps(len(source), args.batch_size, args.num_epochs, args.max_steps)
     run = Run(STAGE, args, setting(args, split.as_dict(), embedding), model, num_steps)
@@ -165,7 +171,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.lambda_ == 0:
         target_batches = empty_batches(args.input_size)
     for source_batch, target_batch in run.steps(source_batches, target_batches, device):
-        losses = train_step(model, run.optimizer, source_batch, target_batch, split.num_seen, args)
+        losses = train_step(model, run.optimizer, source_batch, target_batch, split.num_seen, args, run.scaler)
         run.note(losses)
         if run.due(args.evaluate_every):
             run.record(evaluate(model, evaluation, ZeroShotMetrics(scored.names, scored.num_seen), device))

@@ -31,11 +31,11 @@ from model.backbone import BACKBONES, IMAGENET_CLASSES, ModelError, imagenet_hea
 from model.cleanup import remove_specks
 from model.discovery import Discovery
 from model.imagenet_names import ImageNetNames
-from model.losses import cross_entropy, pseudo_labels
 from model.mixing import class_mix, colour_jitter, cut_mix
+from model.pixel_losses import cross_entropy, pseudo_labels, weighted_cross_entropy
 from model.projection import SCORINGS
 from model.segmenter import Segmenter
-from model.soft_weights import soft_weights, weighted_cross_entropy
+from model.soft_weights import soft_weights
 from model.views import predict_views
 from utils.errors import one_line_errors
 from utils.evaluation import evaluate
@@ -49,7 +49,7 @@ from utils.options import (
     target_options,
     weight,
 )
-from utils.run import Run, choose_device, count_steps, setting, stage_folder
+from utils.run import UNSCALED, Run, choose_amp, choose_device, count_steps, setting, stage_folder
 
 STAGE = 2
 
@@ -85,13 +85,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parse_with_recipe(parser, argv, STAGE)
 
 
-def train_step(model, optimizer, source, target, num_seen: int, args, teacher=None) -> dict[str, torch.Tensor]:
+def train_step(
+    model, optimizer, source, target, num_seen: int, args, teacher=None, scaler=UNSCALED
+) -> dict[str, torch.Tensor]:
     """One optimiser step; returns the losses as scalars on the device.
 
     Args:
         source: image uint8 [N, 3, S, S] and label uint8 [N, S, S], unseen and unlabelled pixels void.
         target: image uint8 [M, 3, S, S] and valid bool [M, S, S].
         teacher: what labels the target; None: the network itself, as published.
+        scaler: of the loss, with --amp fp16; does nothing by default.
     """
     source_image, label = source
     target_image, valid = target
@@ -112,8 +115,9 @@ def train_step(model, optimizer, source, target, num_seen: int, args, teacher=No
     loss = ce + args.weak_proportion * args.st_lambda * self_training
 
     optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
     return {"total": loss, "ce": ce, "self_training": self_training}
 
 
@@ -190,6 +194,7 @@ def watched_labels(watched, teacher, split, scored, args) -> tuple:
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     device = choose_device(args.device, args.deterministic)
+    args.amp = choose_amp(args.amp, device)
     torch.manual_seed(args.seed)
 
     # Data: labelled source pictures, unlabelled target pictures, evaluation pictures
@@ -209,7 +214,7 @@ def main(argv: list[str] | None = None) -> int:
     weights = args.backbone_weights if args.restore_from_where == "pretrained" else "none"
     model = Segmenter(
         args.backbone, torch.from_numpy(class_embeddings), weights, args.freeze_backbone, args.cache_features,
-        args.scoring, args.loss_stride, num_auxiliary=split.num_seen - scored.num_seen,
+        args.scoring, args.loss_stride, split.num_seen - scored.num_seen, args.amp, args.compile,
     ).to(device)  # fmt: skip
     teacher = build_teacher(model, split, args, device)
     num_steps = count_steps(len(source), args.batch_size, args.num_epochs, args.max_steps)
@@ -229,7 +234,7 @@ def main(argv: list[str] | None = None) -> int:
     for source_batch, target_batch in run.steps(source_batches, target_batches, device):
         if teacher is not None:
             guide(teacher, model, source, target, run.step, num_steps, args)
-        losses = train_step(model, run.optimizer, source_batch, target_batch, split.num_seen, args, teacher)
+        losses = train_step(model, run.optimizer, source_batch, target_batch, split.num_seen, args, teacher, run.scaler)
         run.note(losses)
         if run.due(args.evaluate_every):
             run.record(evaluate(model, evaluation, ZeroShotMetrics(scored.names, scored.num_seen), device))

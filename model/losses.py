@@ -10,22 +10,25 @@ EPSILON = 1e-5
 """Keeps the bias loss finite where no probability is left for the unseen classes."""
 
 
-def cross_entropy(logits: torch.Tensor, label: torch.Tensor, ignore_index: int = 255) -> torch.Tensor:
+def cross_entropy(
+    logits: torch.Tensor, label: torch.Tensor, ignore_index: int = 255, total: torch.Tensor | None = None
+) -> torch.Tensor:
     """Mean cross-entropy over the labelled pixels; all K classes compete.
 
     Args:
         logits: [N, K, H, W].
         label: integer [N, H, W] of class indices; `ignore_index` is left out.
+        total: the number of pixels to divide by (default: of those that are labelled).
 
     Returns:
         A scalar, 0 (with a gradient of 0) where no pixel is labelled.
     """
     label = label.long()
     if torch.are_deterministic_algorithms_enabled():  # a GPU has no such sum over pixels in one go
-        total = F.cross_entropy(logits, label, ignore_index=ignore_index, reduction="none").sum()
+        loss = F.cross_entropy(logits, label, ignore_index=ignore_index, reduction="none").sum()
     else:
-        total = F.cross_entropy(logits, label, ignore_index=ignore_index, reduction="sum")
-    return total / (label != ignore_index).sum().clamp(min=1)
+        loss = F.cross_entropy(logits, label, ignore_index=ignore_index, reduction="sum")
+    return loss / ((label != ignore_index).sum().clamp(min=1) if total is None else total)
 
 
 def bias_loss(
@@ -34,6 +37,7 @@ def bias_loss(
     valid: torch.Tensor,
     gate: torch.Tensor | None = None,
     keep_shape: bool = False,
+    total: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """B = mean over valid pixels of -log( sum over unseen c of softmax_c + 1e-5 ).
 
@@ -47,6 +51,7 @@ def bias_loss(
             the weights add up to less than one pixel the sum is not divided, so that B fades out with them.
         keep_shape: give all unseen logits of a pixel the same gradient (the mean of those of B), so that a step on them
             leaves their shares of the unseen probability alone. Plain B feeds most the one that is highest already.
+        total: the number of pixels, or sum of weights, to divide by (default: of those that are valid, at least 1).
 
     Returns:
         A scalar, 0 (with a gradient of 0) where no pixel is valid.
@@ -58,7 +63,7 @@ def bias_loss(
     probability = logits.softmax(dim=1)[:, num_seen:].sum(dim=1)  # of the unseen classes together, [N, H, W]
     loss = -torch.log(probability + EPSILON)
     weight = valid if gate is None else valid * gate
-    return (loss * weight).sum() / weight.sum().clamp(min=1)
+    return (loss * weight).sum() / (weight.sum().clamp(min=1) if total is None else total)
 
 
 @torch.no_grad()
@@ -135,8 +140,20 @@ def pseudo_labels(
     Returns:
         Class indices, int64 [N, H, W], in [num_seen, K) or `ignore_index`.
     """
-    score, unseen = logits[:, num_seen:].float().max(dim=1)  # [N, H, W]
-    groups = [valid & (unseen == c) for c in range(logits.shape[1] - num_seen)] if balanced else [valid]
+    return choose_labels(*best_unseen(logits, num_seen), num_seen, logits.shape[1], valid, keep, ignore_index, balanced)
+
+
+def best_unseen(logits: torch.Tensor, num_seen: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The highest unseen logit of each pixel and whose it is, float32 and int64 [N, H, W], counted from `num_seen`."""
+    return logits[:, num_seen:].float().max(dim=1)
+
+
+def choose_labels(
+    score: torch.Tensor, unseen: torch.Tensor, num_seen: int, num_classes: int, valid: torch.Tensor, keep: float,
+    ignore_index: int = 255, balanced: bool = False,
+) -> torch.Tensor:  # fmt: skip
+    """`pseudo_labels`, from what `best_unseen` gives."""
+    groups = [valid & (unseen == c) for c in range(num_classes - num_seen)] if balanced else [valid]
     chosen = torch.stack([_highest(score, group, keep) for group in groups]).any(dim=0)
     return torch.where(chosen, unseen + num_seen, ignore_index)
 
@@ -146,4 +163,5 @@ def _highest(score: torch.Tensor, among: torch.Tensor, share: float) -> torch.Te
     # The cut is found without asking the device how many pixels there are: a sync a step would cost more.
     ranked = score.masked_fill(~among, -torch.inf).flatten().sort(descending=True).values
     kept = (among.sum() * share).long()
-    return among & (score >= ranked[(kept - 1).clamp(min=0)]) & (kept > 0)
+    cut = ranked.take((kept - 1).clamp(min=0))  # ranked[...] would ask for the number, too
+    return among & (score >= cut) & (kept > 0)

@@ -26,7 +26,11 @@ def soft_weights(score: torch.Tensor, valid: torch.Tensor, temperature: float) -
 
 
 def weighted_cross_entropy(
-    logits: torch.Tensor, label: torch.Tensor, weight: torch.Tensor, ignore_index: int = 255
+    logits: torch.Tensor,
+    label: torch.Tensor,
+    weight: torch.Tensor,
+    ignore_index: int = 255,
+    total: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """sum(w * CE) / sum(w) over the labelled pixels; all K classes compete.
 
@@ -34,6 +38,7 @@ def weighted_cross_entropy(
         logits: [N, K, H, W].
         label: integer [N, H, W] of class indices; `ignore_index` is left out.
         weight: [N, H, W], not negative; a common factor changes nothing.
+        total: the sum of weights to divide by (default: of those of the labelled pixels).
 
     Returns:
         A scalar, 0 (with a gradient of 0) where no pixel is labelled or all weights are 0.
@@ -41,5 +46,7 @@ def weighted_cross_entropy(
     label = label.long()
     loss = F.cross_entropy(logits, label, ignore_index=ignore_index, reduction="none")  # [N, H, W]
     weight = weight.masked_fill(label == ignore_index, 0.0)
-    total = weight.sum()
-    return (loss * weight).sum() / torch.where(total > 0, total, 1.0)
+    if total is None:
+        total = weight.sum()
+        total = torch.where(total > 0, total, 1.0)
+    return (loss * weight).sum() / total

@@ -197,6 +197,7 @@ CHANGES = {
     "weak_proportion": ["--weak-proportion", 0.9],
     "target_pixels": ["--target-pixels", "oracle"],
     "scoring": ["--scoring", "cosine"],
+    "amp": ["--amp", "bf16"],
 }
 OF_STAGE = {
     1: {

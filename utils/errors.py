@@ -47,6 +47,7 @@ MENDS = {
     "does not have a deterministic implementation": "leave out --deterministic, or give --device cpu",
     "DataLoader worker": "a process that reads pictures died: lower --num-workers or free some memory",
     "out of memory": "lower --batch-size or --input-size (--longest-side of photos)",
+    "TORCHDYNAMO_VERBOSE": "leave out --compile, or install what it lacks",
     "can't allocate memory": "lower --batch-size or --input-size",
 }
 """Parts of the messages of torch's `RuntimeError` that tell of the machine, not of a mistake in the code."""
@@ -64,7 +65,8 @@ def one_line(error: Exception, kinds: tuple[type[Exception], ...]) -> str | None
     if isinstance(error, MemoryError):
         return f"out of memory: {MENDS['out of memory']}"
     mend = next((mend for part, mend in MENDS.items() if part in str(error)), None)
-    return mend and f"{message(error)[:200]}: {mend}"
+    text = message(error).split(" Set TORCHDYNAMO_VERBOSE")[0]  # advice for those who develop the compiler
+    return mend and f"{text[:200]}: {mend}"
 
 
 def message(error: Exception) -> str:

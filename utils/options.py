@@ -488,6 +488,19 @@ def _running_options(group) -> None:
         action="store_true",
         help="losses, rate, figures and sheets for TensorBoard too, in the run's folder (pip install tensorboard)",
     )
+    group.add_argument(
+        "--amp",
+        choices=["auto", "off", "bf16", "fp16"],
+        default="auto",
+        help="precision of the convolutions; weights and losses are float32 always. auto: bf16 on a GPU that has it, "
+        "else off; fp16 for older GPUs; bf16 on a CPU is quick only where it has instructions for it",
+    )
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the network first, which takes minutes and a C++ compiler (on a GPU Triton too): worth a try for "
+        "long runs on a GPU",
+    )
     add_running_options(group)
     group.add_argument(
         "--seed", type=number(int, 0, 2**63 - 1), default=1234, help="of everything random: the same seed, the same run"

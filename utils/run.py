@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from utils.checkpoint import check_setting, load_checkpoint, load_model, load_schedule, save_checkpoint
+from utils.checkpoint import check_setting, load_checkpoint, load_model, load_scaler, load_schedule, save_checkpoint
 from utils.errors import InputError
 from utils.evaluation import predictions
 from utils.files import check_writable
 from utils.metrics import DETAILS, HEADLINES, as_json, format_table
+from utils.prefetch import on_device
 from utils.records import (
     GOES_ON,
     KEPT,
@@ -54,6 +56,10 @@ EXTREMES = 3
 """Worst and best pictures that are drawn at an evaluation, of either so many."""
 
 
+UNSCALED = torch.amp.GradScaler("cuda", enabled=False)
+"""Scales no loss: what a step in another precision than fp16 takes."""
+
+
 def choose_device(name: str, deterministic: bool = False) -> torch.device:
     """The device called `name`; "auto" is cuda, else mps, else cpu. Raises `InputError` if it isn't there.
 
@@ -62,7 +68,7 @@ def choose_device(name: str, deterministic: bool = False) -> torch.device:
     """
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS looks for it when it is first used
-        torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = not deterministic  # TensorFloat-32, of convolutions only
     torch.use_deterministic_algorithms(deterministic)
     if name == "auto":
         backend = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -73,6 +79,14 @@ def choose_device(name: str, deterministic: bool = False) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         raise InputError(f"--device {name} can't be used here: choose cpu, or auto for what there is") from error
     return device
+
+
+def choose_amp(name: str, device: torch.device) -> str:
+    """The precision of the convolutions in training called `name`; "auto" is bf16 on a GPU that has it, else off."""
+    if name != "auto":
+        return name
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if has_bf16 else "off"
 
 
 def stage_folder(output_dir: Path, split: int | str, stage: int) -> Path:
@@ -88,9 +102,10 @@ def count_steps(num_pictures: int, batch_size: int, num_epochs: int, max_steps: 
 
 def build_optimizer(groups: list[dict], args: argparse.Namespace) -> torch.optim.Optimizer:
     """The optimiser of `--optimizer` over parameter groups that bring their own rates."""
+    fused = groups[0]["params"][0].is_cuda or None  # one kernel a step; on a CPU it is no faster and rounds otherwise
     if args.optimizer == "adamw":
-        return torch.optim.AdamW(groups, weight_decay=args.weight_decay)
-    return torch.optim.SGD(groups, momentum=args.momentum, weight_decay=args.weight_decay)
+        return torch.optim.AdamW(groups, weight_decay=args.weight_decay, fused=fused)
+    return torch.optim.SGD(groups, momentum=args.momentum, weight_decay=args.weight_decay, fused=fused)
 
 
 def setting(args: argparse.Namespace, split: dict[str, list], embedding: Sequence[str]) -> dict[str, Any]:
@@ -155,8 +170,12 @@ class Run:
         check_writable(self.folder, f"--output-dir {args.output_dir}")
         self.arguments = {key: _plain(value) for key, value in vars(args).items()}
         groups = model.parameter_groups(args.learning_rate, args.head_factor)
+        device = groups[0]["params"][0].device
         self.optimizer = build_optimizer(groups, args)
         self.scheduler = torch.optim.lr_scheduler.PolynomialLR(self.optimizer, num_steps, args.poly_power)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")  # else it does nothing
+        if self.scaler.is_enabled():  # which may leave out the first steps
+            warnings.filterwarnings("ignore", "Detected call of .lr_scheduler.step")
         self.teacher = teacher
         self.step = 0
         self.best: float | None = None
@@ -198,6 +217,7 @@ class Run:
         if self.teacher is not None:
             load_model(self.teacher, checkpoint, self.latest, "teacher")
         load_schedule(self.optimizer, self.scheduler, checkpoint, self.latest)
+        load_scaler(self.scaler, checkpoint, self.latest)
         if self.scheduler.total_iters != self.num_steps:
             raise InputError(
                 f"{self.latest} is of a run of {self.scheduler.total_iters} steps, not {self.num_steps}: give the same "
@@ -241,7 +261,7 @@ class Run:
         with caught_signals() as signals:  # before zip starts the loaders' workers
             # What matters most comes first: a narrow terminal cuts the end off.
             self._bar = progress(
-                itertools.islice(zip(source_batches, target_batches), last),
+                on_device(itertools.islice(zip(source_batches, target_batches), last), device),
                 total=self.num_steps, initial=self.step, desc=f"stage {self.stage}",
                 bar_format="{l_bar}{bar:20}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}{postfix}]",
             )  # fmt: skip
@@ -251,9 +271,7 @@ class Run:
                         self._open_folder()
                     torch.manual_seed((self.args.seed * 1_000_003 + self.step) % 2**63)
                     self._pictures = len(source[0]) + len(target[0])
-                    yield tuple(
-                        [tensor.to(device, non_blocking=True) for tensor in batch] for batch in (source, target)
-                    )
+                    yield source, target
                     if signals and not self.args.dry_run:
                         self.save()
                         print(f"stopped: {self.latest} has step {self.step} of {self.num_steps}; {GOES_ON}", flush=True)
@@ -311,6 +329,7 @@ class Run:
         save_checkpoint(
             self.folder / name, stage=self.stage, step=self.step, model=weights,
             optimizer=self.optimizer.state_dict(), scheduler=self.scheduler.state_dict(), best=self.best,
+            scaler=self.scaler.state_dict(),
             teacher={} if self.teacher is None else self.teacher.state_dict(), selection=selection,
             arguments=self.arguments, setting=self.setting,
         )  # fmt: skip
