@@ -474,6 +474,15 @@ class TargetDataset(_Pictures):
 class EvaluationDataset(_Pictures):
     """Whole pictures: image uint8 [3, H, W], label uint8 [H, W] with seen and unseen classes, and the index."""
 
+    def sizes(self) -> list[tuple[int, int]]:
+        """Width and height of each picture, from the headers of the files. Raises `DatasetError`."""
+
+        def size(picture: str) -> tuple[int, int]:
+            with _opened(self.folder.image_path(picture), "picture") as image:
+                return image.size
+
+        return [size(picture) for picture in self.ids]
+
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, int]:
         image, mask = self._read(index)
         image, label = self._tensors(image, self.split.to_labels(mask))
