@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from utils.errors import InputError
 from utils.metrics import ZeroShotMetrics
 from utils.records import progress
+from utils.waiting import watched
 
 LOOK_EVERY = 32
 """Batches between looks at whether the scores are finite: each look waits for an accelerator."""
@@ -41,7 +42,7 @@ def predictions(
     model.eval()
     broken = torch.zeros((), dtype=torch.bool, device=device)
     try:
-        batches = progress(loader, desc="evaluation", unit="batch", leave=False)
+        batches = progress(watched(loader), total=len(loader), desc="evaluation", unit="batch", leave=False)
         for number, (image, label, index) in enumerate(batches, start=1):
             image, label = image.to(device, non_blocking=True), label.to(device, non_blocking=True)
             logits = score(image)

@@ -37,6 +37,7 @@ from utils.records import (
     write_evaluation,
 )
 from utils.sheets import label_rows, pictures_showing, prediction_rows, save_sheet, scores
+from utils.waiting import watched
 
 SAME_NETWORK = ("split", "background", "auxiliary_background", "backbone", "embedding", "scoring")
 """Keys of a setting, and flags, that a checkpoint and the run that starts from it must share."""
@@ -241,7 +242,7 @@ class Run:
         with caught_signals() as signals:  # before zip starts the loaders' workers
             # What matters most comes first: a narrow terminal cuts the end off.
             self._bar = progress(
-                itertools.islice(zip(source_batches, target_batches), last),
+                itertools.islice(zip(watched(source_batches), watched(target_batches)), last),
                 total=self.num_steps, initial=self.step, desc=f"stage {self.stage}",
                 bar_format="{l_bar}{bar:20}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}{postfix}]",
             )  # fmt: skip
