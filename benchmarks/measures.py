@@ -262,7 +262,7 @@ def measure_memory(args, device: torch.device) -> dict[str, float] | None:
         return None
     from benchmarks.memory import compare
 
-    classes, size = (6, 64) if args.quick else (171, 512)
+    classes, size = 171, 256 if args.quick else 512
     amp = "bf16" if device.type == "cuda" else "off"
     peaks = compare(args.backbone, classes, args.memory_batch_size, size, device.type, amp)
     return {"plain": peaks["plain"] / 1e9, "ours": peaks["ours"] / 1e9, "ratio": peaks["ratio"]}
