@@ -165,12 +165,10 @@ def main(argv: list[str] | None = None) -> int:
     loader = evaluation_loader(dataset, args.num_workers, pictures_at_once(args.evaluation_batch_size, device))
     views = args.scales != [1.0] or args.flip
     score = functools.partial(score_views, model, scales=args.scales, flip=args.flip) if views else None
-    order = []
     for image, label, index, logits in predictions(model, loader, device, score):
-        order += index.tolist()
         for gamma, counts in zip(gammas, metrics):
             scores = calibrate(logits, split.num_seen, gamma)
-            counts.update(scores, label)
+            counts.update(scores, label, index)
         if args.save_dir is not None:  # then there is one gamma
             make_folders(args.save_dir)
             save_pictures(args.save_dir, dataset, (image, label, index, scores), split)
@@ -202,7 +200,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"calibration: {f'{gamma:g} taken from the softmax of the seen classes' if gamma else 'off'}\n")
         print(format_table(best, split.names, split.num_seen))
     if args.json is not None:
-        details = metrics[0].details(dataset.ids, order) if len(metrics) == 1 else {}
+        details = metrics[0].details(dataset.ids) if len(metrics) == 1 else {}
         drawn = (
             {name: str((args.save_dir / "overlays" / f"{name}.png").resolve()) for name in dataset.ids}
             if args.save_dir

@@ -141,10 +141,10 @@ def test_details_name_the_pictures_in_their_own_order():
     in_turn, grouped = ZeroShotMetrics(NAMES, 2), ZeroShotMetrics(NAMES, 2)
     in_turn.update(logits, label)
     for order in ([2, 0], [1]):
-        grouped.update(logits[order], label[order])
+        grouped.update(logits[order], label[order], torch.tensor(order))
     details = in_turn.details(["p", "q", "r"])
-    assert grouped.details(["p", "q", "r"], [2, 0, 1]) == details
-    assert list(grouped.details(["p", "q", "r"], [2, 0, 1])["per_picture"]) == ["p", "q", "r"]
+    assert grouped.details(["p", "q", "r"]) == details
+    assert list(grouped.details(["p", "q", "r"])["per_picture"]) == ["p", "q", "r"]
     assert [pixels for _, pixels in details["per_picture"].values()] == [1.0, 0.5, 0.5]
 
 

@@ -124,10 +124,13 @@ class ZeroShotMetrics:
         self.gzsl = ConfusionMatrix(len(names), ignore_index, device)
         self.zsl = ConfusionMatrix(len(names) - num_seen, -1, device)
         self._pictures: list[Tensor] = []
+        self._order: list[int] = []
 
     @torch.no_grad()
-    def update(self, logits: Tensor, label: Tensor) -> None:
+    def update(self, logits: Tensor, label: Tensor, index: Tensor | None = None) -> None:
         """Count one batch: logits [N, K, H, W] (or any other score), label [N, H, W] of 0 ... K - 1.
+
+        `index`, int64 [N] on the CPU, says which pictures they are; None: those that follow.
 
         GZSL: argmax over all K classes at every pixel. ZSL: argmax over the unseen classes where the truth is
         unseen.
@@ -140,6 +143,8 @@ class ZeroShotMetrics:
         best, best_unseen = best_classes(logits, self.num_seen)
         self._pictures.append(picture_figures(self.gzsl.update_each(label, best)))
         self.zsl.update(zsl_label, best_unseen)
+        next_one = len(self._order)
+        self._order += range(next_one, next_one + len(label)) if index is None else index.tolist()
 
     def state(self) -> list[Tensor]:
         """[GZSL counts int64 [K, K], ZSL counts int64 [U, U]], as views: processes sum them in place."""
@@ -174,18 +179,17 @@ class ZeroShotMetrics:
         """{unseen name: IoU under the ZSL argmax on unseen pixels}."""
         return dict(zip(self.names[self.num_seen :], class_iou(self.zsl.matrix.cpu()).tolist()))
 
-    def details(self, pictures: Sequence[str], order: Sequence[int] | None = None) -> dict:
+    def details(self, pictures: Sequence[str]) -> dict:
         """What a report needs besides `compute`, in plain types.
 
         Args:
-            pictures: the names of the pictures.
-            order: which of them were counted, in the order of counting; None: all, one after another.
+            pictures: the names of all pictures, in whose order those that were counted come.
 
         seen, unseen: class names; confusion: pixel counts, a row a true class
         per_picture:  {picture: [mean IoU of the classes that it shows or is given, pixel accuracy]}
         """
         figures = torch.cat(self._pictures).tolist() if self._pictures else []
-        counted = sorted(zip(range(len(figures)) if order is None else order, figures))
+        counted = sorted(zip(self._order, figures))
         return {
             "seen": list(self.names[: self.num_seen]),
             "unseen": list(self.names[self.num_seen :]),
