@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as pictures
@@ -79,7 +80,10 @@ def optimizers(model: Segmenter, learning_rate: float = 1e-4) -> list[torch.opti
 
 def logits_of(model: Segmenter, image: torch.Tensor) -> torch.Tensor:
     """Normalised float pictures [N, 3, H, W] -> logits of every pixel [N, K, H, W]."""
-    coarse = model.projection(model.backbone.classifier(model.backbone.trunk(image)))
+    trunk = model.backbone.trunk
+    # Layer by layer, whatever else a trunk of ours may do to save memory.
+    features = nn.Sequential.forward(trunk, image) if isinstance(trunk, nn.Sequential) else trunk(image)
+    coarse = model.projection(model.backbone.classifier(features))
     return F.interpolate(coarse, image.shape[-2:], mode="bilinear", align_corners=True)
 
 

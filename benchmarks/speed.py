@@ -84,7 +84,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="processes that read pictures in the evaluations of both (default: 8 on a GPU, 0 on a CPU)",
     )  # fmt: skip
     parser.add_argument("--plain-tf32", action="store_true", help="let the plain loop use TensorFloat-32 on a GPU")
-    parser.add_argument("--quick", action="store_true", help="one repeat and small batches: to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="one repeat of little: to see that it runs")
     parser.add_argument("--growth", action="store_true", help="only the table of how cost grows")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write all figures there too")
     return parser.parse_args(argv)

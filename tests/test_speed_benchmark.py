@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import subprocess
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import train_split_lambda
 from benchmarks import measures, plain, speed
 from dataset.loaders import evaluation_loader
 from helpers import failure
+from utils.errors import InputError
 from utils.evaluation import evaluate
 from utils.metrics import ZeroShotMetrics
 from utils.run import build_optimizer
@@ -65,6 +67,25 @@ def test_growth_is_a_table(tmp_path, data, capsys):
     assert all(row["pictures_a_second"] > 0 for row in rows)
     table = capsys.readouterr().out.splitlines()
     assert len(table) == 2 + len(rows) and table[2].startswith("| classes 4 |") and table[2].endswith("x 1.00 |")
+
+
+def test_processes_are_measured_by_the_script_s_own_dry_run(args, tmp_path, monkeypatch):
+    commands = []
+
+    def run(command, **options):
+        commands.append(command)
+        line = "a step: 0.33 s, 12.2 pictures a second; 525 steps: 3 min\n"
+        return subprocess.CompletedProcess(command, 0 if "64" not in command else 3, line, "no room")
+
+    monkeypatch.setattr(measures.subprocess, "run", run)
+    assert [measures.rehearsed(args, tmp_path, n, CPU) for n in (1, 2)] == [12.2, 12.2]
+    alone, both = commands
+    assert "--nproc-per-node=2" in both and "torch.distributed.run" in both and "torch.distributed.run" not in alone
+    train_split_lambda.parse_arguments(alone[2:])  # flags that exist
+    assert alone[1:] == both[both.index("train_split_lambda.py") :]
+    args.input_size = 64
+    with pytest.raises(InputError, match="2 processes: stage 1 ended with 3: no room"):
+        measures.rehearsed(args, tmp_path, 2, CPU)
 
 
 def test_flop_of_a_step_are_those_of_its_convolutions():
