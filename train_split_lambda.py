@@ -34,7 +34,7 @@ from model.pixel_losses import bias_loss, cross_entropy, known_gate
 from model.projection import SCORINGS
 from model.segmenter import Segmenter
 from utils.errors import one_line_errors
-from utils.evaluation import evaluate
+from utils.evaluation import evaluate, pictures_at_once
 from utils.metrics import ZeroShotMetrics
 from utils.options import Parser, fraction, parse_with_recipe, shared_options, weight
 from utils.run import UNSCALED, Run, choose_amp, choose_device, count_steps, setting
@@ -147,7 +147,9 @@ def main(argv: list[str] | None = None) -> int:
     source, target = training_datasets(
         args.data_path, split, transform, target_images, args.target_pixels, args.train_list, args.supervised
     )
-    evaluation = evaluation_loader(evaluation_dataset(args.data_path, scored, args.evaluation_list), args.num_workers)
+    evaluation_pictures = evaluation_dataset(args.data_path, scored, args.evaluation_list)
+    at_once = pictures_at_once(args.evaluation_batch_size, device)
+    evaluation = evaluation_loader(evaluation_pictures, args.num_workers, at_once)
 
     # Network, optimiser and what is kept of them
     class_embeddings, embedding = load_class_embeddings(scored.names, args.embedding, args.embedding_path)

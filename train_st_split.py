@@ -38,7 +38,7 @@ from model.segmenter import Segmenter
 from model.soft_weights import soft_weights
 from model.views import predict_views
 from utils.errors import one_line_errors
-from utils.evaluation import evaluate
+from utils.evaluation import evaluate, pictures_at_once
 from utils.metrics import ZeroShotMetrics
 from utils.options import (
     Parser,
@@ -207,7 +207,9 @@ def main(argv: list[str] | None = None) -> int:
     source, target = training_datasets(
         args.data_path, split, transform, args.target_images, args.target_pixels, args.train_list
     )
-    evaluation = evaluation_loader(evaluation_dataset(args.data_path, scored, args.evaluation_list), args.num_workers)
+    evaluation_pictures = evaluation_dataset(args.data_path, scored, args.evaluation_list)
+    at_once = pictures_at_once(args.evaluation_batch_size, device)
+    evaluation = evaluation_loader(evaluation_pictures, args.num_workers, at_once)
 
     # Network, optimiser and what is kept of them
     class_embeddings, embedding = load_class_embeddings(scored.names, args.embedding, args.embedding_path)

@@ -2,7 +2,7 @@
 
 import itertools
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -68,9 +68,23 @@ def empty_batches(size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     )
 
 
-def evaluation_loader(dataset: Dataset, num_workers: int) -> DataLoader:
-    """The pictures of `dataset` in order, one at a time, since each has its own size."""
-    return _loader(dataset, num_workers, batch_size=1)
+def evaluation_loader(dataset: Dataset, num_workers: int, batch_size: int = 1) -> DataLoader:
+    """The pictures of `dataset`, each once, in batches of up to `batch_size` that are of one size.
+
+    One at a time they come in order. Else the sizes are read first, from the files' headers; pictures of one size come
+    in order, and so do the sizes.
+    """
+    if batch_size == 1:
+        return _loader(dataset, num_workers, batch_size=1)
+    return _loader(dataset, num_workers, batch_sampler=batches_by_size(dataset.sizes(), batch_size))
+
+
+def batches_by_size(sizes: Sequence[tuple[int, int]], batch_size: int) -> list[list[int]]:
+    """Indices of `sizes` in batches of up to `batch_size` equal ones, each index once."""
+    alike: dict[tuple[int, int], list[int]] = {}
+    for index, size in enumerate(sizes):
+        alike.setdefault(size, []).append(index)
+    return [indices[i : i + batch_size] for indices in alike.values() for i in range(0, len(indices), batch_size)]
 
 
 def _loader(dataset: Dataset, num_workers: int, **batches) -> DataLoader:

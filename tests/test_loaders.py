@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from dataset.loaders import StepSampler, empty_batches, evaluation_loader, training_loader
+from dataset.loaders import StepSampler, batches_by_size, empty_batches, evaluation_loader, training_loader
 
 
 class Echo(Dataset):
@@ -89,3 +89,10 @@ def test_empty_batches_have_the_shapes_of_target_batches():
 def test_evaluation_goes_once_in_order(num_workers):
     loader = evaluation_loader(Echo(5), num_workers)
     assert [batch.item() for batch in loader] == [0, 1, 2, 3, 4] and loader.batch_size == 1
+
+
+def test_batches_by_size_hold_pictures_of_one_size():
+    sizes = [(5, 4), (4, 5), (5, 4), (5, 4), (4, 5), (9, 9), (5, 4)]
+    assert batches_by_size(sizes, 2) == [[0, 2], [3, 6], [1, 4], [5]]
+    assert batches_by_size(sizes, 9) == [[0, 2, 3, 6], [1, 4], [5]]
+    assert batches_by_size([(8, 8)] * 5, 2) == [[0, 1], [2, 3], [4]] and batches_by_size([], 2) == []

@@ -45,6 +45,7 @@ def one_line_errors(*kinds: type[Exception]) -> Callable:
 
 MENDS = {
     "does not have a deterministic implementation": "leave out --deterministic, or give --device cpu",
+    "shared memory": "lower --num-workers, or give the machine more of it (docker run --shm-size 8g)",
     "DataLoader worker": "a process that reads pictures died: lower --num-workers or free some memory",
     "out of memory": "lower --batch-size or --input-size (--longest-side of photos)",
     "TORCHDYNAMO_VERBOSE": "leave out --compile, or install what it lacks",

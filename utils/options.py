@@ -516,6 +516,13 @@ def add_running_options(group) -> None:
         metavar="N",
         help="processes that read pictures; the results do not depend on it",
     )
+    group.add_argument(
+        "--evaluation-batch-size",
+        type=count,
+        metavar="N",
+        help="evaluate up to N pictures of one size together (default: 8 on a GPU, 1 on a CPU); lower it where memory "
+        "runs out",
+    )
     add_device_option(group)
 
 

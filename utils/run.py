@@ -39,6 +39,7 @@ from utils.records import (
     write_evaluation,
 )
 from utils.sheets import label_rows, pictures_showing, prediction_rows, save_sheet, scores
+from utils.waiting import watched
 
 SAME_NETWORK = ("split", "background", "auxiliary_background", "backbone", "embedding", "scoring")
 """Keys of a setting, and flags, that a checkpoint and the run that starts from it must share."""
@@ -50,7 +51,7 @@ SAME_SCHEDULE = ("learning_rate", "head_factor", "optimizer", "momentum", "weigh
 """Flags that a run that goes on can't change: their values lie in the state of its optimiser and schedule."""
 
 REHEARSAL = 4
-"""Steps, and evaluation pictures, of --dry-run; the first of them warms up and is not timed."""
+"""Steps, and evaluation batches, of --dry-run; the first of them warms up and is not timed."""
 
 EXTREMES = 3
 """Worst and best pictures that are drawn at an evaluation, of either so many."""
@@ -261,7 +262,7 @@ class Run:
         with caught_signals() as signals:  # before zip starts the loaders' workers
             # What matters most comes first: a narrow terminal cuts the end off.
             self._bar = progress(
-                on_device(itertools.islice(zip(source_batches, target_batches), last), device),
+                on_device(itertools.islice(zip(watched(source_batches), watched(target_batches)), last), device),
                 total=self.num_steps, initial=self.step, desc=f"stage {self.stage}",
                 bar_format="{l_bar}{bar:20}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}{postfix}]",
             )  # fmt: skip
@@ -408,11 +409,13 @@ class Run:
             print(f"dry run: {self.latest} has all {self.num_steps} steps: nothing to do")
             return
         step_time = (self._times[-1] - self._times[0]) / max(1, len(self._times) - 1)
-        times = [time.perf_counter()]
-        for _ in itertools.islice(predictions(self.model, evaluation, device), REHEARSAL):
+        times, counts = [], []
+        for _, _, index, logits in itertools.islice(predictions(self.model, evaluation, device), REHEARSAL):
+            logits[0, 0, 0, 0].item()  # waits for the device
             times.append(time.perf_counter())
+            counts.append(len(index))
         num_pictures, left = len(evaluation.dataset), self.num_steps - self.step + len(self._times)
-        evaluation_time = num_pictures * (times[-1] - times[1]) / max(1, len(times) - 2)
+        evaluation_time = num_pictures * (times[-1] - times[0]) / max(1, sum(counts[1:]))
         every = self.args.evaluate_every
         evaluations = max(1, -(-left // every)) if every else 1
         memory, total = peak_memory(device), left * step_time + evaluations * evaluation_time
