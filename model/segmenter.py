@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.backbone import build_backbone, parameter_groups
+from model.backbone import ModelError, build_backbone, parameter_groups
+from model.parts import in_parts
 from model.projection import EmbeddingProjection
 
 
@@ -40,6 +41,7 @@ class Segmenter(nn.Module):
         scoring: "dot" or "cosine", see `EmbeddingProjection`.
         loss_stride: in training mode, logits of every so manieth row and column of pixels only.
         num_auxiliary: classes without a word, before the K others: trained on, but no part of evaluation mode.
+        parts: in training mode the batch goes through the backbone in so many parts, see `in_parts`.
 
     Raises:
         ModelError: if the backbone can't be built as asked.
@@ -55,25 +57,33 @@ class Segmenter(nn.Module):
         scoring: str = "dot",
         loss_stride: int = 1,
         num_auxiliary: int = 0,
+        parts: int = 1,
     ):
         super().__init__()
-        self.loss_stride, self.num_auxiliary = loss_stride, num_auxiliary
+        self.loss_stride, self.num_auxiliary, self.parts = loss_stride, num_auxiliary, parts
         self.backbone = build_backbone(backbone, weights, frozen, cache)
         self.projection = EmbeddingProjection(self.backbone.channels, class_embeddings, scoring, num_auxiliary)
         # Convolutions are fastest with the channels innermost, upsampling and the losses with the pixels: a
         # frozen EfficientNet-Lite0 step takes 0.8 of the time that it takes with either layout throughout.
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """uint8 image [N, 3, H, W] -> logits [N, K, H, W].
+    def forward(self, image: torch.Tensor, with_features: bool = False) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """uint8 image [N, 3, H, W] -> logits [N, K, H, W], and the features if asked for.
 
         In evaluation mode without the auxiliary classes, in training mode at every `loss_stride`-th pixel.
         """
-        return self.score(self.features(image), *image.shape[-2:])
+        features = self.features(image)
+        logits = self.score(features, *image.shape[-2:])
+        return (logits, features) if with_features else logits
 
     def features(self, image: torch.Tensor) -> torch.Tensor:
         """uint8 image [N, 3, H, W] -> what the projection takes, [N, C, h, w]."""
-        return self.backbone(image.contiguous(memory_format=torch.channels_last))
+        image = image.contiguous(memory_format=torch.channels_last)
+        if self.parts == 1 or not self.training:
+            return self.backbone(image)
+        if len(image) < self.parts:
+            raise ModelError(f"--accumulate {self.parts}: a step has {len(image)} pictures a process: give no more")
+        return in_parts(self.backbone, image, self.parts)
 
     def score(self, features: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """Features [N, C, h, w] of pictures height x width -> logits, as `forward` gives them."""

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from utils import distributed
+
 HEADLINES = (
     ("seen", "miou_seen"),
     ("unseen", "miou_unseen"),
@@ -133,6 +135,12 @@ class ZeroShotMetrics:
         self.gzsl.update(label, best)
         self._pictures.append(picture_figures(label, best, len(self.names), self.ignore_index))
         self.zsl.update(zsl_label, _best_class(logits[:, self.num_seen :]))
+
+    def join(self) -> None:
+        """Takes in what all processes counted; the pictures of each follow on those of the one before."""
+        for counts in self.state():
+            counts.copy_(distributed.joined(counts.cpu()))
+        self._pictures = distributed.gathered([figures.cpu() for figures in self._pictures])
 
     def state(self) -> list[Tensor]:
         """[GZSL counts int64 [K, K], ZSL counts int64 [U, U]], as views: processes sum them in place."""

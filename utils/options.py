@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from utils.distributed import is_main
 from utils.recipes import RECIPES, spelt_out
 
 
@@ -40,7 +41,8 @@ class Parser(argparse.ArgumentParser):
         return namespace
 
     def error(self, message: str):
-        print(f"error: {message}", file=sys.stderr)
+        if is_main():  # all processes were given the same
+            print(f"error: {message}", file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -277,7 +279,8 @@ def _optimiser_options(group, batch_size: int) -> None:
         type=count,
         default=batch_size,
         metavar="N",
-        help="source pictures a step; lower it where memory runs out, and --learning-rate with it",
+        help="source pictures a step, of all processes together; lower it where memory runs out, and --learning-rate "
+        "with it",
     )
     group.add_argument(
         "--target-batch-size", type=count, metavar="N", help="target pictures a step (default: as --batch-size)"
@@ -288,6 +291,15 @@ def _optimiser_options(group, batch_size: int) -> None:
         default=50,
         metavar="N",
         help="times through the source pictures; --max-steps cuts it short",
+    )
+    group.add_argument(
+        "--accumulate",
+        type=count,
+        default=1,
+        metavar="N",
+        help="put a process's pictures of a step through the network in N parts: memory for one part, the losses and "
+        "gradients of the whole batch, a third more time; raise it, rather than lower --batch-size, where memory runs "
+        "out. Batch norm takes its statistics from a part",
     )
     group.add_argument(
         "--max-steps",
