@@ -28,6 +28,7 @@ from model.backbone import ModelError
 from model.calibration import calibrate
 from model.segmenter import Segmenter
 from utils.checkpoint import check_setting, check_weights, load_checkpoint, load_model
+from utils.distributed import connect, is_main, share
 from utils.errors import InputError, one_line_errors
 from utils.evaluation import predictions
 from utils.files import check_writable, replacing
@@ -136,6 +137,7 @@ def save_pictures(folder: Path, dataset: EvaluationDataset, batch: tuple, split:
 @one_line_errors(DatasetError, ModelError)
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
+    connect()
     device = choose_device(args.device, args.deterministic)
     model, split, checkpoint = load_segmenter(args.checkpoint)
     setting = checkpoint["setting"]
@@ -150,7 +152,8 @@ def main(argv: list[str] | None = None) -> int:
     gammas = list(dict.fromkeys(args.calibration))
     metrics = [ZeroShotMetrics(split.names, split.num_seen) for _ in gammas]
     model.to(device)
-    for image, label, index, logits in predictions(model, evaluation_loader(dataset, args.num_workers), device):
+    pictures = evaluation_loader(dataset, args.num_workers, share())
+    for image, label, index, logits in predictions(model, pictures, device):
         for gamma, counts in zip(gammas, metrics):
             scores = calibrate(logits, split.num_seen, gamma)
             counts.update(scores, label)
@@ -158,6 +161,10 @@ def main(argv: list[str] | None = None) -> int:
             make_folders(args.save_dir)
             save_pictures(args.save_dir, dataset, (image, label, index, scores), split)
 
+    for counts in metrics:
+        counts.join()
+    if not is_main():
+        return 0
     about = {
         "checkpoint": str(args.checkpoint), "stage": checkpoint["stage"], "step": checkpoint["step"],
         "selection": checkpoint["selection"], "protocol": describe_protocol(setting), "pictures": len(dataset),
