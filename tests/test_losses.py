@@ -1,6 +1,8 @@
 """The losses against slow versions written from the formulas, and the scripts' weighted sums of them."""
 
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -496,24 +498,23 @@ def test_the_value_of_a_rank_is_that_of_sorting(power):
         assert _value_of_rank(score, torch.tensor(rank), alone) == ranked[rank - 1]
 
 
-def test_processes_find_one_cut():
-    """Each by its own pictures and the counts of the others: the labels of one process that has them all."""
+@pytest.mark.parametrize("balanced", [False, True])
+def test_processes_find_one_cut(balanced):
+    """Two threads, that add their counts up: the labels of one that has all pictures."""
     torch.manual_seed(0)
     logits, valid = torch.randn(5, 4, 6, 6), torch.rand(5, 6, 6) < 0.7
-    for balanced in (False, True):
-        whole = pseudo_labels(logits, 2, valid, 0.4, balanced=balanced)
-        shares = [slice(0, 3), slice(3, 5)]
-        counts: list[list[torch.Tensor]] = [[], []]
-        found = [torch.empty(0)] * 2
-        for _ in range(33 * 3):  # each pass makes one count more the sum of both
-            totals = [sum(pair) for pair in zip(*counts)]
-            counts = [[], []]
-            for k, share in enumerate(shares):
-                told = iter(totals)
+    counts, both = {}, threading.Barrier(2)
 
-                def joined(count, k=k, told=told):
-                    counts[k].append(count)
-                    return next(told, count)
+    def labels(pictures):
+        def joined(count):
+            counts[pictures.start] = count
+            both.wait()
+            total = sum(counts.values())
+            both.wait()
+            return total
 
-                found[k] = pseudo_labels(logits[share], 2, valid[share], 0.4, balanced=balanced, joined=joined)
-        assert torch.equal(torch.cat(found), whole)
+        return pseudo_labels(logits[pictures], 2, valid[pictures], 0.4, balanced=balanced, joined=joined)
+
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(labels, [slice(0, 3), slice(3, 5)]))
+    assert torch.equal(torch.cat(found), pseudo_labels(logits, 2, valid, 0.4, balanced=balanced))
