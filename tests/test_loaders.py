@@ -86,7 +86,7 @@ def test_shares_follow_each_other_and_differ_by_one_item(length, number):
 @pytest.mark.parametrize("number", [2, 3])
 def test_processes_share_the_batches_of_one(number):
     shares = [list(StepSampler(7, 5, 2, 9, 1, share=(k, number))) for k in range(number)]
-    assert [[*one, *two, *sum(more, [])] for one, two, *more in zip(*shares)] == batches(batch_size=5, first=2, last=9)
+    assert [list(itertools.chain(*parts)) for parts in zip(*shares)] == batches(batch_size=5, first=2, last=9)
 
 
 def test_a_batch_smaller_than_the_processes_is_refused():
