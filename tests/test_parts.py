@@ -70,9 +70,8 @@ def kept(model: nn.Module, make) -> int:
 def test_nothing_but_the_pictures_is_kept():
     image = torch.randn(8, 3, 16, 16)
     model = network(nn.BatchNorm2d(8), nn.ReLU())
-    assert (
-        kept(model, lambda model: in_parts(model, image, 4)) == image.nbytes < kept(model, lambda model: model(image))
-    )
+    assert kept(model, lambda model: in_parts(model, image, 4)) == image.nbytes
+    assert kept(model, lambda model: model(image)) > 5 * image.nbytes
 
 
 def test_more_parts_than_pictures_are_refused(data, tmp_path, capsys):

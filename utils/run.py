@@ -279,6 +279,7 @@ class Run:
                         self.save()
                         print(f"stopped: {self.latest} has step {self.step} of {self.num_steps}; {GOES_ON}", flush=True)
                     if stop:
+                        distributed.disconnect(failed=False)
                         raise SystemExit(128 + stop)
             finally:
                 self._bar = None  # and with it the loaders' workers
