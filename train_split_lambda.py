@@ -32,7 +32,7 @@ from model.backbone import BACKBONES, ModelError
 from model.losses import bias_loss, cross_entropy, known_gate, semantic_consistency
 from model.projection import SCORINGS
 from model.segmenter import Segmenter
-from utils.distributed import connect, joined, replicated, share
+from utils.distributed import connect, joined, main_first, replicated, share
 from utils.errors import one_line_errors
 from utils.evaluation import evaluate
 from utils.metrics import ZeroShotMetrics
@@ -143,19 +143,21 @@ def main(argv: list[str] | None = None) -> int:
     if args.supervised:
         args.lambda_ = 0.0
     target_images = args.target_images if args.lambda_ else "all"  # none is used: do without one that shows unseen
-    source, target = training_datasets(
-        args.data_path, split, transform, target_images, args.target_pixels, args.train_list, args.supervised
-    )
+    with main_first():  # it lists once what classes the pictures show
+        source, target = training_datasets(
+            args.data_path, split, transform, target_images, args.target_pixels, args.train_list, args.supervised
+        )
     scored_pictures = evaluation_dataset(args.data_path, scored, args.evaluation_list)
     evaluation = evaluation_loader(scored_pictures, args.num_workers, share())
 
     # Network, optimiser and what is kept of them
     class_embeddings, embedding = load_class_embeddings(scored.names, args.embedding, args.embedding_path)
     weights = args.backbone_weights if args.restore_from_where == "pretrained" else "none"
-    model = Segmenter(
-        args.backbone, torch.from_numpy(class_embeddings), weights, args.freeze_backbone, args.cache_features,
-        args.scoring, args.loss_stride, split.num_seen - scored.num_seen, args.accumulate,
-    ).to(device)  # fmt: skip
+    with main_first():  # it downloads the weights, once
+        model = Segmenter(
+            args.backbone, torch.from_numpy(class_embeddings), weights, args.freeze_backbone, args.cache_features,
+            args.scoring, args.loss_stride, split.num_seen - scored.num_seen, args.accumulate,
+        ).to(device)  # fmt: skip
     num_steps = count_steps(len(source), args.batch_size, args.num_epochs, args.max_steps)
     run = Run(STAGE, args, setting(args, split.as_dict(), embedding), model, num_steps)
     if args.restore_from_where == "continue":

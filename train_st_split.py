@@ -37,7 +37,7 @@ from model.projection import SCORINGS
 from model.segmenter import Segmenter
 from model.soft_weights import soft_weights, weighted_cross_entropy
 from model.views import predict_views
-from utils.distributed import broadcast, connect, is_main, joined, replicated, share
+from utils.distributed import broadcast, connect, is_main, joined, main_first, replicated, share
 from utils.errors import one_line_errors
 from utils.evaluation import evaluate
 from utils.metrics import ZeroShotMetrics
@@ -205,19 +205,21 @@ def main(argv: list[str] | None = None) -> int:
         split, *_ = choose_split(args.data_path, args.split, args.unseen, background=True)
     args.split = name
     transform = training_transform(args.input_size, tuple(args.scale), args.rotation, args.flip)
-    source, target = training_datasets(
-        args.data_path, split, transform, args.target_images, args.target_pixels, args.train_list
-    )
+    with main_first():  # it lists once what classes the pictures show
+        source, target = training_datasets(
+            args.data_path, split, transform, args.target_images, args.target_pixels, args.train_list
+        )
     scored_pictures = evaluation_dataset(args.data_path, scored, args.evaluation_list)
     evaluation = evaluation_loader(scored_pictures, args.num_workers, share())
 
     # Network, optimiser and what is kept of them
     class_embeddings, embedding = load_class_embeddings(scored.names, args.embedding, args.embedding_path)
     weights = args.backbone_weights if args.restore_from_where == "pretrained" else "none"
-    model = Segmenter(
-        args.backbone, torch.from_numpy(class_embeddings), weights, args.freeze_backbone, args.cache_features,
-        args.scoring, args.loss_stride, split.num_seen - scored.num_seen, args.accumulate,
-    ).to(device)  # fmt: skip
+    with main_first():  # it downloads the weights, once
+        model = Segmenter(
+            args.backbone, torch.from_numpy(class_embeddings), weights, args.freeze_backbone, args.cache_features,
+            args.scoring, args.loss_stride, split.num_seen - scored.num_seen, args.accumulate,
+        ).to(device)  # fmt: skip
     teacher = build_teacher(model, split, args, device)
     num_steps = count_steps(len(source), args.batch_size, args.num_epochs, args.max_steps)
     run = Run(STAGE, args, setting(args, split.as_dict(), embedding), model, num_steps, teacher)

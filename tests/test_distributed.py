@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+import eval as evaluation_script
 import warm
 from dataset.splits import Split
 from helpers import ROOT, arguments, copy_of, load, mask_path, read_log, target_only
@@ -97,6 +98,34 @@ def test_one_process_speaks_and_writes(data, tmp_path):
         "latest.pth", "best.pth", "log.jsonl", "args.json", "evaluation.json",
     }  # fmt: skip
     assert [line["step"] for line in read_log(main.folder)] == [2, 4]
+
+
+def test_a_dry_run_is_told_once_and_leaves_nothing(data, tmp_path):
+    started = lives(2, tmp_path, 2, data, "--dry-run", **FLAGS | {"max_steps": 9})
+    assert [life.end() for life in started] == [0, 0]
+    said = "".join(life.output() for life in started)
+    assert said.count("dry run: data, words, weights and 4 steps") == 1 and not started[0].folder.exists()
+
+
+def test_masks_are_listed_once(data, tmp_path):
+    """By the main process, while the others wait for it."""
+    own = copy_of(data, tmp_path / "data")
+    (index,) = own.glob("class_index_*.json")
+    index.unlink()
+    started = lives(2, tmp_path, 1, own, prepare=warm.note_opened, **FLAGS)
+    assert [life.end() for life in started] == [0, 0]
+    mask = str(mask_path(own, target_only(own, Split.voc(1))[0]))
+    opened = [sum(note.endswith(f"open {mask}") for note in life.notes()) for life in started]
+    assert opened == [1, 0]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
+@pytest.mark.parametrize("stage, network", [(1, "plain"), (1, "normed"), (2, "plain")])
+def test_two_gpus_have_the_losses_of_one(data, tmp_path, stage, network):
+    flags = FLAGS | {"prepare": warm.note_losses, "told": (network,), "device": "cuda"}
+    one, two = run(tmp_path / "one", stage, data, **flags), run_several(2, tmp_path / "two", stage, data, **flags)
+    for mine, theirs in zip(one.losses(), two.losses(), strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-3)  # sums of a GPU have no fixed order
 
 
 @pytest.mark.parametrize("stage, flags", [(1, []), (2, []), (2, ["--teacher", "ema"])])
@@ -189,11 +218,19 @@ def test_torchrun_trains_and_stops(data, tmp_path):
     step = load(folder / "latest.pth")["step"]
     assert output.count("stopped: ") == 1 and f"has step {step} of " in output, output
 
-    flags = ["--checkpoint", folder / "latest.pth", "--data-path", data, "--num-workers", 0, "--device", "cpu"]
-    for number, name in ((1, "one.json"), (2, "two.json")):
-        command[4] = str(number)
-        done = subprocess.run(
-            [*command, "eval.py", *map(str, flags), "--json", tmp_path / name], cwd=ROOT, capture_output=True, text=True
-        )
-        assert done.returncode == 0 and done.stdout.count("hIoU") == 1, done.stdout + done.stderr
-    assert (tmp_path / "one.json").read_text() == (tmp_path / "two.json").read_text()
+    figures = tmp_path / "one.json", tmp_path / "two.json"
+    flags = [
+        "--checkpoint",
+        folder / "latest.pth",
+        "--data-path",
+        data,
+        "--num-workers",
+        0,
+        "--device",
+        "cpu",
+        "--json",
+    ]
+    assert evaluation_script.main([str(flag) for flag in (*flags, figures[0])]) == 0
+    done = subprocess.run([*command, "eval.py", *map(str, flags), figures[1]], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("hIoU") == 1, done.stdout + done.stderr
+    assert figures[0].read_text() == figures[1].read_text()

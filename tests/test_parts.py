@@ -10,6 +10,7 @@ import warm
 from helpers import arguments, failure, train, weights
 from model import backbone
 from model.parts import in_parts
+from model.segmenter import Segmenter
 from train_split_lambda import main
 from warm import run
 
@@ -26,6 +27,21 @@ def test_the_losses_are_those_of_the_whole_batch(data, tmp_path, stage, parts):
         assert a == pytest.approx(b, abs=1e-5)
     a, b = weights(whole.folder), weights(split.folder)
     assert all(torch.allclose(a[name], b[name], atol=1e-5) for name in a)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_the_memory_of_a_gpu_is_that_of_a_part():
+    found = []
+    for parts in (1, 8):
+        torch.manual_seed(0)
+        model = Segmenter("vgg16", torch.randn(20, 8), parts=parts).cuda()
+        image = torch.randint(0, 256, (8, 3, 128, 128), dtype=torch.uint8, device="cuda")
+        model(image[:1]).sum().backward() if parts == 1 else None  # cuDNN's workspace
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        model(image).sum().backward()
+        found.append(torch.cuda.max_memory_allocated() - before)
+    assert found[1] < found[0] / 2, found
 
 
 def network(*more: nn.Module) -> nn.Sequential:

@@ -10,7 +10,7 @@ torchrun tells each process its place in the environment. Without that there is 
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -24,13 +24,14 @@ PATIENCE = timedelta(hours=1)
 
 _store: Any = None  # torchrun's notice board, while the processes are connected
 _silent: list = []  # the streams that a process without a voice would write to
+_turns = 0  # blocks of `main_first` so far
 
 
 def share() -> tuple[int, int]:
     """The number of this process among all (its rank) and how many there are."""
     if "RANK" not in os.environ:
         return 0, 1
-    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    return int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def is_main() -> bool:
@@ -64,14 +65,28 @@ def disconnect(failed: bool) -> None:
     Args:
         failed: leave them as they are: they learn of it when this process ends. To part in order would be to wait.
     """
-    global _store
+    global _store, _turns
     if _silent:
         sys.stdout, sys.stderr, nowhere = _silent
         _silent.clear()
         nowhere.close()
     if dist.is_initialized() and not failed:
         dist.destroy_process_group()
-    _store = None
+    _store, _turns = None, 0
+
+
+@contextlib.contextmanager
+def main_first() -> Iterator[None]:
+    """The main process goes through the block before the others do, who find on the disk what it left there."""
+    global _turns
+    _turns += 1
+    if _store is not None and not is_main():
+        _store.wait([f"turn {_turns}"], PATIENCE)
+    try:
+        yield
+    finally:
+        if _store is not None and is_main():
+            _store.set(f"turn {_turns}", "over")
 
 
 def fails_first() -> bool:

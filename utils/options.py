@@ -506,13 +506,17 @@ def add_running_options(group) -> None:
         type=natural,
         default=min(4, os.cpu_count() or 1),
         metavar="N",
-        help="processes that read pictures; the results do not depend on it",
+        help="processes that read pictures, for each of torchrun's; the results do not depend on it",
     )
     add_device_option(group)
 
 
 def add_device_option(group) -> None:
-    group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, or auto: the first there is")
+    group.add_argument(
+        "--device",
+        default="auto",
+        help="cpu, cuda, cuda:1, mps, or auto: the first there is; under torchrun cpu or cuda, a GPU a process",
+    )
     group.add_argument(
         "--deterministic",
         action="store_true",
