@@ -31,6 +31,7 @@ CASES = {
     "stage 1, all terms": (1, "plain", ["--gated-bias", 0.1, "--keep-unseen-shape", "--semantic-consistency", 1]),
     "stage 1, source only": (1, "plain", ["--lambda", 0]),
     "stage 1, losses at fewer pixels": (1, "plain", ["--loss-stride", 2, "--scoring", "cosine"]),
+    "stage 1, frozen": (1, "normed", ["--freeze-backbone", "--auxiliary-background"]),
     "stage 2": (2, "plain", []),
     "stage 2, batch norm": (2, "normed", []),
     "stage 2, class by class": (2, "plain", ["--balance-classes", "--keep", 0.3]),
@@ -110,11 +111,11 @@ def test_a_dry_run_is_told_once_and_leaves_nothing(data, tmp_path):
 def test_masks_are_listed_once(data, tmp_path):
     """By the main process, while the others wait for it."""
     own = copy_of(data, tmp_path / "data")
-    (index,) = own.glob("class_index_*.json")
-    index.unlink()
+    mask = str(mask_path(own, target_only(own, Split.voc(1))[0]))
+    for index in own.glob("class_index_*.json"):
+        index.unlink()
     started = lives(2, tmp_path, 1, own, prepare=warm.note_opened, **FLAGS)
     assert [life.end() for life in started] == [0, 0]
-    mask = str(mask_path(own, target_only(own, Split.voc(1))[0]))
     opened = [sum(note.endswith(f"open {mask}") for note in life.notes()) for life in started]
     assert opened == [1, 0]
 
