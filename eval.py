@@ -29,6 +29,7 @@ from model.calibration import calibrate
 from model.segmenter import Segmenter
 from model.views import predict_views
 from utils.checkpoint import check_setting, check_weights, load_checkpoint, load_model
+from utils.distributed import connect, is_main, share
 from utils.errors import InputError, one_line_errors
 from utils.evaluation import pictures_at_once, predictions
 from utils.files import check_writable, replacing
@@ -148,6 +149,7 @@ def save_pictures(folder: Path, dataset: EvaluationDataset, batch: tuple, split:
 @one_line_errors(DatasetError, ModelError)
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
+    connect()
     device = choose_device(args.device, args.deterministic)
     model, split, checkpoint = load_segmenter(args.checkpoint)
     setting = checkpoint["setting"]
@@ -162,7 +164,8 @@ def main(argv: list[str] | None = None) -> int:
     gammas = list(dict.fromkeys(args.calibration))
     metrics = [ZeroShotMetrics(split.names, split.num_seen) for _ in gammas]
     model.to(device)
-    loader = evaluation_loader(dataset, args.num_workers, pictures_at_once(args.evaluation_batch_size, device))
+    at_once = pictures_at_once(args.evaluation_batch_size, device)
+    loader = evaluation_loader(dataset, args.num_workers, at_once, share())
     views = args.scales != [1.0] or args.flip
     score = functools.partial(score_views, model, scales=args.scales, flip=args.flip) if views else None
     for image, label, index, logits in predictions(model, loader, device, score):
@@ -173,6 +176,10 @@ def main(argv: list[str] | None = None) -> int:
             make_folders(args.save_dir)
             save_pictures(args.save_dir, dataset, (image, label, index, scores), split)
 
+    for counts in metrics:
+        counts.join()
+    if not is_main():
+        return 0
     about = {
         "checkpoint": str(args.checkpoint), "stage": checkpoint["stage"], "step": checkpoint["step"],
         "selection": checkpoint["selection"], "protocol": describe_protocol(setting), "pictures": len(dataset),

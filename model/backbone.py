@@ -63,7 +63,10 @@ class Backbone(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """uint8 or float image in [0, 255], [N, 3, H, W] -> features [N, channels, h, w]."""
         if self.training and len(image) < self.min_batch:
-            raise ModelError(f"this --backbone's batch norm needs {self.min_batch} pictures a step: raise --batch-size")
+            raise ModelError(
+                f"this --backbone's batch norm needs {self.min_batch} pictures at a time: raise --batch-size, or lower "
+                "--accumulate"
+            )
         return self.classifier(self.features(image))
 
     def features(self, image: torch.Tensor) -> torch.Tensor:

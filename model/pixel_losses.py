@@ -10,42 +10,38 @@ from functools import partial
 import torch
 
 from model import losses, soft_weights
+from model.losses import Joined, alone, undivided
 from model.upsampling import PixelLogits
 
 
 def cross_entropy(
-    logits: PixelLogits, label: torch.Tensor, ignore_index: int = 255, total: torch.Tensor | None = None
+    logits: PixelLogits, label: torch.Tensor, ignore_index: int = 255, joined: Joined = alone
 ) -> torch.Tensor:
     """See `losses.cross_entropy`."""
-    formula = partial(losses.cross_entropy, ignore_index=ignore_index, total=1)
-    total = (label != ignore_index).sum().clamp(min=1) if total is None else total
-    return _lazy(logits).sum_over_pixels(formula, label) / total
+    formula = partial(losses.cross_entropy, ignore_index=ignore_index, joined=undivided)
+    return _lazy(logits).sum_over_pixels(formula, label) / joined((label != ignore_index).sum()).clamp(min=1)
 
 
 def weighted_cross_entropy(
-    logits: PixelLogits, label: torch.Tensor, weight: torch.Tensor, ignore_index: int = 255,
-    total: torch.Tensor | None = None,
-) -> torch.Tensor:  # fmt: skip
+    logits: PixelLogits, label: torch.Tensor, weight: torch.Tensor, ignore_index: int = 255, joined: Joined = alone
+) -> torch.Tensor:
     """See `soft_weights.weighted_cross_entropy`."""
-    formula = partial(soft_weights.weighted_cross_entropy, ignore_index=ignore_index, total=1)
-    if total is None:
-        total = weight.masked_fill(label == ignore_index, 0.0).sum()
-        total = torch.where(total > 0, total, 1.0)
-    return _lazy(logits).sum_over_pixels(formula, label, weight) / total
+    formula = partial(soft_weights.weighted_cross_entropy, ignore_index=ignore_index, joined=undivided)
+    total = joined(weight.masked_fill(label == ignore_index, 0.0).sum())
+    return _lazy(logits).sum_over_pixels(formula, label, weight) / torch.where(total > 0, total, 1.0)
 
 
 def bias_loss(
     logits: PixelLogits, num_seen: int, valid: torch.Tensor, gate: torch.Tensor | None = None,
-    keep_shape: bool = False, total: torch.Tensor | None = None,
+    keep_shape: bool = False, joined: Joined = alone,
 ) -> torch.Tensor:  # fmt: skip
     """See `losses.bias_loss`."""
     weight = valid if gate is None else valid * gate
 
-    def formula(block: torch.Tensor, *maps: torch.Tensor) -> torch.Tensor:
-        return losses.bias_loss(block, num_seen, *maps, keep_shape=keep_shape, total=1)
+    def formula(block: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return losses.bias_loss(block, num_seen, weight, keep_shape=keep_shape, joined=undivided)
 
-    total = weight.sum().clamp(min=1) if total is None else total
-    return _lazy(logits).sum_over_pixels(formula, *([valid] if gate is None else [valid, gate])) / total
+    return _lazy(logits).sum_over_pixels(formula, weight) / joined(weight.sum()).clamp(min=1)
 
 
 def known_gate(logits: PixelLogits, num_seen: int, gamma: float) -> torch.Tensor:
@@ -57,11 +53,11 @@ def known_gate(logits: PixelLogits, num_seen: int, gamma: float) -> torch.Tensor
 @torch.no_grad()
 def pseudo_labels(
     logits: PixelLogits, num_seen: int, valid: torch.Tensor, keep: float = 0.6, ignore_index: int = 255,
-    balanced: bool = False,
+    balanced: bool = False, joined: Joined = alone,
 ) -> torch.Tensor:  # fmt: skip
     """See `losses.pseudo_labels`."""
     best = _lazy(logits).map_pixels(partial(losses.best_unseen, num_seen=num_seen))
-    return losses.choose_labels(*best, num_seen, logits.shape[1], valid, keep, ignore_index, balanced)
+    return losses.choose_labels(*best, num_seen, logits.shape[1], valid, keep, ignore_index, balanced, joined)
 
 
 def _lazy(logits: PixelLogits | torch.Tensor) -> PixelLogits:

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from model.backbone import Backbone, build_backbone, parameter_groups
+from model.backbone import Backbone, ModelError, build_backbone, parameter_groups
+from model.parts import in_parts
 from model.projection import EmbeddingProjection
 from model.upsampling import PixelLogits, upsample
 
@@ -15,10 +16,14 @@ AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """The precision of the convolutions in training, by the names of --amp."""
 
 
+def _run(backbone: Backbone, image: torch.Tensor) -> torch.Tensor:
+    return backbone(image)
+
+
 @functools.cache
 def _compiled() -> Callable[[Backbone, torch.Tensor], torch.Tensor]:
-    """backbone(image), compiled. A free function: the network's weights keep their names, and it can be copied."""
-    return torch.compile(lambda backbone, image: backbone(image), dynamic=False)
+    """`_run`, compiled. A free function: the network's weights keep their names, and it can be copied."""
+    return torch.compile(_run, dynamic=False)
 
 
 class Segmenter(nn.Module):
@@ -35,6 +40,7 @@ class Segmenter(nn.Module):
         num_auxiliary: classes without a word, before the K others: trained on, but no part of evaluation mode.
         amp: one of `AMP`, the precision of the backbone in training mode; weights and projection are float32 always.
         compiled: in training mode, run the backbone through torch.compile.
+        parts: in training mode the batch goes through the backbone in so many parts, see `in_parts`.
 
     Raises:
         ModelError: if the backbone can't be built as asked.
@@ -52,9 +58,10 @@ class Segmenter(nn.Module):
         num_auxiliary: int = 0,
         amp: str = "off",
         compiled: bool = False,
+        parts: int = 1,
     ):
         super().__init__()
-        self.loss_stride, self.num_auxiliary = loss_stride, num_auxiliary
+        self.loss_stride, self.num_auxiliary, self.parts = loss_stride, num_auxiliary, parts
         self.amp, self.compiled = AMP[amp], compiled
         self.backbone = build_backbone(backbone, weights, frozen, cache)
         self.projection = EmbeddingProjection(self.backbone.channels, class_embeddings, scoring, num_auxiliary)
@@ -62,13 +69,17 @@ class Segmenter(nn.Module):
         # frozen EfficientNet-Lite0 step takes 0.8 of the time that it takes with either layout throughout.
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor | PixelLogits:
-        """uint8 image [N, 3, H, W] -> logits [N, K, H, W].
+    def forward(
+        self, image: torch.Tensor, with_features: bool = False
+    ) -> torch.Tensor | PixelLogits | tuple[torch.Tensor | PixelLogits, torch.Tensor]:
+        """uint8 image [N, 3, H, W] -> logits [N, K, H, W], and the features if asked for.
 
         In evaluation mode without the auxiliary classes. In training mode at every `loss_stride`-th pixel, and not yet
         upsampled: `model.pixel_losses` takes them like that.
         """
-        return self.score(self.features(image), *image.shape[-2:])
+        features = self.features(image)
+        logits = self.score(features, *image.shape[-2:])
+        return (logits, features) if with_features else logits
 
     def features(self, image: torch.Tensor) -> torch.Tensor:
         """uint8 image [N, 3, H, W] -> what the projection takes, float32 [N, C, h, w]."""
@@ -77,9 +88,12 @@ class Segmenter(nn.Module):
         image = image.contiguous(memory_format=torch.channels_last)
         if not self.training:
             return self.backbone(image)
+        if len(image) < self.parts:
+            raise ModelError(f"--accumulate {self.parts}: a step has {len(image)} pictures a process: give no more")
+        compiled = self.compiled and self.backbone.cache is None  # files are no matter for a compiler
+        run = _compiled() if compiled else _run
         with torch.autocast(image.device.type, self.amp, enabled=self.amp is not None):
-            compiled = self.compiled and self.backbone.cache is None  # files are no matter for a compiler
-            features = _compiled()(self.backbone, image) if compiled else self.backbone(image)
+            features = in_parts(run, self.backbone, image, self.parts)
         return features.float()
 
     def score(self, features: torch.Tensor, height: int, width: int) -> torch.Tensor | PixelLogits:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from dataset.loaders import StepSampler, batches_by_size, empty_batches, evaluation_loader, training_loader
+from dataset.errors import DatasetError
+from dataset.loaders import StepSampler, batches_by_size, empty_batches, evaluation_loader, shared, training_loader
 
 
 class Echo(Dataset):
@@ -72,6 +73,30 @@ def test_batches_do_not_depend_on_the_global_random_state():
 def test_the_loader_gives_the_sampler_s_batches(num_workers):
     found = [batch.tolist() for batch in training_loader(Echo(7), 3, 5, 12, 1, num_workers)]
     assert found == [[list(pair) for pair in batch] for batch in batches(first=5, last=12)]
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 7, 10])
+@pytest.mark.parametrize("length", [0, 1, 7, 10])
+def test_shares_follow_each_other_and_differ_by_one_item(length, number):
+    shares = [shared(range(length), (k, number)) for k in range(number)]
+    assert [item for share in shares for item in share] == list(range(length))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1 and len(shares[0]) == max(map(len, shares))
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_processes_share_the_batches_of_one(number):
+    shares = [list(StepSampler(7, 5, 2, 9, 1, share=(k, number))) for k in range(number)]
+    assert [list(itertools.chain(*parts)) for parts in zip(*shares)] == batches(batch_size=5, first=2, last=9)
+
+
+def test_a_batch_smaller_than_the_processes_is_refused():
+    with pytest.raises(DatasetError, match="2 can't be shared by 3 processes"):
+        training_loader(Echo(7), 2, 0, 9, 1, 0, share=(0, 3))
+
+
+def test_processes_share_the_evaluation_in_order():
+    loaders = [evaluation_loader(Echo(5), 0, (k, 2)) for k in range(2)]
+    assert [[batch.item() for batch in loader] for loader in loaders] == [[0, 1, 2], [3, 4]]
 
 
 def test_a_full_range_of_seeds_works():

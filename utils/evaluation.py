@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from utils import distributed
 from utils.errors import InputError
 from utils.metrics import ZeroShotMetrics
 from utils.records import progress
@@ -63,12 +64,15 @@ def _check_finite(broken: torch.Tensor) -> None:
 def evaluate(model: nn.Module, loader: DataLoader, metrics: ZeroShotMetrics, device: torch.device) -> dict:
     """All the figures and details of `metrics` in one pass; see `predictions` for the arguments.
 
-    The loader's dataset has the names of its pictures in `ids`.
+    The loader's dataset has the names of its pictures in `ids`. Where several processes share the pictures out,
+    each gets the figures of all.
     """
     counted = 0
     for _, label, index, logits in predictions(model, loader, device):
         metrics.update(logits, label, index)
         counted += len(index)
+    metrics.join()
+    counted = int(distributed.joined(torch.tensor(counted)))
     if counted != len(loader.dataset):
         print(f"warning: {counted} of {len(loader.dataset)} pictures were evaluated", file=sys.stderr)
     return {**metrics.compute(), **metrics.details(loader.dataset.ids)}

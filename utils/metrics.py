@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from utils import distributed
+
 HEADLINES = (
     ("seen", "miou_seen"),
     ("unseen", "miou_unseen"),
@@ -145,6 +147,13 @@ class ZeroShotMetrics:
         self.zsl.update(zsl_label, best_unseen)
         next_one = len(self._order)
         self._order += range(next_one, next_one + len(label)) if index is None else index.tolist()
+
+    def join(self) -> None:
+        """Takes in what all processes counted; if these share the pictures out, each names its own to `update`."""
+        for counts in self.state():
+            counts.copy_(distributed.joined(counts.cpu()))
+        self._pictures = distributed.gathered([figures.cpu() for figures in self._pictures])
+        self._order = distributed.gathered(self._order)
 
     def state(self) -> list[Tensor]:
         """[GZSL counts int64 [K, K], ZSL counts int64 [U, U]], as views: processes sum them in place."""

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from utils.distributed import is_main
 from utils.recipes import RECIPES, spelt_out
 
 
@@ -40,7 +41,8 @@ class Parser(argparse.ArgumentParser):
         return namespace
 
     def error(self, message: str):
-        print(f"error: {message}", file=sys.stderr)
+        if is_main():  # all processes were given the same
+            print(f"error: {message}", file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -277,7 +279,8 @@ def _optimiser_options(group, batch_size: int) -> None:
         type=count,
         default=batch_size,
         metavar="N",
-        help="source pictures a step; lower it where memory runs out, and --learning-rate with it",
+        help="source pictures a step, of all processes together; lower it where memory runs out, and --learning-rate "
+        "with it",
     )
     group.add_argument(
         "--target-batch-size", type=count, metavar="N", help="target pictures a step (default: as --batch-size)"
@@ -288,6 +291,15 @@ def _optimiser_options(group, batch_size: int) -> None:
         default=50,
         metavar="N",
         help="times through the source pictures; --max-steps cuts it short",
+    )
+    group.add_argument(
+        "--accumulate",
+        type=count,
+        default=1,
+        metavar="N",
+        help="put a process's pictures of a step through the network in N parts: memory for one part, the losses and "
+        "gradients of the whole batch, a third more time; raise it, rather than lower --batch-size, where memory runs "
+        "out. Batch norm takes its statistics from a part",
     )
     group.add_argument(
         "--max-steps",
@@ -514,7 +526,7 @@ def add_running_options(group) -> None:
         type=natural,
         default=min(4, os.cpu_count() or 1),
         metavar="N",
-        help="processes that read pictures; the results do not depend on it",
+        help="processes that read pictures, for each of torchrun's; the results do not depend on it",
     )
     group.add_argument(
         "--evaluation-batch-size",
@@ -527,7 +539,11 @@ def add_running_options(group) -> None:
 
 
 def add_device_option(group) -> None:
-    group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, or auto: the first there is")
+    group.add_argument(
+        "--device",
+        default="auto",
+        help="cpu, cuda, cuda:1, mps, or auto: the first there is; under torchrun cpu or cuda, a GPU a process",
+    )
     group.add_argument(
         "--deterministic",
         action="store_true",

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from utils import distributed
 from utils.checkpoint import check_setting, load_checkpoint, load_model, load_scaler, load_schedule, save_checkpoint
 from utils.errors import InputError
 from utils.evaluation import predictions
@@ -73,13 +74,26 @@ def choose_device(name: str, deterministic: bool = False) -> torch.device:
     torch.use_deterministic_algorithms(deterministic)
     if name == "auto":
         backend = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        return torch.device(backend)
+        return _own_device(torch.device(backend))
     try:
-        device = torch.device(name)
+        device = _own_device(torch.device(name))
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         raise InputError(f"--device {name} can't be used here: choose cpu, or auto for what there is") from error
     return device
+
+
+def _own_device(device: torch.device) -> torch.device:
+    """Of several processes each takes a GPU of its own, or they share the CPU. Raises `InputError` if they can't."""
+    if distributed.share()[1] == 1 or device.type == "cpu":
+        return device
+    if device.type != "cuda" or device.index is not None:
+        raise InputError(f"--device {device} is not for several processes: give cuda or cpu")
+    number = int(os.environ["LOCAL_RANK"])
+    if number >= (found := torch.cuda.device_count()):
+        raise InputError(f"there are {found} GPUs here: give torchrun no higher --nproc-per-node, or --device cpu")
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
 
 
 def choose_amp(name: str, device: torch.device) -> str:
@@ -127,12 +141,16 @@ def caught_signals() -> Iterator[list[int]]:
 
     That one is left to the system, so it works whatever the process is doing. No file is harmed: see
     `utils.files.replacing`. Outside the main thread, which alone gets signals, it does nothing.
+
+    torchrun hands a Ctrl-C on to processes that the terminal has told already, so under it a third one ends them.
     """
     caught: list[int] = []
+    several = distributed.share()[1] > 1
 
     def note(number: int, _) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        if not caught:  # a plain write: a signal may come in the middle of a print
+        if caught or not several:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if not caught and distributed.is_main():  # a plain write: a signal may come in the middle of a print
             os.write(2, b"\nstopping: finishes the step, then saves; Ctrl-C leaves at once\n")
         caught.append(number)
 
@@ -250,10 +268,10 @@ class Run:
         """Source and target batch of each step that is left, on the device, with a progress bar.
 
         Before each step the random state is set from seed and step alone, so that a run that goes on draws
-        what an uninterrupted one draws; see also `dataset.loaders.StepSampler`.
+        what an uninterrupted one draws; see also `dataset.loaders.StepSampler`. Several processes draw each their own.
 
         Nothing is written before the first batch is there. After Ctrl-C or SIGTERM the step is finished, an
-        evaluation that belongs to it too, then `latest.pth` is saved.
+        evaluation that belongs to it too, then `latest.pth` is saved. Several processes agree on the step.
 
         Raises:
             SystemExit: with 130 after Ctrl-C and 143 after SIGTERM.
@@ -268,16 +286,20 @@ class Run:
             )  # fmt: skip
             try:
                 for number, (source, target) in enumerate(self._bar):
-                    if number == 0 and not self.args.dry_run:
+                    if number == 0 and not self.args.dry_run and distributed.is_main():
                         self._open_folder()
-                    torch.manual_seed((self.args.seed * 1_000_003 + self.step) % 2**63)
-                    self._pictures = len(source[0]) + len(target[0])
+                    seed = self.args.seed * 1_000_003 + self.step + distributed.share()[0] * 0x9E3779B97F4A7C15
+                    torch.manual_seed(seed % 2**63)
+                    target_size = self.args.target_batch_size or self.args.batch_size
+                    self._pictures = self.args.batch_size + (target_size if len(target[0]) else 0)
                     yield source, target
-                    if signals and not self.args.dry_run:
+                    stop = distributed.highest(signals[0] if signals else 0)
+                    if stop and not self.args.dry_run:
                         self.save()
                         print(f"stopped: {self.latest} has step {self.step} of {self.num_steps}; {GOES_ON}", flush=True)
-                    if signals:
-                        raise SystemExit(128 + signals[0])
+                    if stop:
+                        distributed.disconnect(failed=False)
+                        raise SystemExit(128 + stop)
             finally:
                 self._bar = None  # and with it the loaders' workers
                 if self._board is not None:
@@ -327,6 +349,8 @@ class Run:
         weights = self.model.state_dict()
         if not all(tensor.isfinite().all() for tensor in weights.values()):
             raise InputError(f"the weights are not finite after step {self.step}: lower --learning-rate; {KEPT}")
+        if not distributed.is_main():
+            return
         save_checkpoint(
             self.folder / name, stage=self.stage, step=self.step, model=weights,
             optimizer=self.optimizer.state_dict(), scheduler=self.scheduler.state_dict(), best=self.best,
@@ -345,10 +369,11 @@ class Run:
         protocol = {key: self.setting[key] for key in ("target_pixels", "target_images", "background")}
         figures = {key: value for key, value in as_json(result).items() if key not in DETAILS}
         logged = {"stage": self.stage, "step": self.step, **protocol, **losses, **figures}
-        append_log(self.folder, logged)
         described = {"selection": "last", "protocol": describe_protocol(self.setting)}
         self._evaluation = {**logged, **described, **{key: result[key] for key in DETAILS}}
-        write_evaluation(self.folder, self._evaluation)
+        if distributed.is_main():
+            append_log(self.folder, logged)
+            write_evaluation(self.folder, self._evaluation)
         self._bar.clear()
         print(f"\nstage {self.stage}, step {self.step}: {describe_protocol(self.setting)}")
         print(format_table(result, result["seen"] + result["unseen"], len(result["seen"])), flush=True)
@@ -372,7 +397,7 @@ class Run:
             dataset: the evaluation pictures, with their names in `ids`.
             split: the classes that are scored; gives `names`, `num_seen`, `to_mask` and `drawing`, see `utils.sheets`.
         """
-        if self.args.no_pictures:
+        if self.args.no_pictures or not distributed.is_main():
             return
         self._watched = self._watched or pictures_showing(dataset, range(split.num_seen, len(split.names)))
         rows = prediction_rows(self.model, dataset, self._watched, split.to_mask)
@@ -399,7 +424,7 @@ class Run:
 
     def draw_labels(self, image: torch.Tensor, labels: Mapping[str, torch.Tensor], split: Any) -> None:
         """Draws class indices {heading: [N, H, W]} over their pictures, as `draw` does."""
-        if self.args.no_pictures:
+        if self.args.no_pictures or not distributed.is_main():
             return
         self._save_sheet("pseudo_labels", label_rows(image, labels, split.to_mask), split)
 
@@ -408,6 +433,8 @@ class Run:
         if not self._times:
             print(f"dry run: {self.latest} has all {self.num_steps} steps: nothing to do")
             return
+        if not distributed.is_main():
+            return
         step_time = (self._times[-1] - self._times[0]) / max(1, len(self._times) - 1)
         times, counts = [], []
         for _, _, index, logits in itertools.islice(predictions(self.model, evaluation, device), REHEARSAL):
@@ -415,7 +442,7 @@ class Run:
             times.append(time.perf_counter())
             counts.append(len(index))
         num_pictures, left = len(evaluation.dataset), self.num_steps - self.step + len(self._times)
-        evaluation_time = num_pictures * (times[-1] - times[0]) / max(1, sum(counts[1:]))
+        evaluation_time = num_pictures * (times[-1] - times[0]) / max(1, sum(counts[1:])) / distributed.share()[1]
         every = self.args.evaluate_every
         evaluations = max(1, -(-left // every)) if every else 1
         memory, total = peak_memory(device), left * step_time + evaluations * evaluation_time
