@@ -5,7 +5,6 @@
 
 import argparse
 import contextlib
-import importlib.util
 import io
 import os
 import re
@@ -23,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import train_split_lambda
 import utils.run
 from benchmarks import plain
+from benchmarks.memory import compare
 from benchmarks.runs import ROOT
 from dataset.loaders import evaluation_loader
 from dataset.splits import VOID, Split
@@ -118,11 +118,9 @@ def script_arguments(args: argparse.Namespace) -> argparse.Namespace:
 
 def network(args: argparse.Namespace, num_classes: int, device: torch.device) -> Segmenter:
     """Stage 1's network with random weights and words, in the precision that the script takes on `device`."""
-    stage, precision = script_arguments(args), {}
-    if hasattr(stage, "amp"):
-        precision = {"amp": utils.run.choose_amp(stage.amp, device), "compiled": stage.compile}
     torch.manual_seed(0)
-    return Segmenter(args.backbone, torch.randn(num_classes, DIMENSIONS), **precision).to(device)
+    amp = utils.run.choose_amp(script_arguments(args).amp, device)
+    return Segmenter(args.backbone, torch.randn(num_classes, DIMENSIONS), amp=amp).to(device)
 
 
 def plain_network(args: argparse.Namespace, num_classes: int, device: torch.device) -> Segmenter:
@@ -192,10 +190,10 @@ def convolution_flop(step: Callable[[], None]) -> float:
 def measure_training(args, source: SourceDataset, device: torch.device) -> dict[str, float]:
     batches = training_batches(source, args.batch_size, args.input_size, args.classes, device)
     step, number = our_step(args, batches, args.classes, device), 10 if device.type == "cuda" else 1
-    flop = convolution_flop(step)  # which warms up too
     dtypes = {"float32": torch.float32} | ({"bfloat16": torch.bfloat16} if device.type == "cuda" else {})
     products = {name: matrix_product(device, dtype) for name, dtype in dtypes.items()}
     plain_one = plain_step(args, batches, args.classes, device)
+    flop = convolution_flop(plain_one)  # ours would count what it computes again
     times = in_turn(
         {
             **{name: multiply for name, (multiply, _) in products.items()},
@@ -206,9 +204,7 @@ def measure_training(args, source: SourceDataset, device: torch.device) -> dict[
     )  # fmt: skip
     rates = {name: product_flop / times[name] for name, (_, product_flop) in products.items()}
     pictures_a_step = 2 * args.batch_size
-    amp = getattr(script_arguments(args), "amp", "off")
-    bf16 = amp != "off" and hasattr(utils.run, "choose_amp") and utils.run.choose_amp(amp, device) == "bf16"
-    limit = "bfloat16" if bf16 and device.type == "cuda" else "float32"
+    limit = "bfloat16" if utils.run.choose_amp(script_arguments(args).amp, device) == "bf16" else "float32"
     reached = flop * number / times["ours"]
     return {
         "plain": number * pictures_a_step / times["plain"],
@@ -256,14 +252,10 @@ def measure_input(args, source: SourceDataset) -> dict[str, float]:
     return {**{name: len(numbers) / t for name, t in times.items()}, "ratio": times["plain"] / times["ours"]}
 
 
-def measure_memory(args, device: torch.device) -> dict[str, float] | None:
-    """GB at 171 classes, each in a process of its own; None where `benchmarks.memory` is missing."""
-    if importlib.util.find_spec("benchmarks.memory") is None:
-        return None
-    from benchmarks.memory import compare
-
+def measure_memory(args, device: torch.device) -> dict[str, float]:
+    """GB at 171 classes, each in a process of its own."""
     classes, size = 171, 256 if args.quick else 512
-    amp = "bf16" if device.type == "cuda" else "off"
+    amp = utils.run.choose_amp(script_arguments(args).amp, device)
     peaks = compare(args.backbone, classes, args.memory_batch_size, size, device.type, amp)
     return {"plain": peaks["plain"] / 1e9, "ours": peaks["ours"] / 1e9, "ratio": peaks["ratio"]}
 
@@ -286,7 +278,7 @@ def measure_growth(args, source: SourceDataset, data_path: Path, device: torch.d
         row("classes", num_classes, num_classes, args.input_size)
     for side in sides:
         row("side", side, args.classes, side)
-    if (ROOT / "utils" / "distributed.py").exists() and not args.quick:
+    if not args.quick:
         for processes in (1, 2):
             if device.type != "cuda" or processes <= torch.cuda.device_count():
                 rate = rehearsed(args, data_path, processes, device)

@@ -5,52 +5,29 @@
     python -m benchmarks.memory --device cuda --batch-size 8
 
 Each is measured in a process of its own: on a CPU by how much the most memory that the process ever held grows over the
-step, on a GPU by the most that was allocated. The plain loop is written from the description of the published one:
-a forward pass for the source and one for the target, logits upsampled to all pixels, losses of them, two optimisers.
+step, on a GPU by the most that was allocated. The plain loop is that of `benchmarks.plain`.
 """
 
 import argparse
+import contextlib
 import json
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 
 import torch
-import torch.nn.functional as F
-from torch import nn
 
+from benchmarks import plain
 from dataset.splits import VOID
 from model.backbone import BACKBONES
 from model.segmenter import Segmenter
 from train_split_lambda import parse_arguments, train_step
 from utils.options import Parser, count
+from utils.run import build_optimizer
 
 NUM_DIMENSIONS = 300  # of the words
-
-
-def plain_step(model, optimizers, source, target, num_seen: int, args) -> None:
-    """One step of the plain loop, full precision, on float pictures and everything at full resolution."""
-    (source_image, label), (target_image, valid) = source, target
-    size = label.shape[-2:]
-
-    def logits_of(image):
-        coarse = model.projection(model.backbone(image))
-        return F.interpolate(coarse, size=size, mode="bilinear", align_corners=True)
-
-    def bias(logits, valid):
-        unseen = F.softmax(logits, dim=1)[:, num_seen:].sum(dim=1)
-        return (-torch.log(unseen + 1e-5) * valid).sum() / valid.sum().clamp(min=1)
-
-    source_logits, target_logits = logits_of(source_image.float()), logits_of(target_image.float())
-    ce = F.cross_entropy(source_logits, label.long(), ignore_index=VOID)
-    w = args.weak_proportion
-    loss = ce + args.lambda_ * ((1 - w) * bias(source_logits, label < num_seen) + w * bias(target_logits, valid))
-    for optimizer in optimizers:
-        optimizer.zero_grad()
-    loss.backward()
-    for optimizer in optimizers:
-        optimizer.step()
-    print(f"loss {loss.item():.3f}", file=sys.stderr)
 
 
 def draw_batches(batch_size: int, size: int, num_seen: int, device) -> tuple:
@@ -69,16 +46,20 @@ def measure(kind: str, backbone: str, num_classes: int, batch_size: int, size: i
     args = parse_arguments(["--backbone", backbone, "--input-size", str(size)])
     model = Segmenter(backbone, torch.randn(num_classes, NUM_DIMENSIONS), amp=amp).to(device)
     batches = draw_batches(batch_size, size, num_seen, device)
-    groups = model.parameter_groups(1e-4)
     if kind == "plain":
         model.to(memory_format=torch.contiguous_format)
-        if backbone == "vgg16":
-            model.backbone.trunk = nn.Sequential(*model.backbone.trunk)  # which keeps everything
-        optimizers = [torch.optim.SGD([group], momentum=0.9, weight_decay=5e-4) for group in groups]
-        step = lambda: plain_step(model, optimizers, *batches, num_seen, args)  # noqa: E731
+        (image, label), (target_image, valid) = batches
+        batches = (plain.normalise(image.float()), label.long()), (plain.normalise(target_image.float()), valid)
+        step = partial(plain.train_step, model, plain.optimizers(model), *batches, num_seen)
     else:
-        optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4)
-        step = lambda: train_step(model, optimizer, *batches, num_seen, args)  # noqa: E731
+        optimizer = build_optimizer(model.parameter_groups(args.learning_rate, args.head_factor), args)
+        step = partial(train_step, model, optimizer, *batches, num_seen, args)
+    with contextlib.redirect_stdout(sys.stderr):  # the plain loop prints its losses
+        return peak_of(step, device)
+
+
+def peak_of(step: Callable[[], object], device: str) -> int:
+    """Bytes by which memory grows at most while `step` runs, on a GPU those that it holds before among them."""
     if device != "cpu":
         step()  # the memory of libraries, and of the optimiser
         torch.cuda.reset_peak_memory_stats()

@@ -191,10 +191,8 @@ def main(argv: list[str] | None = None) -> int:
             }
             for name in (name for name in PARTS if name in args.parts):
                 print(f"measuring: {name}", file=sys.stderr)
-                figures = measures[name]()
-                if figures is not None:
-                    report["figures"][name] = figures
-                    report["ratios"][name] = figures["ratio"]
+                report["figures"][name] = measures[name]()
+                report["ratios"][name] = report["figures"][name]["ratio"]
             if "train" in report["figures"]:
                 report["ratios"]["share"] = report["figures"]["train"]["share"]
             print(format_report(report))

@@ -92,7 +92,8 @@ class _Frugal(nn.Sequential):
     """Layers in a row that compute what is cheap again in the backward pass, rather than keep it until then.
 
     That is the first convolution, of three channels only, and what the pools give, with the places of the maxima in 64
-    bits each: two fifths of VGG16's memory, for a hundredth of its time. The numbers are the same bits.
+    bits each: two fifths of what VGG16 keeps of a picture, for a thousandth more multiplications. The numbers are the
+    same bits.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

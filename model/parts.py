@@ -10,19 +10,19 @@ from torch.utils.checkpoint import checkpoint
 
 
 def in_parts(
-    run: Callable[[nn.Module, torch.Tensor], torch.Tensor], network: nn.Module, image: torch.Tensor, parts: int
+    network: nn.Module, image: torch.Tensor, parts: int, run: Callable[..., torch.Tensor] = nn.Module.__call__
 ) -> torch.Tensor:
-    """`run(network, image)`, of which no more than one part of the batch is in memory at a time.
+    """`network(image)`, of which no more than one part of the batch is in memory at a time.
 
     Each part's activations are forgotten, and made again, with the same random numbers, when the backward pass comes to
     it; the gradients of the parts add up. So every loss is that of the whole batch, whatever it divides by or compares
     between pictures, at the cost of a second forward pass. Where batch norm is trained its statistics are of a part.
 
     Args:
-        run: (network, image [N, ...]) -> [N, ...]
-        network: what it runs.
+        network: image [N, ...] -> [N, ...]
         image: [N, ...], N at least `parts`.
         parts: how many; they differ by one picture at most. 1 is the plain call: all is in memory, nothing made again.
+        run: (network, image) -> what the network gives, for one that is not to be called itself.
     """
     if parts == 1:
         return run(network, image)

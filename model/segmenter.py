@@ -16,14 +16,10 @@ AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """The precision of the convolutions in training, by the names of --amp."""
 
 
-def _run(backbone: Backbone, image: torch.Tensor) -> torch.Tensor:
-    return backbone(image)
-
-
 @functools.cache
 def _compiled() -> Callable[[Backbone, torch.Tensor], torch.Tensor]:
-    """`_run`, compiled. A free function: the network's weights keep their names, and it can be copied."""
-    return torch.compile(_run, dynamic=False)
+    """backbone(image), compiled. A free function: the network's weights keep their names, and it can be copied."""
+    return torch.compile(lambda backbone, image: backbone(image), dynamic=False)
 
 
 class Segmenter(nn.Module):
@@ -91,9 +87,9 @@ class Segmenter(nn.Module):
         if len(image) < self.parts:
             raise ModelError(f"--accumulate {self.parts}: a step has {len(image)} pictures a process: give no more")
         compiled = self.compiled and self.backbone.cache is None  # files are no matter for a compiler
-        run = _compiled() if compiled else _run
+        run = _compiled() if compiled else nn.Module.__call__
         with torch.autocast(image.device.type, self.amp, enabled=self.amp is not None):
-            features = in_parts(run, self.backbone, image, self.parts)
+            features = in_parts(self.backbone, image, self.parts, run)
         return features.float()
 
     def score(self, features: torch.Tensor, height: int, width: int) -> torch.Tensor | PixelLogits:

@@ -79,12 +79,16 @@ def figures(folder) -> list[dict]:
     return [{k: v for k, v in line.items() if not k.startswith("loss")} for line in read_log(folder)]
 
 
-def test_the_evaluation_is_that_of_one_process(data, tmp_path):
-    """Counts and each picture's figures, in order; here of the same weights, which a rate of next to nothing keeps."""
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_the_evaluation_is_that_of_one_process(mixed, tmp_path, at_once):
+    """Counts and each picture's figures, in order; here of the same weights, which a rate of next to nothing keeps.
+
+    The processes have three, three and two batches, or two, one and one with pictures in the order of their sizes.
+    """
     told = {"prepare": warm.note_losses, "told": ("plain",)}
     flags = FLAGS | {"learning_rate": 1e-12, "weight_decay": 0}
-    one = run(tmp_path / "one", 1, data, **told, **flags).folder
-    many = run_several(3, tmp_path / "many", 1, data, **told, **flags).folder
+    one = run(tmp_path / "one", 1, mixed, **told, **flags).folder
+    many = run_several(3, tmp_path / "many", 1, mixed, **told, **flags, evaluation_batch_size=at_once).folder
     assert figures(one) == figures(many) and len(figures(one)) == 2
     a, b = (json.loads((folder / "evaluation.json").read_text()) for folder in (one, many))
     assert all(a[key] == b[key] for key in ("confusion", "per_picture", "per_class", "seen", "unseen"))

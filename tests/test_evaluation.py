@@ -35,18 +35,6 @@ class Colours(torch.nn.Module):
         return torch.einsum("kc,nchw->nkhw", weights, image.float()) + self.offset
 
 
-@pytest.fixture
-def mixed(own_data):
-    """Every third evaluation picture lies on its side."""
-    dataset = evaluation_dataset(own_data, SPLIT)
-    for picture in dataset.ids[::3]:
-        for path in (dataset.folder.image_path(picture), mask_path(own_data, picture)):
-            with Image.open(path) as image:
-                turned = image.transpose(Image.Transpose.ROTATE_90)
-            turned.save(path)
-    return own_data
-
-
 def run(dataset, batch_size, model=None):
     loader = evaluation_loader(dataset, 0, batch_size)
     metrics = ZeroShotMetrics(SPLIT.names, SPLIT.num_seen)

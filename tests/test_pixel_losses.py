@@ -54,12 +54,12 @@ NAMES = ["cross_entropy", "weighted", "bias", "gated", "shape", "both"]
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("total", [None, 7.0])
-def test_value_and_gradient_are_those_of_logits_upsampled_at_once(block, name, size, total):
+@pytest.mark.parametrize("joined", [losses.alone, lambda count: count + 7], ids=["alone", "joined"])
+def test_value_and_gradient_are_those_of_logits_upsampled_at_once(block, name, size, joined):
     coarse, *maps = scene(*size)
     blocks, formula = both(name, *maps)
     logits = PixelLogits(coarse, *size)
-    value, expected = blocks(logits, total=total), formula(logits.whole(), total=total)
+    value, expected = blocks(logits, joined=joined), formula(logits.whole(), joined=joined)
     (gradient,), (slope,) = (torch.autograd.grad(3 * loss, coarse) for loss in (value, expected))
     torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(gradient, slope, rtol=1e-5, atol=1e-5 * slope.abs().max().item())

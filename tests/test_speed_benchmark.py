@@ -1,6 +1,5 @@
 """The benchmark of speed: it runs, its figures have their shape, and the plain loop computes what ours does."""
 
-import importlib.util
 import json
 import subprocess
 
@@ -53,7 +52,6 @@ def test_it_draws_its_own_pictures(tmp_path):
     assert list(run(tmp_path, "--parts", "input")["ratios"]) == ["input"]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("benchmarks.memory") is None, reason="needs benchmarks.memory")
 def test_memory_is_compared_in_processes_of_their_own(tmp_path, data):
     figures = run(tmp_path, "--parts", "memory", "--data-path", data)["figures"]["memory"]
     assert set(figures) == {"plain", "ours", "ratio"} and figures["plain"] > 0

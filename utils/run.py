@@ -57,7 +57,6 @@ REHEARSAL = 4
 EXTREMES = 3
 """Worst and best pictures that are drawn at an evaluation, of either so many."""
 
-
 UNSCALED = torch.amp.GradScaler("cuda", enabled=False)
 """Scales no loss: what a step in another precision than fp16 takes."""
 
@@ -117,7 +116,7 @@ def count_steps(num_pictures: int, batch_size: int, num_epochs: int, max_steps: 
 
 def build_optimizer(groups: list[dict], args: argparse.Namespace) -> torch.optim.Optimizer:
     """The optimiser of `--optimizer` over parameter groups that bring their own rates."""
-    fused = groups[0]["params"][0].is_cuda or None  # one kernel a step; on a CPU it is no faster and rounds otherwise
+    fused = groups[0]["params"][0].is_cuda or None  # one kernel a step; a CPU keeps its rounding
     if args.optimizer == "adamw":
         return torch.optim.AdamW(groups, weight_decay=args.weight_decay, fused=fused)
     return torch.optim.SGD(groups, momentum=args.momentum, weight_decay=args.weight_decay, fused=fused)
