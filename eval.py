@@ -195,17 +195,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.json == "-":
         print(lines_json(report), end="")
         return 0
-    print(f"{about['checkpoint']}: stage {about['stage']}, step {about['step']}, selection: {about['selection']}")
-    print(f"{about['protocol']}; {about['pictures']} pictures{describe_views(args.scales, args.flip)}")
-    if len(results) > 1:
-        print("calibration: several\n")
-        print(format_rows({f"gamma {result['calibration']:g}": result for result in results}))
-        print(f"\nbest hIoU: --calibration {best['calibration']:g}. Choose gamma on a validation split (seen classes")
-        print("held out as if unseen), never on the unseen classes that are reported.")
-    else:
-        gamma = best["calibration"]
-        print(f"calibration: {f'{gamma:g} taken from the softmax of the seen classes' if gamma else 'off'}\n")
-        print(format_table(best, split.names, split.num_seen))
+    print_results(results, best, about, split)
     if args.json is not None:
         details = metrics[0].details(dataset.ids) if len(metrics) == 1 else {}
         drawn = (
@@ -215,6 +205,21 @@ def main(argv: list[str] | None = None) -> int:
         )
         write_text(Path(args.json), lines_json({**report, **details, "drawn": drawn}))
     return 0
+
+
+def print_results(results: list[dict], best: dict, about: dict, split: Split) -> None:
+    """The table of one calibration, or a row for each of several."""
+    print(f"{about['checkpoint']}: stage {about['stage']}, step {about['step']}, selection: {about['selection']}")
+    print(f"{about['protocol']}; {about['pictures']} pictures{describe_views(about['scales'], about['flip'])}")
+    if len(results) > 1:
+        print("calibration: several\n")
+        print(format_rows({f"gamma {result['calibration']:g}": result for result in results}))
+        print(f"\nbest hIoU: --calibration {best['calibration']:g}. Choose gamma on a validation split (seen classes")
+        print("held out as if unseen), never on the unseen classes that are reported.")
+    else:
+        gamma = best["calibration"]
+        print(f"calibration: {f'{gamma:g} taken from the softmax of the seen classes' if gamma else 'off'}\n")
+        print(format_table(best, split.names, split.num_seen))
 
 
 def score_views(model: Segmenter, image: torch.Tensor, scales: list[float], flip: bool) -> torch.Tensor:

@@ -244,15 +244,12 @@ def main(argv: list[str] | None = None) -> int:
     # Training: every batch depends on seed and step alone, and each process takes its share of it
     replica = replicated(model)
     target_size = args.target_batch_size or args.batch_size
-    steps = run.step, num_steps
-    source_batches = training_loader(source, args.batch_size, *steps, args.seed, args.num_workers, share())
-    target_batches = training_loader(target, target_size, *steps, args.seed + 1, args.num_workers, share())
-    for source_batch, target_batch in run.steps(source_batches, target_batches, device):
+    source_batches = training_loader(source, args.batch_size, run.step, num_steps, args.seed, args.num_workers, share())
+    target_batches = training_loader(target, target_size, run.step, num_steps, args.seed + 1, args.num_workers, share())
+    for batches in run.steps(source_batches, target_batches, device):
         if teacher is not None:
             guide(teacher, model, source, target, run.step, num_steps, args)
-        losses = train_step(
-            replica, run.optimizer, source_batch, target_batch, split.num_seen, args, teacher, run.scaler
-        )
+        losses = train_step(replica, run.optimizer, *batches, split.num_seen, args, teacher, run.scaler)
         run.note(losses)
         if run.due(args.evaluate_every):
             run.record(evaluate(model, evaluation, ZeroShotMetrics(scored.names, scored.num_seen), device))

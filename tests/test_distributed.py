@@ -14,10 +14,9 @@ import pytest
 import torch
 from torch import nn
 
-import eval as evaluation_script
 import warm
 from dataset.splits import Split
-from helpers import ROOT, arguments, copy_of, load, mask_path, read_log, target_only
+from helpers import ROOT, arguments, copy_of, evaluation_arguments, load, mask_path, read_log, target_only
 from utils.distributed import JoinedBatchNorm
 from warm import lives, run, run_several
 
@@ -208,7 +207,7 @@ def test_bad_flags_are_one_line(data, tmp_path, flags, words):
 
 
 def test_torchrun_trains_and_stops(data, tmp_path):
-    """The command of the README, stopped by SIGTERM; and the evaluation of what came out."""
+    """The command of the README, stopped by SIGTERM."""
     argv = arguments(data, tmp_path / "runs", **FLAGS | {"max_steps": 2000, "evaluate_every": 0, "save_every": 2})
     folder = tmp_path / "runs" / "split1" / "stage1"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
@@ -223,19 +222,16 @@ def test_torchrun_trains_and_stops(data, tmp_path):
     step = load(folder / "latest.pth")["step"]
     assert output.count("stopped: ") == 1 and f"has step {step} of " in output, output
 
-    figures = tmp_path / "one.json", tmp_path / "two.json"
-    flags = [
-        "--checkpoint",
-        folder / "latest.pth",
-        "--data-path",
-        data,
-        "--num-workers",
-        0,
-        "--device",
-        "cpu",
-        "--json",
-    ]
-    assert evaluation_script.main([str(flag) for flag in (*flags, figures[0])]) == 0
-    done = subprocess.run([*command, "eval.py", *map(str, flags), figures[1]], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.count("hIoU") == 1, done.stdout + done.stderr
-    assert figures[0].read_text() == figures[1].read_text()
+
+@pytest.mark.parametrize("flags", [[], ["--evaluation-batch-size", 3, "--flip"], ["--calibration", 0, 0.3]])
+def test_the_evaluation_script_gives_the_figures_of_one_process(mixed, tmp_path, flags):
+    checkpoint = run(tmp_path / "trained", 1, mixed, **FLAGS).folder / "latest.pth"
+    one, two = (
+        {"prepare": warm.evaluate_instead, "told": evaluation_arguments(checkpoint, mixed, "--json", path, *flags)}
+        for path in (tmp_path / "one.json", tmp_path / "two.json")
+    )
+    run(tmp_path / "one", 1, mixed, **one)
+    main, other = lives(2, tmp_path / "two", 1, mixed, **two)
+    assert (main.end(), other.end()) == (0, 0), main.output()
+    assert main.output().count("hIoU") >= 1 and other.output() == ""
+    assert (tmp_path / "one.json").read_text() == (tmp_path / "two.json").read_text()

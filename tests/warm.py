@@ -14,11 +14,13 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import nn
 from torch.distributed import TCPStore
 
+import eval as evaluation_script
 import utils.run
 from helpers import ROOT, STAGES, arguments
 from model import backbone
@@ -241,6 +243,11 @@ def note_losses(journal: Path, network: str = "tiny") -> None:
         _append(journal, json.dumps(run._losses.means()))
 
     utils.run.Run.note = noting
+
+
+def evaluate_instead(journal: Path, *argv: str) -> None:
+    """Runs eval.py with these flags in place of stage 1."""
+    STAGES[1] = SimpleNamespace(main=lambda _: evaluation_script.main(list(argv)))
 
 
 def stop_in_step(journal: Path, number: int, network: str) -> None:

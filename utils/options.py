@@ -128,6 +128,7 @@ def shared_options(
     _model_options(parser.add_argument_group("model"), backbones, scorings, restore)
     _protocol_options(parser.add_argument_group("method"))
     _optimiser_options(parser.add_argument_group("optimiser"), batch_size)
+    _speed_options(parser.add_argument_group("speed and memory"))
     _running_options(parser.add_argument_group("running"))
     return parser
 
@@ -291,15 +292,6 @@ def _optimiser_options(group, batch_size: int) -> None:
         default=50,
         metavar="N",
         help="times through the source pictures; --max-steps cuts it short",
-    )
-    group.add_argument(
-        "--accumulate",
-        type=count,
-        default=1,
-        metavar="N",
-        help="put a process's pictures of a step through the network in N parts: memory for one part, the losses and "
-        "gradients of the whole batch, a third more time; raise it, rather than lower --batch-size, where memory runs "
-        "out. Batch norm takes its statistics from a part",
     )
     group.add_argument(
         "--max-steps",
@@ -500,6 +492,22 @@ def _running_options(group) -> None:
         action="store_true",
         help="losses, rate, figures and sheets for TensorBoard too, in the run's folder (pip install tensorboard)",
     )
+    add_running_options(group)
+    group.add_argument(
+        "--seed", type=number(int, 0, 2**63 - 1), default=1234, help="of everything random: the same seed, the same run"
+    )
+
+
+def _speed_options(group) -> None:
+    group.add_argument(
+        "--accumulate",
+        type=count,
+        default=1,
+        metavar="N",
+        help="put a process's pictures of a step through the network in N parts: memory for one part, the losses and "
+        "gradients of the whole batch, a third more time; raise it, rather than lower --batch-size, where memory runs "
+        "out. Batch norm takes its statistics from a part",
+    )
     group.add_argument(
         "--amp",
         choices=["auto", "off", "bf16", "fp16"],
@@ -512,10 +520,6 @@ def _running_options(group) -> None:
         action="store_true",
         help="compile the network first, which takes minutes and a C++ compiler (on a GPU Triton too): worth a try for "
         "long runs on a GPU",
-    )
-    add_running_options(group)
-    group.add_argument(
-        "--seed", type=number(int, 0, 2**63 - 1), default=1234, help="of everything random: the same seed, the same run"
     )
 
 
