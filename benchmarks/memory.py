@@ -11,7 +11,6 @@ step, on a GPU by the most that was allocated. The plain loop is that of `benchm
 import argparse
 import contextlib
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from model.backbone import BACKBONES
 from model.segmenter import Segmenter
 from train_split_lambda import parse_arguments, train_step
 from utils.options import Parser, count
+from utils.records import peak_memory
 from utils.run import build_optimizer
 
 NUM_DIMENSIONS = 300  # of the words
@@ -55,20 +55,19 @@ def measure(kind: str, backbone: str, num_classes: int, batch_size: int, size: i
         optimizer = build_optimizer(model.parameter_groups(args.learning_rate, args.head_factor), args)
         step = partial(train_step, model, optimizer, *batches, num_seen, args)
     with contextlib.redirect_stdout(sys.stderr):  # the plain loop prints its losses
-        return peak_of(step, device)
+        return peak_of(step, torch.device(device))
 
 
-def peak_of(step: Callable[[], object], device: str) -> int:
+def peak_of(step: Callable[[], object], device: torch.device) -> int:
     """Bytes by which memory grows at most while `step` runs, on a GPU those that it holds before among them."""
-    if device != "cpu":
+    before = 0.0
+    if device.type == "cuda":
         step()  # the memory of libraries, and of the optimiser
         torch.cuda.reset_peak_memory_stats()
-        step()
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    else:
+        before = peak_memory(device)
     step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit
+    return round((peak_memory(device) - before) * 1e9)
 
 
 def compare(

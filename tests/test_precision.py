@@ -1,5 +1,6 @@
 """What makes a step faster changes no more of it than is said here, waits for no device, and is resumed exactly."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -59,12 +60,13 @@ def full(data, tmp_path_factory):
         return {stage: losses_of(patch, stage, data, tmp_path_factory.mktemp("full"), **flags) for stage in STAGES}
 
 
-@pytest.mark.parametrize("stage, amp, tolerance", [(1, "bf16", 0.01), (2, "bf16", 0.01), (1, "fp16", 0.03)])
-def test_losses_agree_with_full_precision(stage, amp, tolerance, full, data, tmp_path, monkeypatch, steady_network):
-    """Each of the first 50 within 1 %; in fp16 3 %, for steps are left out while its scale is found."""
+@pytest.mark.parametrize("stage, amp", [(1, "bf16"), (2, "bf16"), (1, "fp16")])
+def test_losses_agree_with_full_precision(stage, amp, full, data, tmp_path, monkeypatch, steady_network):
+    """Each of the first 50 within 1 %; in fp16 from a scale that leaves no step out."""
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0**8))
     losses = losses_of(monkeypatch, stage, data, tmp_path, amp=amp, **PUBLISHED_RATE)
     assert not torch.equal(losses, full[stage]) and len(losses) == 50
-    torch.testing.assert_close(losses, full[stage], rtol=tolerance, atol=0)
+    torch.testing.assert_close(losses, full[stage], rtol=0.01, atol=0)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -52,9 +52,13 @@ def test_it_draws_its_own_pictures(tmp_path):
     assert list(run(tmp_path, "--parts", "input")["ratios"]) == ["input"]
 
 
-def test_memory_is_compared_in_processes_of_their_own(tmp_path, data):
+def test_memory_is_that_of_the_memory_benchmark(tmp_path, data, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        measures, "compare", lambda *what: asked.append(what) or {"plain": 4e9, "ours": 1e9, "ratio": 0.25}
+    )
     figures = run(tmp_path, "--parts", "memory", "--data-path", data)["figures"]["memory"]
-    assert set(figures) == {"plain", "ours", "ratio"} and figures["plain"] > 0
+    assert figures == {"plain": 4, "ours": 1, "ratio": 0.25} and asked == [("small", 171, 1, 256, "cpu", "off")]
 
 
 def test_growth_is_a_table(tmp_path, data, capsys):

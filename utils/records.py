@@ -153,6 +153,11 @@ def peak_memory(device: torch.device) -> float:
     """The most memory that this process has held so far, in GB: of the GPU, or of the machine without one."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
+    status = Path("/proc/self/status")  # of Linux, whose `ru_maxrss` begins with that of the process that started this
+    if status.exists():
+        held = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+        if held:
+            return int(held[0]) * 1024 / 1e9
     try:
         import resource  # not on Windows
     except ImportError:
