@@ -38,6 +38,9 @@ CASES = {
         "--teacher", "ema", "--rounds", 2, "--num-clusters", 4, "--keep-known", 0.3, "--rare-power", 0.5,
         "--soft-weights", 2,
     ]),
+    "stage 2, clusters named by regression": (2, "normed", [
+        "--teacher", "frozen", "--num-clusters", 4, "--namer", "regression", "--gate", 0.3,
+    ]),
     "stage 2, in parts": (2, "plain", ["--accumulate", 2]),
 }  # fmt: skip
 
