@@ -27,12 +27,14 @@ from dataset.voc import EvaluationDataset, evaluation_dataset
 from model.backbone import ModelError
 from model.calibration import calibrate
 from model.segmenter import Segmenter
+from model.views import predict_views
 from utils.checkpoint import check_setting, check_weights, load_checkpoint, load_model
+from utils.distributed import connect, is_main, share
 from utils.errors import InputError, one_line_errors
-from utils.evaluation import predictions
+from utils.evaluation import pictures_at_once, predictions
 from utils.files import check_writable, replacing
 from utils.metrics import ZeroShotMetrics, as_json, format_rows, format_table
-from utils.options import Parser, add_running_options, fraction
+from utils.options import Parser, add_running_options, fraction, positive
 from utils.pictures import comparison, save_index_png
 from utils.records import lines_json
 from utils.run import choose_device, describe_protocol
@@ -78,6 +80,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="GAMMA",
         help="take GAMMA from the softmax of the seen classes before the best class is chosen; 0 leaves the scores as "
         "they are. Several values give a row each, in one pass: choose on a validation split, then give that one value",
+    )
+    model.add_argument(
+        "--scales",
+        type=positive,
+        nargs="+",
+        default=[1.0],
+        metavar="SCALE",
+        help="mean of the softmax over the picture at these sizes, as 0.75 1 1.25; each takes its time",
+    )
+    model.add_argument(
+        "--flip", action="store_true", help="mean over the picture and its mirror image too, which doubles the time"
     )
     add_running_options(running)
     args = parser.parse_args(argv)
@@ -136,6 +149,7 @@ def save_pictures(folder: Path, dataset: EvaluationDataset, batch: tuple, split:
 @one_line_errors(DatasetError, ModelError)
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
+    connect()
     device = choose_device(args.device, args.deterministic)
     model, split, checkpoint = load_segmenter(args.checkpoint)
     setting = checkpoint["setting"]
@@ -150,17 +164,26 @@ def main(argv: list[str] | None = None) -> int:
     gammas = list(dict.fromkeys(args.calibration))
     metrics = [ZeroShotMetrics(split.names, split.num_seen) for _ in gammas]
     model.to(device)
-    for image, label, index, logits in predictions(model, evaluation_loader(dataset, args.num_workers), device):
+    at_once = pictures_at_once(args.evaluation_batch_size, device)
+    loader = evaluation_loader(dataset, args.num_workers, at_once, share())
+    views = args.scales != [1.0] or args.flip
+    score = functools.partial(score_views, model, scales=args.scales, flip=args.flip) if views else None
+    for image, label, index, logits in predictions(model, loader, device, score):
         for gamma, counts in zip(gammas, metrics):
             scores = calibrate(logits, split.num_seen, gamma)
-            counts.update(scores, label)
+            counts.update(scores, label, index)
         if args.save_dir is not None:  # then there is one gamma
             make_folders(args.save_dir)
             save_pictures(args.save_dir, dataset, (image, label, index, scores), split)
 
+    for counts in metrics:
+        counts.join()
+    if not is_main():
+        return 0
     about = {
         "checkpoint": str(args.checkpoint), "stage": checkpoint["stage"], "step": checkpoint["step"],
         "selection": checkpoint["selection"], "protocol": describe_protocol(setting), "pictures": len(dataset),
+        "scales": args.scales, "flip": args.flip,
     }  # fmt: skip
     results = [
         {**counts.compute(), "per_class_zsl": counts.per_class_zsl(), "calibration": gamma}
@@ -172,17 +195,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.json == "-":
         print(lines_json(report), end="")
         return 0
-    print(f"{about['checkpoint']}: stage {about['stage']}, step {about['step']}, selection: {about['selection']}")
-    print(f"{about['protocol']}; {about['pictures']} pictures")
-    if len(results) > 1:
-        print("calibration: several\n")
-        print(format_rows({f"gamma {result['calibration']:g}": result for result in results}))
-        print(f"\nbest hIoU: --calibration {best['calibration']:g}. Choose gamma on a validation split (seen classes")
-        print("held out as if unseen), never on the unseen classes that are reported.")
-    else:
-        gamma = best["calibration"]
-        print(f"calibration: {f'{gamma:g} taken from the softmax of the seen classes' if gamma else 'off'}\n")
-        print(format_table(best, split.names, split.num_seen))
+    print_results(results, best, about, split)
     if args.json is not None:
         details = metrics[0].details(dataset.ids) if len(metrics) == 1 else {}
         drawn = (
@@ -192,6 +205,32 @@ def main(argv: list[str] | None = None) -> int:
         )
         write_text(Path(args.json), lines_json({**report, **details, "drawn": drawn}))
     return 0
+
+
+def print_results(results: list[dict], best: dict, about: dict, split: Split) -> None:
+    """The table of one calibration, or a row for each of several."""
+    print(f"{about['checkpoint']}: stage {about['stage']}, step {about['step']}, selection: {about['selection']}")
+    print(f"{about['protocol']}; {about['pictures']} pictures{describe_views(about['scales'], about['flip'])}")
+    if len(results) > 1:
+        print("calibration: several\n")
+        print(format_rows({f"gamma {result['calibration']:g}": result for result in results}))
+        print(f"\nbest hIoU: --calibration {best['calibration']:g}. Choose gamma on a validation split (seen classes")
+        print("held out as if unseen), never on the unseen classes that are reported.")
+    else:
+        gamma = best["calibration"]
+        print(f"calibration: {f'{gamma:g} taken from the softmax of the seen classes' if gamma else 'off'}\n")
+        print(format_table(best, split.names, split.num_seen))
+
+
+def score_views(model: Segmenter, image: torch.Tensor, scales: list[float], flip: bool) -> torch.Tensor:
+    """Logits [N, K, H, W] whose softmax is the mean of that over the views of pictures uint8 [N, 3, H, W]."""
+    probability, _ = predict_views(model, image, scales, flip)
+    return probability.clamp(min=torch.finfo(probability.dtype).tiny).log()
+
+
+def describe_views(scales: list[float], flip: bool) -> str:
+    several = f" at scale{'s' * (len(scales) > 1)} {' '.join(f'{scale:g}' for scale in scales)}"
+    return (several if scales != [1.0] else "") + (" with flips" if flip else "")
 
 
 def make_folders(folder: Path) -> None:

@@ -29,14 +29,16 @@ from dataset.transforms import training_transform
 from dataset.voc import choose_split, evaluation_dataset, training_datasets
 from embeddings import EmbeddingError, load_class_embeddings
 from model.backbone import BACKBONES, ModelError
-from model.losses import bias_loss, cross_entropy, known_gate, semantic_consistency
+from model.losses import semantic_consistency
+from model.pixel_losses import bias_loss, cross_entropy, known_gate
 from model.projection import SCORINGS
 from model.segmenter import Segmenter
+from utils.distributed import connect, joined, main_first, replicated, share
 from utils.errors import one_line_errors
-from utils.evaluation import evaluate
+from utils.evaluation import evaluate, pictures_at_once
 from utils.metrics import ZeroShotMetrics
 from utils.options import Parser, fraction, parse_with_recipe, shared_options, weight
-from utils.run import Run, choose_device, count_steps, setting
+from utils.run import UNSCALED, Run, choose_amp, choose_device, count_steps, setting
 
 STAGE = 1
 
@@ -87,45 +89,54 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parse_with_recipe(parser, argv, STAGE)
 
 
-def train_step(model, optimizer, source, target, num_seen: int, args) -> dict[str, torch.Tensor]:
+def train_step(model, optimizer, source, target, num_seen: int, args, scaler=UNSCALED) -> dict[str, torch.Tensor]:
     """One optimiser step; returns the losses as scalars on the device.
 
     Args:
         source: image uint8 [N, 3, S, S] and label uint8 [N, S, S], unseen and unlabelled pixels void.
         target: image uint8 [M, 3, S, S] and valid bool [M, S, S].
+        scaler: of the loss, with --amp fp16; does nothing by default.
+
+    Of several processes each gets its share of the batch, and its part of the losses: their sum is the batch's.
     """
     source_image, label = source
     target_image, valid = target
     step = slice(None, None, args.loss_stride)
     label, valid = label[:, step, step], valid[:, step, step]  # [N, S, S] -> [N, s, s]
     image = torch.cat([source_image, target_image])
-    features = model.features(image) if args.semantic_consistency else None
-    logits = model(image) if features is None else model.score(features, *image.shape[-2:])  # [N + M, K, s, s]
+    semantic = args.semantic_consistency > 0
+    logits, features = model(image, with_features=True) if semantic else (model(image), None)  # [N + M, K, s, s]
     source_logits, target_logits = logits.split([len(source_image), len(target_image)])
 
-    ce = cross_entropy(source_logits, label)
-    gate = None if args.gated_bias is None else known_gate(target_logits, num_seen, args.gated_bias)
-    bias_source = bias_loss(source_logits, num_seen, valid=label < num_seen, keep_shape=args.keep_unseen_shape)
-    bias_target = bias_loss(target_logits, num_seen, valid, gate, args.keep_unseen_shape)
-    w = args.weak_proportion
-    loss = ce + args.lambda_ * ((1 - w) * bias_source + w * bias_target)
-    losses = {"ce": ce, "bias_source": bias_source, "bias_target": bias_target}
-    if features is not None:
+    ce = cross_entropy(source_logits, label, joined=joined)
+    loss, losses = ce, {"ce": ce}
+    if args.lambda_:
+        gate = None if args.gated_bias is None else known_gate(target_logits, num_seen, args.gated_bias)
+        bias_source = bias_loss(source_logits, num_seen, label < num_seen, None, args.keep_unseen_shape, joined)
+        bias_target = bias_loss(target_logits, num_seen, valid, gate, args.keep_unseen_shape, joined)
+        w = args.weak_proportion
+        loss = ce + args.lambda_ * ((1 - w) * bias_source + w * bias_target)
+        losses |= {"bias_source": bias_source, "bias_target": bias_target}
+    if semantic:
         projection = model.projection.project(features[: len(source_image)])  # [N, D, h, w]
         with_word = label.long() - model.num_auxiliary  # an auxiliary class has no word, and becomes no class
-        losses["semantic"] = semantic_consistency(projection, with_word, model.projection.class_embeddings)
+        words = model.projection.class_embeddings
+        losses["semantic"] = semantic_consistency(projection, with_word, words, joined=joined)
         loss = loss + args.semantic_consistency * losses["semantic"]
 
     optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
     return {"total": loss, **losses}
 
 
 @one_line_errors(DatasetError, EmbeddingError, ModelError)
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
+    connect()
     device = choose_device(args.device, args.deterministic)
+    args.amp = choose_amp(args.amp, device)
     torch.manual_seed(args.seed)
 
     # Data: labelled source pictures, unlabelled target pictures, evaluation pictures
@@ -138,18 +149,22 @@ def main(argv: list[str] | None = None) -> int:
     if args.supervised:
         args.lambda_ = 0.0
     target_images = args.target_images if args.lambda_ else "all"  # none is used: do without one that shows unseen
-    source, target = training_datasets(
-        args.data_path, split, transform, target_images, args.target_pixels, args.train_list, args.supervised
-    )
-    evaluation = evaluation_loader(evaluation_dataset(args.data_path, scored, args.evaluation_list), args.num_workers)
+    with main_first():  # it lists once what classes the pictures show
+        source, target = training_datasets(
+            args.data_path, split, transform, target_images, args.target_pixels, args.train_list, args.supervised
+        )
+    evaluation_pictures = evaluation_dataset(args.data_path, scored, args.evaluation_list)
+    at_once = pictures_at_once(args.evaluation_batch_size, device)
+    evaluation = evaluation_loader(evaluation_pictures, args.num_workers, at_once, share())
 
     # Network, optimiser and what is kept of them
     class_embeddings, embedding = load_class_embeddings(scored.names, args.embedding, args.embedding_path)
     weights = args.backbone_weights if args.restore_from_where == "pretrained" else "none"
-    model = Segmenter(
-        args.backbone, torch.from_numpy(class_embeddings), weights, args.freeze_backbone, args.cache_features,
-        args.scoring, args.loss_stride, num_auxiliary=split.num_seen - scored.num_seen,
-    ).to(device)  # fmt: skip
+    with main_first():  # it downloads the weights, once
+        model = Segmenter(
+            args.backbone, torch.from_numpy(class_embeddings), weights, args.freeze_backbone, args.cache_features,
+            args.scoring, args.loss_stride, split.num_seen - scored.num_seen, args.amp, args.compile, args.accumulate,
+        ).to(device)  # fmt: skip
     num_steps = count_steps(len(source), args.batch_size, args.num_epochs, args.max_steps)
     run = Run(STAGE, args, setting(args, split.as_dict(), embedding), model, num_steps)
     if args.restore_from_where == "continue":
@@ -158,14 +173,15 @@ def main(argv: list[str] | None = None) -> int:
         run.begin()
     print(f"{len(source)} source and {len(target)} target pictures, {num_steps} steps, kept in {run.folder}")
 
-    # Training: every batch depends on seed and step alone
+    # Training: every batch depends on seed and step alone, and each process takes its share of it
+    replica = replicated(model)
     target_size = args.target_batch_size or args.batch_size
-    source_batches = training_loader(source, args.batch_size, run.step, num_steps, args.seed, args.num_workers)
-    target_batches = training_loader(target, target_size, run.step, num_steps, args.seed + 1, args.num_workers)
+    source_batches = training_loader(source, args.batch_size, run.step, num_steps, args.seed, args.num_workers, share())
+    target_batches = training_loader(target, target_size, run.step, num_steps, args.seed + 1, args.num_workers, share())
     if args.lambda_ == 0:
         target_batches = empty_batches(args.input_size)
-    for source_batch, target_batch in run.steps(source_batches, target_batches, device):
-        losses = train_step(model, run.optimizer, source_batch, target_batch, split.num_seen, args)
+    for batches in run.steps(source_batches, target_batches, device):
+        losses = train_step(replica, run.optimizer, *batches, split.num_seen, args, run.scaler)
         run.note(losses)
         if run.due(args.evaluate_every):
             run.record(evaluate(model, evaluation, ZeroShotMetrics(scored.names, scored.num_seen), device))

@@ -31,14 +31,15 @@ from model.backbone import BACKBONES, IMAGENET_CLASSES, ModelError, imagenet_hea
 from model.cleanup import remove_specks
 from model.discovery import Discovery
 from model.imagenet_names import ImageNetNames
-from model.losses import cross_entropy, pseudo_labels
 from model.mixing import class_mix, colour_jitter, cut_mix
+from model.pixel_losses import cross_entropy, pseudo_labels, weighted_cross_entropy
 from model.projection import SCORINGS
 from model.segmenter import Segmenter
-from model.soft_weights import soft_weights, weighted_cross_entropy
+from model.soft_weights import soft_weights
 from model.views import predict_views
+from utils.distributed import broadcast, connect, is_main, joined, main_first, replicated, share
 from utils.errors import one_line_errors
-from utils.evaluation import evaluate
+from utils.evaluation import evaluate, pictures_at_once
 from utils.metrics import ZeroShotMetrics
 from utils.options import (
     Parser,
@@ -49,7 +50,7 @@ from utils.options import (
     target_options,
     weight,
 )
-from utils.run import Run, choose_device, count_steps, setting, stage_folder
+from utils.run import UNSCALED, Run, choose_amp, choose_device, count_steps, setting, stage_folder
 
 STAGE = 2
 
@@ -85,13 +86,18 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parse_with_recipe(parser, argv, STAGE)
 
 
-def train_step(model, optimizer, source, target, num_seen: int, args, teacher=None) -> dict[str, torch.Tensor]:
+def train_step(
+    model, optimizer, source, target, num_seen: int, args, teacher=None, scaler=UNSCALED
+) -> dict[str, torch.Tensor]:
     """One optimiser step; returns the losses as scalars on the device.
 
     Args:
         source: image uint8 [N, 3, S, S] and label uint8 [N, S, S], unseen and unlabelled pixels void.
         target: image uint8 [M, 3, S, S] and valid bool [M, S, S].
         teacher: what labels the target; None: the network itself, as published.
+        scaler: of the loss, with --amp fp16; does nothing by default.
+
+    Of several processes each gets its share of the batch, and its part of the losses: their sum is the batch's.
     """
     source_image, label = source
     target_image, valid = target
@@ -103,17 +109,19 @@ def train_step(model, optimizer, source, target, num_seen: int, args, teacher=No
     logits = model(torch.cat([source_image, target_image]))  # [N + M, K, s, s]
     source_logits, target_logits = logits.split([len(source_image), len(target_image)])
 
-    ce = cross_entropy(source_logits, label)
+    ce = cross_entropy(source_logits, label, joined=joined)
     if teacher is None:
-        pseudo_label = pseudo_labels(target_logits, num_seen, valid, args.keep, balanced=args.balance_classes)
-        self_training = cross_entropy(target_logits, pseudo_label)
+        chosen = {"balanced": args.balance_classes, "joined": joined}
+        pseudo_label = pseudo_labels(target_logits, num_seen, valid, args.keep, **chosen)
+        self_training = cross_entropy(target_logits, pseudo_label, joined=joined)
     else:
-        self_training = weighted_cross_entropy(target_logits, pseudo_label, weight)
+        self_training = weighted_cross_entropy(target_logits, pseudo_label, weight, joined=joined)
     loss = ce + args.weak_proportion * args.st_lambda * self_training
 
     optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
     return {"total": loss, "ce": ce, "self_training": self_training}
 
 
@@ -159,7 +167,10 @@ def build_teacher(model, split, args, device: torch.device) -> Discovery | None:
 
 
 def guide(teacher: Discovery, model, source, target, step: int, num_steps: int, args) -> None:
-    """Begins a round where one is due, and lets a moving teacher follow the network."""
+    """Begins a round where one is due, and lets a moving teacher follow the network.
+
+    Of several processes one looks at the pictures for a round, while the others wait, and tells them what it found.
+    """
     round_steps = -(-num_steps // args.rounds)
     if step // round_steps >= teacher.round:
         last = args.keep if args.keep_last is None else args.keep_last
@@ -171,7 +182,9 @@ def guide(teacher: Discovery, model, source, target, step: int, num_steps: int, 
             training_loader(some, size, 0, -(-min(len(some), LOOKED_AT) // size), args.seed, args.num_workers)
             for some in pictures
         )
-        teacher.begin_round(model, targets, others, keep, args.keep_known, args.gate, args.rare_power, labelled)
+        if is_main():
+            teacher.begin_round(model, targets, others, keep, args.keep_known, args.gate, args.rare_power, labelled)
+        broadcast(teacher)
     elif args.teacher == "ema":
         teacher.follow(model, args.ema_decay)
 
@@ -189,7 +202,9 @@ def watched_labels(watched, teacher, split, scored, args) -> tuple:
 @one_line_errors(DatasetError, EmbeddingError, ModelError)
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
+    connect()
     device = choose_device(args.device, args.deterministic)
+    args.amp = choose_amp(args.amp, device)
     torch.manual_seed(args.seed)
 
     # Data: labelled source pictures, unlabelled target pictures, evaluation pictures
@@ -199,18 +214,22 @@ def main(argv: list[str] | None = None) -> int:
         split, *_ = choose_split(args.data_path, args.split, args.unseen, background=True)
     args.split = name
     transform = training_transform(args.input_size, tuple(args.scale), args.rotation, args.flip)
-    source, target = training_datasets(
-        args.data_path, split, transform, args.target_images, args.target_pixels, args.train_list
-    )
-    evaluation = evaluation_loader(evaluation_dataset(args.data_path, scored, args.evaluation_list), args.num_workers)
+    with main_first():  # it lists once what classes the pictures show
+        source, target = training_datasets(
+            args.data_path, split, transform, args.target_images, args.target_pixels, args.train_list
+        )
+    evaluation_pictures = evaluation_dataset(args.data_path, scored, args.evaluation_list)
+    at_once = pictures_at_once(args.evaluation_batch_size, device)
+    evaluation = evaluation_loader(evaluation_pictures, args.num_workers, at_once, share())
 
     # Network, optimiser and what is kept of them
     class_embeddings, embedding = load_class_embeddings(scored.names, args.embedding, args.embedding_path)
     weights = args.backbone_weights if args.restore_from_where == "pretrained" else "none"
-    model = Segmenter(
-        args.backbone, torch.from_numpy(class_embeddings), weights, args.freeze_backbone, args.cache_features,
-        args.scoring, args.loss_stride, num_auxiliary=split.num_seen - scored.num_seen,
-    ).to(device)  # fmt: skip
+    with main_first():  # it downloads the weights, once
+        model = Segmenter(
+            args.backbone, torch.from_numpy(class_embeddings), weights, args.freeze_backbone, args.cache_features,
+            args.scoring, args.loss_stride, split.num_seen - scored.num_seen, args.amp, args.compile, args.accumulate,
+        ).to(device)  # fmt: skip
     teacher = build_teacher(model, split, args, device)
     num_steps = count_steps(len(source), args.batch_size, args.num_epochs, args.max_steps)
     run = Run(STAGE, args, setting(args, split.as_dict(), embedding), model, num_steps, teacher)
@@ -222,14 +241,15 @@ def main(argv: list[str] | None = None) -> int:
         run.begin()
     print(f"{len(source)} source and {len(target)} target pictures, {num_steps} steps, kept in {run.folder}")
 
-    # Training: every batch depends on seed and step alone
+    # Training: every batch depends on seed and step alone, and each process takes its share of it
+    replica = replicated(model)
     target_size = args.target_batch_size or args.batch_size
-    source_batches = training_loader(source, args.batch_size, run.step, num_steps, args.seed, args.num_workers)
-    target_batches = training_loader(target, target_size, run.step, num_steps, args.seed + 1, args.num_workers)
-    for source_batch, target_batch in run.steps(source_batches, target_batches, device):
+    source_batches = training_loader(source, args.batch_size, run.step, num_steps, args.seed, args.num_workers, share())
+    target_batches = training_loader(target, target_size, run.step, num_steps, args.seed + 1, args.num_workers, share())
+    for batches in run.steps(source_batches, target_batches, device):
         if teacher is not None:
             guide(teacher, model, source, target, run.step, num_steps, args)
-        losses = train_step(model, run.optimizer, source_batch, target_batch, split.num_seen, args, teacher)
+        losses = train_step(replica, run.optimizer, *batches, split.num_seen, args, teacher, run.scaler)
         run.note(losses)
         if run.due(args.evaluate_every):
             run.record(evaluate(model, evaluation, ZeroShotMetrics(scored.names, scored.num_seen), device))

@@ -2,10 +2,12 @@
 
 import itertools
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+from dataset.errors import DatasetError
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
@@ -21,11 +23,23 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         first_step: the step to begin with.
         last_step: the step to stop before.
         seed: what all orders and augmentations derive from.
+        share: (k, n) gives of each batch the k-th of n shares, see `shared`; the batches stay what they are.
+
+    Raises:
+        DatasetError: if a share would be empty.
     """
 
-    def __init__(self, num_items: int, batch_size: int, first_step: int, last_step: int, seed: int):
-        self.num_items, self.batch_size, self.seed = num_items, batch_size, seed
+    def __init__(
+        self, num_items: int, batch_size: int, first_step: int, last_step: int, seed: int,
+        share: tuple[int, int] = (0, 1),
+    ):  # fmt: skip
+        self.num_items, self.batch_size, self.seed, self.share = num_items, batch_size, seed, share
         self.steps = range(first_step, last_step)
+        if batch_size < share[1]:
+            raise DatasetError(
+                f"--batch-size or --target-batch-size {batch_size} can't be shared by {share[1]} processes: give more "
+                "pictures a step, or start fewer processes"
+            )
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -39,7 +53,14 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
                     epoch = position // self.num_items
                     order = torch.randperm(self.num_items, generator=_generator(self.seed, epoch)).tolist()
                 batch.append((order[position % self.num_items], _mix(self.seed, position)))
-            yield batch
+            yield shared(batch, self.share)
+
+
+def shared(items: Sequence, share: tuple[int, int]) -> Sequence:
+    """The k-th of n consecutive parts of `items` for `share` (k, n); they differ by one item at most."""
+    number, parts = share
+    start, end = (-(-k * len(items) // parts) for k in (number, number + 1))
+    return items[start:end]
 
 
 def _mix(seed: int, number: int) -> int:
@@ -54,10 +75,11 @@ def _generator(seed: int, epoch: int) -> torch.Generator:
 
 
 def training_loader(
-    dataset: Dataset, batch_size: int, first_step: int, last_step: int, seed: int, num_workers: int
-) -> DataLoader:
+    dataset: Dataset, batch_size: int, first_step: int, last_step: int, seed: int, num_workers: int,
+    share: tuple[int, int] = (0, 1),
+) -> DataLoader:  # fmt: skip
     """Batches of `dataset` for the steps from `first_step` to before `last_step`, see `StepSampler`."""
-    sampler = StepSampler(len(dataset), batch_size, first_step, last_step, seed)
+    sampler = StepSampler(len(dataset), batch_size, first_step, last_step, seed, share)
     return _loader(dataset, num_workers, batch_sampler=sampler)
 
 
@@ -68,9 +90,24 @@ def empty_batches(size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     )
 
 
-def evaluation_loader(dataset: Dataset, num_workers: int) -> DataLoader:
-    """The pictures of `dataset` in order, one at a time, since each has its own size."""
-    return _loader(dataset, num_workers, batch_size=1)
+def evaluation_loader(
+    dataset: Dataset, num_workers: int, batch_size: int = 1, share: tuple[int, int] = (0, 1)
+) -> DataLoader:
+    """The pictures of `dataset`, each once, in batches of up to `batch_size` that are of one size, or a share of these.
+
+    One at a time they come in order. Else the sizes are read first, from the files' headers; pictures of one size come
+    in order, and so do the sizes.
+    """
+    batches = [[i] for i in range(len(dataset))] if batch_size == 1 else batches_by_size(dataset.sizes(), batch_size)
+    return _loader(dataset, num_workers, batch_sampler=shared(batches, share))
+
+
+def batches_by_size(sizes: Sequence[tuple[int, int]], batch_size: int) -> list[list[int]]:
+    """Indices of `sizes` in batches of up to `batch_size` equal ones, each index once."""
+    alike: dict[tuple[int, int], list[int]] = {}
+    for index, size in enumerate(sizes):
+        alike.setdefault(size, []).append(index)
+    return [indices[i : i + batch_size] for indices in alike.values() for i in range(0, len(indices), batch_size)]
 
 
 def _loader(dataset: Dataset, num_workers: int, **batches) -> DataLoader:

@@ -25,8 +25,6 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image
 from torch.utils.data import Dataset
-from torchvision import tv_tensors
-from torchvision.transforms.v2 import functional as F
 
 from dataset.errors import DatasetError
 from dataset.parallel import spread
@@ -396,7 +394,7 @@ def choose_target(shown: dict[str, frozenset[int] | None], split: Split, images:
 
 # Datasets
 
-Transform = Callable[[tv_tensors.Image, tv_tensors.Mask], tuple[torch.Tensor, torch.Tensor]]
+Transform = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 class _Pictures(Dataset):
@@ -416,8 +414,8 @@ class _Pictures(Dataset):
         return image, mask
 
     @staticmethod
-    def _tensors(image: np.ndarray, label: np.ndarray) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-        return tv_tensors.Image(F.to_image(image)), tv_tensors.Mask(torch.from_numpy(label))
+    def _tensors(image: np.ndarray, label: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(label)  # the image as a view
 
 
 class SourceDataset(_Pictures):
@@ -476,10 +474,19 @@ class TargetDataset(_Pictures):
 class EvaluationDataset(_Pictures):
     """Whole pictures: image uint8 [3, H, W], label uint8 [H, W] with seen and unseen classes, and the index."""
 
+    def sizes(self) -> list[tuple[int, int]]:
+        """Width and height of each picture, from the headers of the files. Raises `DatasetError`."""
+
+        def size(picture: str) -> tuple[int, int]:
+            with _opened(self.folder.image_path(picture), "picture") as image:
+                return image.size
+
+        return [size(picture) for picture in self.ids]
+
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, int]:
         image, mask = self._read(index)
         image, label = self._tensors(image, self.split.to_labels(mask))
-        return image.as_subclass(torch.Tensor), label.as_subclass(torch.Tensor), index
+        return image, label, index
 
 
 def training_datasets(
@@ -515,9 +522,8 @@ def evaluation_dataset(data_path: str | Path, split: Split, evaluation_list: str
     return EvaluationDataset(folder, folder.read_list(evaluation_list, EVALUATION_LISTS), split)
 
 
-def _augment(transform: Transform, image: tv_tensors.Image, label: tv_tensors.Mask, seed: int):
+def _augment(transform: Transform, image: torch.Tensor, label: torch.Tensor, seed: int):
     """The pair transformed with random numbers that depend on nothing but `seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed sees to GPUs too, for a millisecond
-        image, label = transform(image, label)
-    return image.as_subclass(torch.Tensor), label.as_subclass(torch.Tensor)
+        return transform(image, label)

@@ -1,31 +1,25 @@
 """Backbone and projection together: pictures in, a score for each class and pixel out."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from model.backbone import build_backbone, parameter_groups
+from model.backbone import Backbone, ModelError, build_backbone, parameter_groups
+from model.parts import in_parts
 from model.projection import EmbeddingProjection
+from model.upsampling import PixelLogits, upsample
+
+AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""The precision of the convolutions in training, by the names of --amp."""
 
 
-def upsample(logits: torch.Tensor, height: int, width: int, stride: int = 1) -> torch.Tensor:
-    """Bilinear upsampling with align_corners, [N, K, h, w] -> [N, K, height, width].
-
-    With `stride` only every so manieth row and column of that, from the first on.
-
-    Two products with small matrices, since bilinear interpolation is one along rows and one along columns. On a CPU
-    the backward pass is several times as fast as that of `F.interpolate`, which it equals to rounding.
-    """
-    rows, columns = (_interpolation(n, m, logits)[::stride] for n, m in zip(logits.shape[-2:], (height, width)))
-    return rows @ (logits @ columns.T)
-
-
-def _interpolation(num_inputs: int, num_outputs: int, like: torch.Tensor) -> torch.Tensor:
-    """The matrix [num_outputs, num_inputs] of linear interpolation with align_corners."""
-    units = torch.eye(num_inputs, device=like.device, dtype=like.dtype)
-    return F.interpolate(units[None], size=num_outputs, mode="linear", align_corners=True)[0].T.contiguous()
+@functools.cache
+def _compiled() -> Callable[[Backbone, torch.Tensor], torch.Tensor]:
+    """backbone(image), compiled. A free function: the network's weights keep their names, and it can be copied."""
+    return torch.compile(lambda backbone, image: backbone(image), dynamic=False)
 
 
 class Segmenter(nn.Module):
@@ -40,6 +34,9 @@ class Segmenter(nn.Module):
         scoring: "dot" or "cosine", see `EmbeddingProjection`.
         loss_stride: in training mode, logits of every so manieth row and column of pixels only.
         num_auxiliary: classes without a word, before the K others: trained on, but no part of evaluation mode.
+        amp: one of `AMP`, the precision of the backbone in training mode; weights and projection are float32 always.
+        compiled: in training mode, run the backbone through torch.compile.
+        parts: in training mode the batch goes through the backbone in so many parts, see `in_parts`.
 
     Raises:
         ModelError: if the backbone can't be built as asked.
@@ -55,31 +52,51 @@ class Segmenter(nn.Module):
         scoring: str = "dot",
         loss_stride: int = 1,
         num_auxiliary: int = 0,
+        amp: str = "off",
+        compiled: bool = False,
+        parts: int = 1,
     ):
         super().__init__()
-        self.loss_stride, self.num_auxiliary = loss_stride, num_auxiliary
+        self.loss_stride, self.num_auxiliary, self.parts = loss_stride, num_auxiliary, parts
+        self.amp, self.compiled = AMP[amp], compiled
         self.backbone = build_backbone(backbone, weights, frozen, cache)
         self.projection = EmbeddingProjection(self.backbone.channels, class_embeddings, scoring, num_auxiliary)
         # Convolutions are fastest with the channels innermost, upsampling and the losses with the pixels: a
         # frozen EfficientNet-Lite0 step takes 0.8 of the time that it takes with either layout throughout.
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """uint8 image [N, 3, H, W] -> logits [N, K, H, W].
+    def forward(
+        self, image: torch.Tensor, with_features: bool = False
+    ) -> torch.Tensor | PixelLogits | tuple[torch.Tensor | PixelLogits, torch.Tensor]:
+        """uint8 image [N, 3, H, W] -> logits [N, K, H, W], and the features if asked for.
 
-        In evaluation mode without the auxiliary classes, in training mode at every `loss_stride`-th pixel.
+        In evaluation mode without the auxiliary classes. In training mode at every `loss_stride`-th pixel, and not yet
+        upsampled: `model.pixel_losses` takes them like that.
         """
-        return self.score(self.features(image), *image.shape[-2:])
+        features = self.features(image)
+        logits = self.score(features, *image.shape[-2:])
+        return (logits, features) if with_features else logits
 
     def features(self, image: torch.Tensor) -> torch.Tensor:
-        """uint8 image [N, 3, H, W] -> what the projection takes, [N, C, h, w]."""
-        return self.backbone(image.contiguous(memory_format=torch.channels_last))
+        """uint8 image [N, 3, H, W] -> what the projection takes, float32 [N, C, h, w]."""
+        # Crops are all of one size, so a GPU may try which algorithm is fastest; pictures to evaluate are not.
+        torch.backends.cudnn.benchmark = self.training and not torch.are_deterministic_algorithms_enabled()
+        image = image.contiguous(memory_format=torch.channels_last)
+        if not self.training:
+            return self.backbone(image)
+        if len(image) < self.parts:
+            raise ModelError(f"--accumulate {self.parts}: a step has {len(image)} pictures a process: give no more")
+        compiled = self.compiled and self.backbone.cache is None  # files are no matter for a compiler
+        run = _compiled() if compiled else nn.Module.__call__
+        with torch.autocast(image.device.type, self.amp, enabled=self.amp is not None):
+            features = in_parts(self.backbone, image, self.parts, run)
+        return features.float()
 
-    def score(self, features: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    def score(self, features: torch.Tensor, height: int, width: int) -> torch.Tensor | PixelLogits:
         """Features [N, C, h, w] of pictures height x width -> logits, as `forward` gives them."""
         logits = self.projection(features).contiguous()  # [N, K, h, w]
         if self.training:
-            return upsample(logits, height, width, self.loss_stride)
+            return PixelLogits(logits, height, width, self.loss_stride)
         return upsample(logits[:, self.num_auxiliary :], height, width)
 
     def score_features(self, features: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,8 @@
 import torch
 import torch.nn.functional as F
 
+from model.losses import Joined, alone
+
 
 @torch.no_grad()
 def soft_weights(score: torch.Tensor, valid: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -26,7 +28,7 @@ def soft_weights(score: torch.Tensor, valid: torch.Tensor, temperature: float) -
 
 
 def weighted_cross_entropy(
-    logits: torch.Tensor, label: torch.Tensor, weight: torch.Tensor, ignore_index: int = 255
+    logits: torch.Tensor, label: torch.Tensor, weight: torch.Tensor, ignore_index: int = 255, joined: Joined = alone
 ) -> torch.Tensor:
     """sum(w * CE) / sum(w) over the labelled pixels; all K classes compete.
 
@@ -34,6 +36,7 @@ def weighted_cross_entropy(
         logits: [N, K, H, W].
         label: integer [N, H, W] of class indices; `ignore_index` is left out.
         weight: [N, H, W], not negative; a common factor changes nothing.
+        joined: sums the weights over processes, see `model.losses`.
 
     Returns:
         A scalar, 0 (with a gradient of 0) where no pixel is labelled or all weights are 0.
@@ -41,5 +44,5 @@ def weighted_cross_entropy(
     label = label.long()
     loss = F.cross_entropy(logits, label, ignore_index=ignore_index, reduction="none")  # [N, H, W]
     weight = weight.masked_fill(label == ignore_index, 0.0)
-    total = weight.sum()
+    total = joined(weight.sum())
     return (loss * weight).sum() / torch.where(total > 0, total, 1.0)

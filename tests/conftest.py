@@ -5,9 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
+from dataset.splits import Split
 from dataset.synthetic import write_dataset
-from helpers import copy_of, train
+from dataset.voc import evaluation_dataset
+from helpers import copy_of, mask_path, train
 
 torch.set_num_threads(1)
 
@@ -24,6 +27,18 @@ def data(tmp_path_factory) -> Path:
 def own_data(data, tmp_path) -> Path:
     """A copy of the drawn set for a test that changes its files."""
     return copy_of(data, tmp_path / "data")
+
+
+@pytest.fixture
+def mixed(own_data):
+    """Every third evaluation picture lies on its side."""
+    dataset = evaluation_dataset(own_data, Split.voc(1))
+    for picture in dataset.ids[::3]:
+        for path in (dataset.folder.image_path(picture), mask_path(own_data, picture)):
+            with Image.open(path) as image:
+                turned = image.transpose(Image.Transpose.ROTATE_90)
+            turned.save(path)
+    return own_data
 
 
 @pytest.fixture(scope="session")

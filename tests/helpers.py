@@ -52,9 +52,13 @@ def train(stage: int, data: Path, output: Path, *flags, **changes) -> Path:
     return folder
 
 
-def evaluate(checkpoint: Path, data: Path, *flags) -> int:
+def evaluation_arguments(checkpoint: Path, data: Path, *flags) -> list[str]:
     command = ["--checkpoint", checkpoint, "--data-path", data, "--num-workers", 0, "--device", "cpu", *flags]
-    return evaluation_script.main(list(map(str, command)))
+    return list(map(str, command))
+
+
+def evaluate(checkpoint: Path, data: Path, *flags) -> int:
+    return evaluation_script.main(evaluation_arguments(checkpoint, data, *flags))
 
 
 def failure(capsys, main, argv: list[str]) -> str:

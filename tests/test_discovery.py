@@ -207,7 +207,8 @@ def test_target_masks_say_nothing_to_a_teacher(data, own_data, tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [{"soft_weights": 3}, {"min_segment": 200}, {"mix": "cutmix"}, {"mix": "classmix"}, {"colour": 0.5},
-     {"gate": 0.1}, {"naming": "hungarian"}, {"namer": "regression"}, {"keep": 0.9}, {"rare_power": 0}, {"num_clusters": 0}],
+     {"gate": 0.1}, {"naming": "hungarian"}, {"namer": "regression"}, {"keep": 0.9}, {"rare_power": 0},
+     {"num_clusters": 0}],
 )  # fmt: skip
 def test_each_flag_of_a_taught_run_changes_the_network(taught, data, tmp_path, changes):
     assert not same_bits(weights(taught), weights(train(2, data, tmp_path, **TAUGHT | changes)))

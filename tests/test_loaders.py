@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from dataset.loaders import StepSampler, empty_batches, evaluation_loader, training_loader
+from dataset.errors import DatasetError
+from dataset.loaders import StepSampler, batches_by_size, empty_batches, evaluation_loader, shared, training_loader
 
 
 class Echo(Dataset):
@@ -74,6 +75,30 @@ def test_the_loader_gives_the_sampler_s_batches(num_workers):
     assert found == [[list(pair) for pair in batch] for batch in batches(first=5, last=12)]
 
 
+@pytest.mark.parametrize("number", [1, 2, 3, 7, 10])
+@pytest.mark.parametrize("length", [0, 1, 7, 10])
+def test_shares_follow_each_other_and_differ_by_one_item(length, number):
+    shares = [shared(range(length), (k, number)) for k in range(number)]
+    assert [item for share in shares for item in share] == list(range(length))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1 and len(shares[0]) == max(map(len, shares))
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_processes_share_the_batches_of_one(number):
+    shares = [list(StepSampler(7, 5, 2, 9, 1, share=(k, number))) for k in range(number)]
+    assert [list(itertools.chain(*parts)) for parts in zip(*shares)] == batches(batch_size=5, first=2, last=9)
+
+
+def test_a_batch_smaller_than_the_processes_is_refused():
+    with pytest.raises(DatasetError, match="2 can't be shared by 3 processes"):
+        training_loader(Echo(7), 2, 0, 9, 1, 0, share=(0, 3))
+
+
+def test_processes_share_the_evaluation_in_order():
+    loaders = [evaluation_loader(Echo(5), 0, share=(k, 2)) for k in range(2)]
+    assert [[batch.item() for batch in loader] for loader in loaders] == [[0, 1, 2], [3, 4]]
+
+
 def test_a_full_range_of_seeds_works():
     for seed in (0, 1234, 2**63 - 1, 2**63):
         assert len(indices(batches(seed=seed))) == 60
@@ -88,4 +113,11 @@ def test_empty_batches_have_the_shapes_of_target_batches():
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_evaluation_goes_once_in_order(num_workers):
     loader = evaluation_loader(Echo(5), num_workers)
-    assert [batch.item() for batch in loader] == [0, 1, 2, 3, 4] and loader.batch_size == 1
+    assert [batch.item() for batch in loader] == [0, 1, 2, 3, 4]
+
+
+def test_batches_by_size_hold_pictures_of_one_size():
+    sizes = [(5, 4), (4, 5), (5, 4), (5, 4), (4, 5), (9, 9), (5, 4)]
+    assert batches_by_size(sizes, 2) == [[0, 2], [3, 6], [1, 4], [5]]
+    assert batches_by_size(sizes, 9) == [[0, 2, 3, 6], [1, 4], [5]]
+    assert batches_by_size([(8, 8)] * 5, 2) == [[0, 1], [2, 3], [4]] and batches_by_size([], 2) == []

@@ -1,6 +1,8 @@
 """The losses against slow versions written from the formulas, and the scripts' weighted sums of them."""
 
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +12,16 @@ from torch import nn
 
 import train_split_lambda
 import train_st_split
-from model.losses import EPSILON, bias_loss, cross_entropy, known_gate, pseudo_labels, semantic_consistency
+from model.losses import (
+    EPSILON,
+    _value_of_rank,
+    alone,
+    bias_loss,
+    cross_entropy,
+    known_gate,
+    pseudo_labels,
+    semantic_consistency,
+)
 
 VOID = 255
 SEEN, CLASSES = 3, 5
@@ -474,3 +485,36 @@ def test_balanced_pseudo_labels_keep_the_surest_of_each_class():
     assert balanced.flatten().tolist() == [1, 1, 255, 255, 255, 2, 255, 2]
     valid[..., 5] = False  # class 2 keeps half of the three that are left: one
     assert pseudo_labels(logits, 1, valid, keep=0.5, balanced=True).flatten().tolist()[4:] == [255, 255, 255, 2]
+
+
+@pytest.mark.parametrize("power", [-30, 0, 30])
+def test_the_value_of_a_rank_is_that_of_sorting(power):
+    """To the bit, with ties, zeros of both signs and what is left out at -inf."""
+    torch.manual_seed(1)
+    score = torch.randn(5, 4, 5) * 10.0**power
+    score[0], score[1, 0], score[1, 1], score[2] = -torch.inf, 0.0, -0.0, score[3]
+    ranked = score.flatten().sort(descending=True).values
+    for rank in range(1, 101):
+        assert _value_of_rank(score, torch.tensor(rank), alone) == ranked[rank - 1]
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_processes_find_one_cut(balanced):
+    """Two threads, that add their counts up: the labels of one that has all pictures."""
+    torch.manual_seed(0)
+    logits, valid = torch.randn(5, 4, 6, 6), torch.rand(5, 6, 6) < 0.7
+    counts, both = {}, threading.Barrier(2)
+
+    def labels(pictures):
+        def joined(count):
+            counts[pictures.start] = count
+            both.wait()
+            total = sum(counts.values())
+            both.wait()
+            return total
+
+        return pseudo_labels(logits[pictures], 2, valid[pictures], 0.4, balanced=balanced, joined=joined)
+
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(labels, [slice(0, 3), slice(3, 5)]))
+    assert torch.equal(torch.cat(found), pseudo_labels(logits, 2, valid, 0.4, balanced=balanced))

@@ -111,6 +111,43 @@ def test_harmonic_mean_by_hand():
     assert math.isnan(metrics.harmonic_mean(0.5, math.nan))
 
 
+@pytest.mark.parametrize("num_seen", [1, 4, 6])
+def test_both_argmaxes_are_those_of_all_scores(num_seen):
+    """Also where scores are equal, of which the first class gets the pixel, and infinite."""
+    scores = torch.randint(0, 4, (3, 7, 6, 5), generator=torch.Generator().manual_seed(0)).float()
+    scores[0, 2], scores[1, :, 0] = math.inf, -math.inf
+    best, unseen = metrics.best_classes(scores, num_seen)
+    assert torch.equal(best, scores.argmax(dim=1)) and torch.equal(unseen, scores[:, num_seen:].argmax(dim=1))
+    scores[2, 0, 1, 1] = scores[2, 6, 2, 2] = math.nan
+    best, unseen = metrics.best_classes(scores, num_seen)
+    assert (best == -1).nonzero().tolist() == [[2, 1, 1], [2, 2, 2]] and (unseen == -1).nonzero().tolist() == [
+        [2, 2, 2]
+    ]
+
+
+def test_counts_of_each_picture_add_up():
+    label, prediction = torch.randint(0, 4, (2, 3, 5, 6), generator=torch.Generator().manual_seed(0))
+    label[0, :2] = 255
+    matrix = ConfusionMatrix(4)
+    each = matrix.update_each(label, prediction)
+    assert each.sum(0).equal(matrix.matrix)
+    assert [counts.tolist() for counts in each] == [slow_counts(*pair, 4) for pair in zip(label, prediction)]
+
+
+def test_details_name_the_pictures_in_their_own_order():
+    """Whatever the order of counting was, as in batches of pictures of one size."""
+    label = torch.tensor([[[0, 0]], [[0, 1]], [[2, 0]]])
+    logits = as_logits(torch.zeros(3, 1, 2).long(), 4)
+    in_turn, grouped = ZeroShotMetrics(NAMES, 2), ZeroShotMetrics(NAMES, 2)
+    in_turn.update(logits, label)
+    for order in ([2, 0], [1]):
+        grouped.update(logits[order], label[order], torch.tensor(order))
+    details = in_turn.details(["p", "q", "r"])
+    assert grouped.details(["p", "q", "r"]) == details
+    assert list(grouped.details(["p", "q", "r"])["per_picture"]) == ["p", "q", "r"]
+    assert [pixels for _, pixels in details["per_picture"].values()] == [1.0, 0.5, 0.5]
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_agrees_with_a_slow_loop(seed):
     generator = torch.Generator().manual_seed(seed)

@@ -59,7 +59,7 @@ def test_a_segmenter_scores_every_pixel_and_learns(name):
     torch.manual_seed(0)
     model = Segmenter(name, WORDS)
     image = pictures(2, 65)[:, :, :, :49]
-    logits = model(image)
+    logits = model(image).whole()
     assert logits.shape == (2, 5, 65, 49)
     logits.square().mean().backward()
     missing = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
@@ -168,7 +168,7 @@ def test_training_leaves_the_embeddings_alone():
     model = Segmenter("small", WORDS)
     before = model.projection.class_embeddings.clone()
     optimizer = torch.optim.SGD(model.parameter_groups(0.1), lr=0.1, weight_decay=0.5)
-    model(pictures()).sum().backward()
+    model(pictures()).whole().sum().backward()
     optimizer.step()
     assert torch.equal(model.projection.class_embeddings, before)
 
@@ -345,7 +345,7 @@ def test_a_frozen_trunk_stays_as_it_is(name):
     head = model.projection.project.weight.clone()
     optimizer = torch.optim.SGD(model.parameter_groups(0.1), lr=0.1, weight_decay=0.1)
     for _ in range(2):
-        model(pictures(4)).square().mean().backward()
+        model(pictures(4)).whole().square().mean().backward()
         optimizer.step()
     after = model.backbone.trunk.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)  # batch norm's running means too
@@ -358,7 +358,7 @@ def test_a_trained_trunk_does_change():
     model = Segmenter("small", WORDS).train()
     before = {key: tensor.clone() for key, tensor in model.backbone.trunk.state_dict().items()}
     optimizer = torch.optim.SGD(model.parameter_groups(0.1), lr=0.1)
-    model(pictures(4)).square().mean().backward()
+    model(pictures(4)).whole().square().mean().backward()
     optimizer.step()
     after = model.backbone.trunk.state_dict()
     assert not any(torch.equal(before[key], after[key]) for key in before)
@@ -402,3 +402,29 @@ def test_a_gpu_computes_what_the_cpu_computes(name):
 def test_recipes_name_the_files_they_download():
     """The message about a failed download is of use only with the name of the file."""
     assert all(recipe.file_name.endswith(".pth") for name, recipe in backbones._RECIPES.items() if "deeplab" in name)
+
+
+def test_what_vgg_computes_again_is_the_same_bits_and_is_not_kept():
+    torch.manual_seed(0)
+    backbone = build_backbone("vgg16", "none")
+    backbone.classifier[3].p = 0.0
+    frugal, plain = backbone.trunk, torch.nn.Sequential(*backbone.trunk)
+    results = {}
+    for trunk in (frugal, plain):
+        backbone.trunk, kept = trunk, {}
+
+        def keep(tensor, kept=kept):
+            kept[tensor.data_ptr()] = tensor.nbytes
+            return tensor
+
+        weights = {parameter.data_ptr() for parameter in backbone.parameters()}
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            features = backbone(pictures(1, 64))
+        backbone.zero_grad()
+        features.square().mean().backward()
+        gradients = [parameter.grad.clone() for parameter in backbone.parameters()]
+        results[trunk] = features, gradients, sum(kept[place] for place in kept.keys() - weights)
+    assert torch.equal(results[frugal][0], results[plain][0])
+    assert all(map(torch.equal, results[frugal][1], results[plain][1]))
+    assert results[frugal][2] < 0.7 * results[plain][2]
+    assert frugal.state_dict().keys() == plain.state_dict().keys()

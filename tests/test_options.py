@@ -24,10 +24,11 @@ SHARED = [
     "--input-size", "--num-epochs", "--max-steps", "--learning-rate", "--save-every",
     "--evaluate-every", "--num-workers", "--device", "--seed", "--dry-run", "--tensorboard",
 ]  # fmt: skip
+EVALUATION = ["--checkpoint", "--data-path", "--list", "--json", "--save-dir", "--device"]
 PROMISED = {
     train_split_lambda: [*SHARED, "--lambda", "--RESTORE_FROM_WHERE"],
     train_st_split: [*SHARED, "--stage1-checkpoint", "--st-lambda", "--keep", "--RESTORE_FROM_WHERE"],
-    evaluation_script: ["--checkpoint", "--data-path", "--list", "--json", "--save-dir", "--device"],
+    evaluation_script: [*EVALUATION, "--scales", "--flip", "--evaluation-batch-size"],
     predict: ["--checkpoint", "--images", "--classes", "--output-dir", "--confidence", "--vocabulary", "--device"],
     report: ["--output", "--title"],
 }
@@ -197,6 +198,7 @@ CHANGES = {
     "weak_proportion": ["--weak-proportion", 0.9],
     "target_pixels": ["--target-pixels", "oracle"],
     "scoring": ["--scoring", "cosine"],
+    "amp": ["--amp", "bf16"],
 }
 OF_STAGE = {
     1: {
@@ -227,6 +229,7 @@ NO_EFFECT = {
     "save_every": ["--save-every", 1],
     "evaluate_every": ["--evaluate-every", 1],
     "evaluation_list": ["--evaluation-list", "train"],
+    "evaluation_batch_size": ["--evaluation-batch-size", 3],
 }
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from dataset.splits import Split
 from dataset.voc import evaluation_dataset
 from helpers import STAGES, arguments, copy_of, failure, same_bits, train, weights
-from utils.metrics import ZeroShotMetrics, class_iou, picture_figures
+from utils.metrics import ConfusionMatrix, ZeroShotMetrics, class_iou, picture_figures
 from utils.records import duration
 from utils.sheets import pictures_showing, prediction_rows
 
@@ -110,7 +110,7 @@ def test_rows_hold_photo_truth_and_prediction(data):
 def test_figures_of_a_picture_by_hand_and_from_its_matrix():
     label = torch.tensor([[[0, 0, 1, 255]], [[255, 255, 255, 255]], [[2, 2, 2, 2]]])
     given = torch.tensor([[[0, 1, 1, 2]], [[0, 1, 2, 0]], [[2, 2, 2, 2]]])
-    figures = picture_figures(label, given, 3)
+    figures = picture_figures(ConfusionMatrix(3).update_each(label, given))
     assert figures[0].tolist() == [0.5, pytest.approx(2 / 3)] and figures[1].isnan().all()
     assert figures[2].tolist() == [1, 1]
     logits = torch.nn.functional.one_hot(given, 3).permute(0, 3, 1, 2).float()

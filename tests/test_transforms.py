@@ -3,16 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from torchvision import tv_tensors
 
 from dataset.splits import VOID
-from dataset.transforms import FILL, training_transform
+from dataset.transforms import FILL, draw_view, training_transform
 
 
 def pair(label: np.ndarray):
     """A picture whose grey is ten times its label, and the label."""
     label = torch.from_numpy(label.astype(np.uint8))
-    return tv_tensors.Image((10 * label).expand(3, -1, -1).clone()), tv_tensors.Mask(label)
+    return (10 * label).expand(3, -1, -1).clone(), label
 
 
 def patches(height=60, width=90, side=15, seed=0):
@@ -65,7 +64,7 @@ def test_what_the_picture_does_not_cover_is_void(seed):
     """A small picture lies whole inside its crop: everything else is void and has the mean colour."""
     image, label = drawn(training_transform(64, (1, 1), 0, 0), *pair(np.full((20, 30), 7)), seed)
     assert (label == 7).sum() == 20 * 30 and ((label == 7) | (label == VOID)).all()
-    mean = torch.tensor(FILL[tv_tensors.Image], dtype=torch.uint8)
+    mean = torch.tensor(FILL, dtype=torch.uint8)
     assert image[:, label == VOID].T.equal(mean.expand((label == VOID).sum(), 3)) and (image[:, label == 7] == 70).all()
 
 
@@ -135,3 +134,59 @@ def test_label_is_not_shifted_against_the_image(scale):
         if 0 < found.float().mean() < 20:
             shifts.append((image[0].float() / 10 - found.float()).mean().item() / 20 * 128)
     assert len(shifts) > 20 and abs(np.mean(shifts)) < 0.2  # the bug is 0.4 and more
+
+
+@pytest.mark.parametrize("height, width", [(48, 64), (47, 33), (64, 64), (1, 2), (31, 64)])
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_neither_scaled_nor_rotated_a_picture_stays_as_it_is(height, width, flip):
+    """Bit for bit, whole in the middle of its crop: what is computed of it once can be kept (--cache-features)."""
+    image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+    label = torch.randint(0, 20, (height, width), dtype=torch.uint8)
+    found = drawn(training_transform(64, (1, 1), 0, flip), image, label, 0)
+    top, left = round((height - 64) / 2), round((width - 64) / 2)
+    for source, crop in zip((image, label), found):
+        crop = crop.flip(-1) if flip else crop
+        assert torch.equal(crop[..., -top : height - top, -left : width - left], source)
+
+
+def interpolated(image: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Bilinear interpolation of [C, H, W] between the middles of pixels, in float64, at points [P] each."""
+    x, y = x - 0.5, y - 0.5
+    left, top = np.floor(x).astype(int), np.floor(y).astype(int)
+    total = 0
+    for row, dy in ((top, 1 - (y - top)), (top + 1, y - top)):
+        for column, dx in ((left, 1 - (x - left)), (left + 1, x - left)):
+            inside = image[:, row.clip(0, image.shape[1] - 1), column.clip(0, image.shape[2] - 1)]
+            total = total + dy * dx * inside
+    return total
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_each_pixel_is_what_its_point_of_the_picture_shows(seed):
+    """The warp against interpolation written out: the image between pixels, the label at the nearest one."""
+    image = torch.randint(0, 256, (3, 90, 120), dtype=torch.uint8)
+    label = torch.randint(0, 20, (90, 120), dtype=torch.uint8)
+    settings = 64, (1, 2.5), 15, 0.5
+    crop, cut = drawn(training_transform(*settings), image, label, seed)
+    torch.manual_seed(seed)
+    _, (a, b, c, d, e, f) = draw_view(90, 120, *settings)
+    row, column = np.mgrid[:64, :64] + 0.5
+    x, y = a * column + b * row + c, d * column + e * row + f
+    inside = (x >= 0) & (x < 120) & (y >= 0) & (y < 90)
+    assert ((cut.numpy() != VOID) == inside).mean() > 0.999  # a pixel on the very edge may be rounded either way
+    inside &= cut.numpy() != VOID
+    assert np.abs(interpolated(image.numpy(), x[inside], y[inside]) - crop.numpy()[:, inside]).max() <= 1
+    nearest = label.numpy()[y[inside].astype(int), x[inside].astype(int)]
+    assert (nearest == cut.numpy()[inside]).mean() > 0.99
+
+
+@pytest.mark.parametrize("scale", [0.3, 0.5, 0.8])
+@pytest.mark.parametrize("degrees", [0, 15])
+def test_a_smaller_picture_counts_every_pixel(scale, degrees):
+    """Stripes of one pixel become an even grey, not a pattern of those that happened to be looked at."""
+    stripes = torch.arange(400).remainder(2).mul(200).to(torch.uint8).expand(3, 400, 400).clone()
+    transform = training_transform(100, (scale, scale), degrees, 0.5)
+    for seed in range(5):
+        crop, _ = drawn(transform, stripes, torch.zeros(400, 400, dtype=torch.uint8), seed)
+        assert crop.float().std() < (30 if scale == 0.8 else 10)  # with pixels left out: above 55
+        assert crop.float().mean() == pytest.approx(100, abs=5)

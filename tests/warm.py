@@ -14,10 +14,13 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import nn
+from torch.distributed import TCPStore
 
+import eval as evaluation_script
 import utils.run
 from helpers import ROOT, STAGES, arguments
 from model import backbone
@@ -35,19 +38,37 @@ def tiny() -> backbone.Backbone:
     return backbone.Backbone(trunk, nn.Sequential(nn.Dropout(0.1), nn.Conv2d(4, 4, 1)), 4)
 
 
-class Life:
-    """A running script. `log` has its output, `journal` what `prepare` and its like wrote down."""
+def plain() -> backbone.Backbone:
+    """The same with neither, so that what it makes of a picture depends on nothing else."""
+    trunk = nn.Sequential(nn.Conv2d(3, 4, 3, stride=4, padding=1), nn.ReLU())
+    return backbone.Backbone(trunk, nn.Conv2d(4, 4, 1), 4)
 
-    def __init__(self, folder: Path, stage: int, data: Path, *flags, prepare=None, told=(), **changes):
+
+def normed() -> backbone.Backbone:
+    """The same with batch norm alone."""
+    trunk = nn.Sequential(nn.Conv2d(3, 4, 3, stride=4, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+    return backbone.Backbone(trunk, nn.Conv2d(4, 4, 1), 4)
+
+
+class Life:
+    """A running script. `log` has its output, `journal` what `prepare` and its like wrote down.
+
+    With `place` (rank, processes, port) it is one of several processes, as torchrun starts them.
+    """
+
+    def __init__(self, folder: Path, stage: int, data: Path, *flags, prepare=None, told=(), place=None, **changes):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder / "runs" / "split1" / f"stage{stage}"
-        self.log, self.journal, self.report = folder / "log.txt", folder / "journal.txt", folder / "report.json"
+        rank = "" if place is None else place[0]
+        self.log, self.journal, self.report = (
+            folder / name for name in (f"log{rank}.txt", f"journal{rank}.txt", f"report{rank}.json")
+        )
         self.log.unlink(missing_ok=True)
         argv = arguments(data, folder / "runs", *flags, **PLAN | changes)
         before, os.environ["PYTHONPATH"] = os.environ.get("PYTHONPATH"), os.pathsep.join([str(ROOT), f"{ROOT}/tests"])
         try:  # the server, which the first call starts, imports `warm`
             self.process = _context.Process(
-                target=_live, args=(self.paths, multiprocessing.get_start_method(), stage, argv, prepare, told)
+                target=_live, args=(self.paths, multiprocessing.get_start_method(), stage, argv, prepare, told, place)
             )
             self.process.start()
         finally:
@@ -61,6 +82,10 @@ class Life:
 
     def notes(self) -> list[str]:
         return self.journal.read_text().splitlines() if self.journal.exists() else []
+
+    def losses(self) -> list[dict[str, float]]:
+        """What `note_losses` wrote down."""
+        return [json.loads(note) for note in self.notes()]
 
     def wait_for(self, done, seconds=1800):
         """Until `done()`, or until the process has ended."""
@@ -83,6 +108,32 @@ class Life:
         os.killpg(self.process.pid, number)
 
 
+def lives(number: int, *arguments, prepare=None, told=(), **changes) -> list[Life]:
+    """Processes that share a run; `told` is for all of them, `told={rank: ...}` prepares only those."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # kept by torchrun, not by one of them
+    told = told if isinstance(told, dict) else dict.fromkeys(range(number), told)
+    started = [
+        Life(
+            *arguments,
+            prepare=prepare if rank in told else None,
+            told=told.get(rank, ()),
+            place=(rank, number, store.port),
+            **changes,
+        )
+        for rank in range(number)
+    ]
+    started[0].store = store
+    return started
+
+
+def run_several(number: int, *arguments, code=0, **changes) -> Life:
+    """Such processes to their end, which must be exit code `code` of each; the main one."""
+    started = lives(number, *arguments, **changes)
+    codes = [life.end() for life in started]
+    assert codes == [code] * number, "\n".join(life.output() for life in started)
+    return started[0]
+
+
 def run(*arguments, code=0, **changes) -> Life:
     """A life to its end, which must be exit code `code`."""
     life = Life(*arguments, **changes)
@@ -90,9 +141,13 @@ def run(*arguments, code=0, **changes) -> Life:
     return life
 
 
-def _live(paths, method, stage, argv, prepare, told) -> None:
+def _live(paths, method, stage, argv, prepare, told, place) -> None:
     """In the child, whose workers begin as those of a script do."""
     os.setsid()
+    if place is not None:
+        rank, number, port = map(str, place)
+        os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": number, "MASTER_PORT": port}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
     multiprocessing.set_start_method(method, force=True)
     log, journal, report = paths
     with log.open("ab") as file:
@@ -176,6 +231,48 @@ def _note_steps(journal: Path, module, slow) -> None:
         return losses
 
     module.train_step = noting
+
+
+def note_losses(journal: Path, network: str = "tiny") -> None:
+    """Builds `network`, and writes down what the log would say of each step, as JSON."""
+    backbone._RECIPES["small"] = backbone._Recipe(globals()[network], None)
+    note = utils.run.Run.note
+
+    def noting(run, losses):
+        note(run, losses)
+        _append(journal, json.dumps(run._losses.means()))
+
+    utils.run.Run.note = noting
+
+
+def evaluate_instead(journal: Path, *argv: str) -> None:
+    """Runs eval.py with these flags in place of stage 1."""
+    STAGES[1] = SimpleNamespace(main=lambda _: evaluation_script.main(list(argv)))
+
+
+def stop_in_step(journal: Path, number: int, network: str) -> None:
+    """As `note_losses`; SIGTERM in step `number`."""
+    note_losses(journal, network)
+    die_in_step(journal, number, signal.SIGTERM)
+
+
+def die_in_step(journal: Path, number: int, how: int | str) -> None:
+    """In step `number` a signal, or an error that says `how`."""
+    for module in STAGES.values():
+        _die_in_step(module, number, how)
+
+
+def _die_in_step(module, number: int, how: int | str) -> None:
+    train_step, steps = module.train_step, itertools.count(1)
+
+    def dying(*arguments):
+        if next(steps) == number:
+            if isinstance(how, str):
+                raise OSError(how)
+            os.kill(os.getpid(), how)
+        return train_step(*arguments)
+
+    module.train_step = dying
 
 
 def slow_save(journal: Path, number: int) -> None:

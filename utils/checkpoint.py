@@ -8,6 +8,7 @@ A checkpoint is a dict of plain types and tensors:
     model       state dict
     optimizer   state dict
     scheduler   state dict
+    scaler      state dict of the loss's scale in fp16; empty in other precisions, and in checkpoints of before
     best        the best score met so far, or None
     selection   how this checkpoint was chosen: "last", or by which figure on the evaluation pictures
     arguments   every flag of the run
@@ -27,7 +28,9 @@ from utils.errors import InputError
 from utils.files import replacing
 
 FORMAT = 2
-KEYS = ("stage", "step", "model", "optimizer", "scheduler", "best", "selection", "arguments", "teacher", "setting")
+KEYS = (
+    "stage", "step", "model", "optimizer", "scheduler", "scaler", "best", "selection", "arguments", "teacher", "setting"
+)  # fmt: skip
 
 
 def save_checkpoint(path: Path, **content: Any) -> None:
@@ -73,6 +76,7 @@ def load_checkpoint(path: Path, hint: str = "") -> dict[str, Any]:
         raise InputError(strange)
     if checkpoint["format"] != FORMAT:
         raise InputError(f"{path} has checkpoint format {checkpoint['format']}, this code reads {FORMAT}")
+    checkpoint.setdefault("scaler", {})
     if not set(KEYS) <= set(checkpoint):
         raise InputError(strange)
     wrong = next((key for key, right in _RIGHT.items() if not right(checkpoint[key])), None)
@@ -112,6 +116,7 @@ _RIGHT = {
     "model": _is_weights,
     "optimizer": lambda value: isinstance(value, dict) and {"state", "param_groups"} <= set(value),
     "scheduler": lambda value: isinstance(value, dict),
+    "scaler": lambda value: isinstance(value, dict) and all(map(_is_number, value.values())),
     "best": lambda value: value is None or _is_number(value),
     "selection": lambda value: isinstance(value, str),
     "teacher": _is_weights,
@@ -185,7 +190,7 @@ def load_schedule(optimizer: torch.optim.Optimizer, scheduler: Any, checkpoint: 
     saved, groups = checkpoint["optimizer"], optimizer.state_dict()["param_groups"]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     fits = (
-        _is_alike(saved["param_groups"], groups)
+        _is_alike([{**group, "fused": None} for group in saved["param_groups"]], groups)
         and isinstance(saved["state"], dict)
         and all(_is_state(state, index, parameters, optimizer) for index, state in saved["state"].items())
         and _is_alike(checkpoint["scheduler"], scheduler.state_dict())
@@ -193,8 +198,24 @@ def load_schedule(optimizer: torch.optim.Optimizer, scheduler: Any, checkpoint: 
     )
     if not fits:
         raise InputError(f"{path} does not fit the optimiser: give the same --freeze-backbone and --optimizer")
+    # How a step is computed is the device's matter: a run may go on on another one.
+    saved["param_groups"] = [{**kept, "fused": fresh["fused"]} for kept, fresh in zip(saved["param_groups"], groups)]
     optimizer.load_state_dict(saved)
     scheduler.load_state_dict(checkpoint["scheduler"])
+
+
+def load_scaler(scaler: torch.amp.GradScaler, checkpoint: dict[str, Any], path: Path) -> None:
+    """Puts the checkpoint's scale of the loss into that of a run, if both have one.
+
+    Raises:
+        InputError: if it does not fit.
+    """
+    saved, fresh = checkpoint["scaler"], scaler.state_dict()
+    if not saved or not fresh:  # another --amp than before begins with a new one
+        return
+    if saved.keys() != fresh.keys() or saved["scale"] <= 0:
+        raise InputError(f"{path} does not fit --amp fp16: give the --amp that it was made with")
+    scaler.load_state_dict(saved)
 
 
 _STATE = {torch.optim.SGD: {"momentum_buffer"}, torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}}

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import torch
 
+from utils import distributed
+
 
 class InputError(ValueError):
     """Something that the user gave can't be used. One line: which file or flag, and how to mend it."""
@@ -16,7 +18,8 @@ class InputError(ValueError):
 def one_line_errors(*kinds: type[Exception]) -> Callable:
     """Decorator of a script's `main`: `InputError` and `kinds` become one line on stderr and exit code 2.
 
-    So do errors of the system, of files and of memory. Ctrl-C becomes exit code 130.
+    So do errors of the system, of files and of memory. Ctrl-C becomes exit code 130. Of several processes the first to
+    fail alone says why; the others, which would wait for it, end with it.
 
     Args:
         kinds: the exception types by which the packages say that their input is bad.
@@ -25,8 +28,11 @@ def one_line_errors(*kinds: type[Exception]) -> Callable:
     def decorate(main: Callable) -> Callable:
         @functools.wraps(main)
         def wrapped(argv=None):
+            failed = True
             try:
-                return main(argv)
+                code = main(argv)
+                failed = False
+                return code
             except KeyboardInterrupt:  # outside the steps of training, which finish and save
                 print("stopped", file=sys.stderr)
                 raise SystemExit(130) from None
@@ -35,8 +41,12 @@ def one_line_errors(*kinds: type[Exception]) -> Callable:
                 if text is None:
                     raise
                 traceback.clear_frames(error.__traceback__)  # ends the loaders' workers, which wait on
-                print(f"error: {text}", file=sys.stderr)
+                if distributed.fails_first():
+                    distributed.disconnect(failed)
+                    print(f"error: {text}", file=sys.stderr)
                 raise SystemExit(2) from None
+            finally:
+                distributed.disconnect(failed)
 
         return wrapped
 
@@ -45,8 +55,12 @@ def one_line_errors(*kinds: type[Exception]) -> Callable:
 
 MENDS = {
     "does not have a deterministic implementation": "leave out --deterministic, or give --device cpu",
+    "shared memory": "lower --num-workers, or give the machine more of it (docker run --shm-size 8g)",
+    "gloo/transport": "another process of this run has ended: start all of them again, with continue",
+    "NCCL": "another process of this run has ended, or has no GPU: start all of them again, with continue",
     "DataLoader worker": "a process that reads pictures died: lower --num-workers or free some memory",
     "out of memory": "lower --batch-size or --input-size (--longest-side of photos)",
+    "TORCHDYNAMO_VERBOSE": "leave out --compile, or install what it lacks",
     "can't allocate memory": "lower --batch-size or --input-size",
 }
 """Parts of the messages of torch's `RuntimeError` that tell of the machine, not of a mistake in the code."""
@@ -64,7 +78,8 @@ def one_line(error: Exception, kinds: tuple[type[Exception], ...]) -> str | None
     if isinstance(error, MemoryError):
         return f"out of memory: {MENDS['out of memory']}"
     mend = next((mend for part, mend in MENDS.items() if part in str(error)), None)
-    return mend and f"{message(error)[:200]}: {mend}"
+    text = message(error).split(" Set TORCHDYNAMO_VERBOSE")[0]  # advice for those who develop the compiler
+    return mend and f"{text[:200]}: {mend}"
 
 
 def message(error: Exception) -> str:

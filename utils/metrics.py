@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from utils import distributed
+
 HEADLINES = (
     ("seen", "miou_seen"),
     ("unseen", "miou_unseen"),
@@ -55,20 +57,28 @@ class ConfusionMatrix:
         """
         if label.shape != prediction.shape:
             raise ValueError(f"shapes differ: label {list(label.shape)}, prediction {list(prediction.shape)}")
+        self.update_each(label.reshape(1, -1), prediction.reshape(1, -1))
+
+    @torch.no_grad()
+    def update_each(self, label: Tensor, prediction: Tensor) -> Tensor:
+        """Count one batch as `update` does; integer [N, ...] twice -> the counts of each picture, int64 [N, C, C]."""
+        if label.shape != prediction.shape:
+            raise ValueError(f"shapes differ: label {list(label.shape)}, prediction {list(prediction.shape)}")
         for name, tensor in (("label", label), ("prediction", prediction)):
             if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
                 raise ValueError(f"{name} must be an integer tensor, not {tensor.dtype}")
         if not self._settled:
             self._bins, self._settled = self._bins.to(label.device), True
 
-        index = self._bin_index(label.flatten().long(), prediction.flatten().long())
+        index = self._bin_index(label.flatten(1).long(), prediction.flatten(1).long())
         # torch.bincount would wait for the GPU to learn the highest index. This does not, and integer sums
         # are exact in any order.
-        bins = torch.zeros_like(self._bins, device=index.device)
-        bins.scatter_add_(0, index, torch.ones_like(index))
+        bins = torch.zeros(len(index), len(self._bins), dtype=torch.int64, device=index.device)
+        bins.scatter_add_(1, index, torch.ones_like(index))
         if index.device.type == "cpu":
-            self._raise_out_of_range(bins)
-        self._bins += bins.to(self._bins.device)
+            self._raise_out_of_range(bins.sum(0))
+        self._bins += bins.sum(0).to(self._bins.device)
+        return bins[:, : self.num_classes**2].view(-1, self.num_classes, self.num_classes)
 
     @property
     def matrix(self) -> Tensor:
@@ -77,7 +87,7 @@ class ConfusionMatrix:
         return self._bins[: self.num_classes**2].view(self.num_classes, self.num_classes)
 
     def _bin_index(self, label: Tensor, prediction: Tensor) -> Tensor:
-        """int64 [P], int64 [P] -> bin of each pixel, int64 [P]. (Boolean indexing would wait for the GPU.)"""
+        """int64 [N, P], int64 [N, P] -> bin of each pixel, int64 [N, P]. (Boolean indexing would wait for the GPU.)"""
         count = self.num_classes
         inside = (label >= 0) & (label < count) & (prediction >= 0) & (prediction < count)
         index = torch.where(inside, label * count + prediction, count**2)
@@ -116,10 +126,13 @@ class ZeroShotMetrics:
         self.gzsl = ConfusionMatrix(len(names), ignore_index, device)
         self.zsl = ConfusionMatrix(len(names) - num_seen, -1, device)
         self._pictures: list[Tensor] = []
+        self._order: list[int] = []
 
     @torch.no_grad()
-    def update(self, logits: Tensor, label: Tensor) -> None:
+    def update(self, logits: Tensor, label: Tensor, index: Tensor | None = None) -> None:
         """Count one batch: logits [N, K, H, W] (or any other score), label [N, H, W] of 0 ... K - 1.
+
+        `index`, int64 [N] on the CPU, says which pictures they are; None: those that follow.
 
         GZSL: argmax over all K classes at every pixel. ZSL: argmax over the unseen classes where the truth is
         unseen.
@@ -129,10 +142,18 @@ class ZeroShotMetrics:
             raise ValueError(f"logits must be [N, {len(self.names)}, H, W], not {list(logits.shape)}")
         unseen = (label >= self.num_seen) & (label != self.ignore_index)
         zsl_label = torch.where(unseen, label.long() - self.num_seen, self.zsl.ignore_index)
-        best = _best_class(logits)
-        self.gzsl.update(label, best)
-        self._pictures.append(picture_figures(label, best, len(self.names), self.ignore_index))
-        self.zsl.update(zsl_label, _best_class(logits[:, self.num_seen :]))
+        best, best_unseen = best_classes(logits, self.num_seen)
+        self._pictures.append(picture_figures(self.gzsl.update_each(label, best)))
+        self.zsl.update(zsl_label, best_unseen)
+        next_one = len(self._order)
+        self._order += range(next_one, next_one + len(label)) if index is None else index.tolist()
+
+    def join(self) -> None:
+        """Takes in what all processes counted; if these share the pictures out, each names its own to `update`."""
+        for counts in self.state():
+            counts.copy_(distributed.joined(counts.cpu()))
+        self._pictures = distributed.gathered([figures.cpu() for figures in self._pictures])
+        self._order = distributed.gathered(self._order)
 
     def state(self) -> list[Tensor]:
         """[GZSL counts int64 [K, K], ZSL counts int64 [U, U]], as views: processes sum them in place."""
@@ -171,37 +192,33 @@ class ZeroShotMetrics:
         """What a report needs besides `compute`, in plain types.
 
         Args:
-            pictures: the names of the pictures counted, in their order.
+            pictures: the names of all pictures, in whose order those that were counted come.
 
         seen, unseen: class names; confusion: pixel counts, a row a true class
         per_picture:  {picture: [mean IoU of the classes that it shows or is given, pixel accuracy]}
         """
         figures = torch.cat(self._pictures).tolist() if self._pictures else []
+        counted = sorted(zip(self._order, figures))
         return {
             "seen": list(self.names[: self.num_seen]),
             "unseen": list(self.names[self.num_seen :]),
             "confusion": self.gzsl.matrix.cpu().tolist(),
-            "per_picture": dict(zip(pictures, as_json(figures))),
+            "per_picture": {pictures[index]: as_json(figure) for index, figure in counted},
         }
 
     def __str__(self) -> str:
         return format_table(self.compute(), self.names, self.num_seen)
 
 
-@torch.no_grad()
-def picture_figures(label: Tensor, prediction: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
-    """How well each picture was done: integer [N, H, W], twice -> float64 [N, 2].
+def picture_figures(counts: Tensor) -> Tensor:
+    """How well each picture was done, from its pixel counts: int64 [N, C, C] -> float64 [N, 2].
 
     The first figure is the mean IoU of the classes that the picture shows or is given, the second its pixel
     accuracy; NaN for a picture without a valid pixel.
     """
-    valid = (label != ignore_index).flatten(1).long()  # [N, P]
-    label, prediction = label.flatten(1).long().clamp(0, num_classes - 1), prediction.flatten(1).long().clamp(min=0)
-    zeros = torch.zeros(len(label), num_classes, dtype=torch.long, device=label.device)
-    shown, given = zeros.scatter_add(1, label, valid), zeros.scatter_add(1, prediction, valid)  # [N, C]
-    hit = zeros.scatter_add(1, label, valid * (label == prediction))
-    iou = hit.double() / (shown + given - hit)
-    return torch.stack([iou.nanmean(dim=1), hit.sum(1).double() / valid.sum(1)], dim=1)
+    hit = counts.diagonal(dim1=1, dim2=2)  # [N, C]
+    iou = hit.double() / (counts.sum(1) + counts.sum(2) - hit)  # 0 / 0 is NaN, and no part of the mean
+    return torch.stack([iou.nanmean(dim=1), hit.sum(1).double() / counts.sum((1, 2))], dim=1)
 
 
 def class_iou(matrix: Tensor) -> Tensor:
@@ -285,7 +302,17 @@ def _percent(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{100 * value:.1f}"
 
 
-def _best_class(scores: Tensor) -> Tensor:
-    """[N, K, H, W] -> int64 [N, H, W], the class with the highest score; -1 where a score is NaN."""
-    best, index = scores.max(dim=1)
-    return torch.where(best.isnan(), -1, index)
+def best_classes(scores: Tensor, num_seen: int) -> tuple[Tensor, Tensor]:
+    """The class with the highest score, and the unseen class with the highest one: two argmaxes in one look.
+
+    Args:
+        scores: [N, K, H, W], the seen classes first.
+
+    Returns:
+        Indices among all classes and among the unseen ones, int64 [N, H, W]; -1 where one of their scores is NaN.
+    """
+    seen, seen_index = scores[:, :num_seen].max(dim=1)
+    unseen, unseen_index = scores[:, num_seen:].max(dim=1)
+    best = torch.where(seen >= unseen, seen_index, unseen_index + num_seen)  # of equal ones the first
+    no_number = unseen.isnan()
+    return best.masked_fill_(seen.isnan() | no_number, -1), unseen_index.masked_fill_(no_number, -1)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from utils.distributed import is_main
 from utils.recipes import RECIPES, spelt_out
 
 
@@ -40,7 +41,8 @@ class Parser(argparse.ArgumentParser):
         return namespace
 
     def error(self, message: str):
-        print(f"error: {message}", file=sys.stderr)
+        if is_main():  # all processes were given the same
+            print(f"error: {message}", file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -126,6 +128,7 @@ def shared_options(
     _model_options(parser.add_argument_group("model"), backbones, scorings, restore)
     _protocol_options(parser.add_argument_group("method"))
     _optimiser_options(parser.add_argument_group("optimiser"), batch_size)
+    _speed_options(parser.add_argument_group("speed and memory"))
     _running_options(parser.add_argument_group("running"))
     return parser
 
@@ -277,7 +280,8 @@ def _optimiser_options(group, batch_size: int) -> None:
         type=count,
         default=batch_size,
         metavar="N",
-        help="source pictures a step; lower it where memory runs out, and --learning-rate with it",
+        help="source pictures a step, of all processes together; lower it where memory runs out, and --learning-rate "
+        "with it",
     )
     group.add_argument(
         "--target-batch-size", type=count, metavar="N", help="target pictures a step (default: as --batch-size)"
@@ -494,6 +498,31 @@ def _running_options(group) -> None:
     )
 
 
+def _speed_options(group) -> None:
+    group.add_argument(
+        "--accumulate",
+        type=count,
+        default=1,
+        metavar="N",
+        help="put a process's pictures of a step through the network in N parts: memory for one part, the losses and "
+        "gradients of the whole batch, a third more time; raise it, rather than lower --batch-size, where memory runs "
+        "out. Batch norm takes its statistics from a part",
+    )
+    group.add_argument(
+        "--amp",
+        choices=["auto", "off", "bf16", "fp16"],
+        default="auto",
+        help="precision of the convolutions; weights and losses are float32 always. auto: bf16 on a GPU that has it, "
+        "else off; fp16 for older GPUs; bf16 on a CPU is quick only where it has instructions for it",
+    )
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the network first, which takes minutes and a C++ compiler (on a GPU Triton too): worth a try for "
+        "long runs on a GPU",
+    )
+
+
 def add_running_options(group) -> None:
     """What the evaluation needs too."""
     group.add_argument(
@@ -501,13 +530,24 @@ def add_running_options(group) -> None:
         type=natural,
         default=min(4, os.cpu_count() or 1),
         metavar="N",
-        help="processes that read pictures; the results do not depend on it",
+        help="processes that read pictures, for each of torchrun's; the results do not depend on it",
+    )
+    group.add_argument(
+        "--evaluation-batch-size",
+        type=count,
+        metavar="N",
+        help="evaluate up to N pictures of one size together (default: 8 on a GPU, 1 on a CPU); lower it where memory "
+        "runs out",
     )
     add_device_option(group)
 
 
 def add_device_option(group) -> None:
-    group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, or auto: the first there is")
+    group.add_argument(
+        "--device",
+        default="auto",
+        help="cpu, cuda, cuda:1, mps, or auto: the first there is; under torchrun cpu or cuda, a GPU a process",
+    )
     group.add_argument(
         "--deterministic",
         action="store_true",

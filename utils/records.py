@@ -16,6 +16,7 @@ import torch
 import torchvision
 from tqdm import tqdm
 
+from utils import distributed
 from utils.errors import InputError
 from utils.files import remove_leftovers, replacing
 
@@ -108,7 +109,8 @@ def _writing(path: Path) -> Iterator[None]:
 class LossMeter:
     """Keeps the losses of the last steps on the device and looks at them only when asked.
 
-    Every look is a device sync, so the loop looks at the log interval and before it saves.
+    Every look is a device sync, so the loop looks at the log interval and before it saves. Several processes look
+    together, and see the sums of their parts.
     """
 
     def __init__(self):
@@ -128,6 +130,7 @@ class LossMeter:
         if self._steps:
             names = list(self._steps[0][1])
             rows = torch.stack([torch.stack([losses[n].float() for n in names]) for _, losses in self._steps])
+            rows = distributed.joined(rows)
             for (step, _), row in zip(self._steps, rows.tolist()):
                 for name, value in zip(names, row):
                     if not math.isfinite(value):
@@ -150,6 +153,11 @@ def peak_memory(device: torch.device) -> float:
     """The most memory that this process has held so far, in GB: of the GPU, or of the machine without one."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
+    status = Path("/proc/self/status")  # of Linux, whose `ru_maxrss` begins with that of the process that started this
+    if status.exists():
+        held = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+        if held:
+            return int(held[0]) * 1024 / 1e9
     try:
         import resource  # not on Windows
     except ImportError:
@@ -167,5 +175,5 @@ def duration(seconds: float) -> str:
 
 
 def progress(items: Iterable, **options: Any) -> Iterator:
-    """A tqdm bar that is quiet where the output is no terminal."""
+    """A tqdm bar that is quiet where the output is no terminal, as in a process that is not the main one."""
     return tqdm(items, disable=None, dynamic_ncols=True, file=sys.stderr, **options)

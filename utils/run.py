@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from utils.checkpoint import check_setting, load_checkpoint, load_model, load_schedule, save_checkpoint
+from utils import distributed
+from utils.checkpoint import check_setting, load_checkpoint, load_model, load_scaler, load_schedule, save_checkpoint
 from utils.errors import InputError
 from utils.evaluation import predictions
 from utils.files import check_writable
 from utils.metrics import DETAILS, HEADLINES, as_json, format_table
+from utils.prefetch import on_device
 from utils.records import (
     GOES_ON,
     KEPT,
@@ -37,6 +40,7 @@ from utils.records import (
     write_evaluation,
 )
 from utils.sheets import label_rows, pictures_showing, prediction_rows, save_sheet, scores
+from utils.waiting import watched
 
 SAME_NETWORK = ("split", "background", "auxiliary_background", "backbone", "embedding", "scoring")
 """Keys of a setting, and flags, that a checkpoint and the run that starts from it must share."""
@@ -48,10 +52,13 @@ SAME_SCHEDULE = ("learning_rate", "head_factor", "optimizer", "momentum", "weigh
 """Flags that a run that goes on can't change: their values lie in the state of its optimiser and schedule."""
 
 REHEARSAL = 4
-"""Steps, and evaluation pictures, of --dry-run; the first of them warms up and is not timed."""
+"""Steps, and evaluation batches, of --dry-run; the first of them warms up and is not timed."""
 
 EXTREMES = 3
 """Worst and best pictures that are drawn at an evaluation, of either so many."""
+
+UNSCALED = torch.amp.GradScaler("cuda", enabled=False)
+"""Scales no loss: what a step in another precision than fp16 takes."""
 
 
 def choose_device(name: str, deterministic: bool = False) -> torch.device:
@@ -62,17 +69,38 @@ def choose_device(name: str, deterministic: bool = False) -> torch.device:
     """
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS looks for it when it is first used
-        torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = not deterministic  # TensorFloat-32, of convolutions only
     torch.use_deterministic_algorithms(deterministic)
     if name == "auto":
         backend = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        return torch.device(backend)
+        return _own_device(torch.device(backend))
     try:
-        device = torch.device(name)
+        device = _own_device(torch.device(name))
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         raise InputError(f"--device {name} can't be used here: choose cpu, or auto for what there is") from error
     return device
+
+
+def _own_device(device: torch.device) -> torch.device:
+    """Of several processes each takes a GPU of its own, or they share the CPU. Raises `InputError` if they can't."""
+    if distributed.share()[1] == 1 or device.type == "cpu":
+        return device
+    if device.type != "cuda" or device.index is not None:
+        raise InputError(f"--device {device} is not for several processes: give cuda or cpu")
+    number = int(os.environ["LOCAL_RANK"])
+    if number >= (found := torch.cuda.device_count()):
+        raise InputError(f"there are {found} GPUs here: give torchrun no higher --nproc-per-node, or --device cpu")
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
+
+
+def choose_amp(name: str, device: torch.device) -> str:
+    """The precision of the convolutions in training called `name`; "auto" is bf16 on a GPU that has it, else off."""
+    if name != "auto":
+        return name
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if has_bf16 else "off"
 
 
 def stage_folder(output_dir: Path, split: int | str, stage: int) -> Path:
@@ -88,9 +116,10 @@ def count_steps(num_pictures: int, batch_size: int, num_epochs: int, max_steps: 
 
 def build_optimizer(groups: list[dict], args: argparse.Namespace) -> torch.optim.Optimizer:
     """The optimiser of `--optimizer` over parameter groups that bring their own rates."""
+    fused = groups[0]["params"][0].is_cuda or None  # one kernel a step; a CPU keeps its rounding
     if args.optimizer == "adamw":
-        return torch.optim.AdamW(groups, weight_decay=args.weight_decay)
-    return torch.optim.SGD(groups, momentum=args.momentum, weight_decay=args.weight_decay)
+        return torch.optim.AdamW(groups, weight_decay=args.weight_decay, fused=fused)
+    return torch.optim.SGD(groups, momentum=args.momentum, weight_decay=args.weight_decay, fused=fused)
 
 
 def setting(args: argparse.Namespace, split: dict[str, list], embedding: Sequence[str]) -> dict[str, Any]:
@@ -111,12 +140,16 @@ def caught_signals() -> Iterator[list[int]]:
 
     That one is left to the system, so it works whatever the process is doing. No file is harmed: see
     `utils.files.replacing`. Outside the main thread, which alone gets signals, it does nothing.
+
+    torchrun hands a Ctrl-C on to processes that the terminal has told already, so under it a third one ends them.
     """
     caught: list[int] = []
+    several = distributed.share()[1] > 1
 
     def note(number: int, _) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        if not caught:  # a plain write: a signal may come in the middle of a print
+        if caught or not several:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if not caught and distributed.is_main():  # a plain write: a signal may come in the middle of a print
             os.write(2, b"\nstopping: finishes the step, then saves; Ctrl-C leaves at once\n")
         caught.append(number)
 
@@ -155,8 +188,12 @@ class Run:
         check_writable(self.folder, f"--output-dir {args.output_dir}")
         self.arguments = {key: _plain(value) for key, value in vars(args).items()}
         groups = model.parameter_groups(args.learning_rate, args.head_factor)
+        device = groups[0]["params"][0].device
         self.optimizer = build_optimizer(groups, args)
         self.scheduler = torch.optim.lr_scheduler.PolynomialLR(self.optimizer, num_steps, args.poly_power)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")  # else it does nothing
+        if self.scaler.is_enabled():  # which may leave out the first steps
+            warnings.filterwarnings("ignore", "Detected call of .lr_scheduler.step")
         self.teacher = teacher
         self.step = 0
         self.best: float | None = None
@@ -198,6 +235,7 @@ class Run:
         if self.teacher is not None:
             load_model(self.teacher, checkpoint, self.latest, "teacher")
         load_schedule(self.optimizer, self.scheduler, checkpoint, self.latest)
+        load_scaler(self.scaler, checkpoint, self.latest)
         if self.scheduler.total_iters != self.num_steps:
             raise InputError(
                 f"{self.latest} is of a run of {self.scheduler.total_iters} steps, not {self.num_steps}: give the same "
@@ -229,10 +267,10 @@ class Run:
         """Source and target batch of each step that is left, on the device, with a progress bar.
 
         Before each step the random state is set from seed and step alone, so that a run that goes on draws
-        what an uninterrupted one draws; see also `dataset.loaders.StepSampler`.
+        what an uninterrupted one draws; see also `dataset.loaders.StepSampler`. Several processes draw each their own.
 
         Nothing is written before the first batch is there. After Ctrl-C or SIGTERM the step is finished, an
-        evaluation that belongs to it too, then `latest.pth` is saved.
+        evaluation that belongs to it too, then `latest.pth` is saved. Several processes agree on the step.
 
         Raises:
             SystemExit: with 130 after Ctrl-C and 143 after SIGTERM.
@@ -241,24 +279,26 @@ class Run:
         with caught_signals() as signals:  # before zip starts the loaders' workers
             # What matters most comes first: a narrow terminal cuts the end off.
             self._bar = progress(
-                itertools.islice(zip(source_batches, target_batches), last),
+                on_device(itertools.islice(zip(watched(source_batches), watched(target_batches)), last), device),
                 total=self.num_steps, initial=self.step, desc=f"stage {self.stage}",
                 bar_format="{l_bar}{bar:20}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}{postfix}]",
             )  # fmt: skip
             try:
                 for number, (source, target) in enumerate(self._bar):
-                    if number == 0 and not self.args.dry_run:
+                    if number == 0 and not self.args.dry_run and distributed.is_main():
                         self._open_folder()
-                    torch.manual_seed((self.args.seed * 1_000_003 + self.step) % 2**63)
-                    self._pictures = len(source[0]) + len(target[0])
-                    yield tuple(
-                        [tensor.to(device, non_blocking=True) for tensor in batch] for batch in (source, target)
-                    )
-                    if signals and not self.args.dry_run:
+                    seed = self.args.seed * 1_000_003 + self.step + distributed.share()[0] * 0x9E3779B97F4A7C15
+                    torch.manual_seed(seed % 2**63)
+                    target_size = self.args.target_batch_size or self.args.batch_size
+                    self._pictures = self.args.batch_size + (target_size if len(target[0]) else 0)
+                    yield source, target
+                    stop = distributed.highest(signals[0] if signals else 0)
+                    if stop and not self.args.dry_run:
                         self.save()
                         print(f"stopped: {self.latest} has step {self.step} of {self.num_steps}; {GOES_ON}", flush=True)
-                    if signals:
-                        raise SystemExit(128 + signals[0])
+                    if stop:
+                        distributed.disconnect(failed=False)
+                        raise SystemExit(128 + stop)
             finally:
                 self._bar = None  # and with it the loaders' workers
                 if self._board is not None:
@@ -308,9 +348,12 @@ class Run:
         weights = self.model.state_dict()
         if not all(tensor.isfinite().all() for tensor in weights.values()):
             raise InputError(f"the weights are not finite after step {self.step}: lower --learning-rate; {KEPT}")
+        if not distributed.is_main():
+            return
         save_checkpoint(
             self.folder / name, stage=self.stage, step=self.step, model=weights,
             optimizer=self.optimizer.state_dict(), scheduler=self.scheduler.state_dict(), best=self.best,
+            scaler=self.scaler.state_dict(),
             teacher={} if self.teacher is None else self.teacher.state_dict(), selection=selection,
             arguments=self.arguments, setting=self.setting,
         )  # fmt: skip
@@ -325,10 +368,11 @@ class Run:
         protocol = {key: self.setting[key] for key in ("target_pixels", "target_images", "background")}
         figures = {key: value for key, value in as_json(result).items() if key not in DETAILS}
         logged = {"stage": self.stage, "step": self.step, **protocol, **losses, **figures}
-        append_log(self.folder, logged)
         described = {"selection": "last", "protocol": describe_protocol(self.setting)}
         self._evaluation = {**logged, **described, **{key: result[key] for key in DETAILS}}
-        write_evaluation(self.folder, self._evaluation)
+        if distributed.is_main():
+            append_log(self.folder, logged)
+            write_evaluation(self.folder, self._evaluation)
         self._bar.clear()
         print(f"\nstage {self.stage}, step {self.step}: {describe_protocol(self.setting)}")
         print(format_table(result, result["seen"] + result["unseen"], len(result["seen"])), flush=True)
@@ -352,7 +396,7 @@ class Run:
             dataset: the evaluation pictures, with their names in `ids`.
             split: the classes that are scored; gives `names`, `num_seen`, `to_mask` and `drawing`, see `utils.sheets`.
         """
-        if self.args.no_pictures:
+        if self.args.no_pictures or not distributed.is_main():
             return
         self._watched = self._watched or pictures_showing(dataset, range(split.num_seen, len(split.names)))
         rows = prediction_rows(self.model, dataset, self._watched, split.to_mask)
@@ -379,7 +423,7 @@ class Run:
 
     def draw_labels(self, image: torch.Tensor, labels: Mapping[str, torch.Tensor], split: Any) -> None:
         """Draws class indices {heading: [N, H, W]} over their pictures, as `draw` does."""
-        if self.args.no_pictures:
+        if self.args.no_pictures or not distributed.is_main():
             return
         self._save_sheet("pseudo_labels", label_rows(image, labels, split.to_mask), split)
 
@@ -388,12 +432,16 @@ class Run:
         if not self._times:
             print(f"dry run: {self.latest} has all {self.num_steps} steps: nothing to do")
             return
+        if not distributed.is_main():
+            return
         step_time = (self._times[-1] - self._times[0]) / max(1, len(self._times) - 1)
-        times = [time.perf_counter()]
-        for _ in itertools.islice(predictions(self.model, evaluation, device), REHEARSAL):
+        times, counts = [], []
+        for _, _, index, logits in itertools.islice(predictions(self.model, evaluation, device), REHEARSAL):
+            logits[0, 0, 0, 0].item()  # waits for the device
             times.append(time.perf_counter())
+            counts.append(len(index))
         num_pictures, left = len(evaluation.dataset), self.num_steps - self.step + len(self._times)
-        evaluation_time = num_pictures * (times[-1] - times[1]) / max(1, len(times) - 2)
+        evaluation_time = num_pictures * (times[-1] - times[0]) / max(1, sum(counts[1:])) / distributed.share()[1]
         every = self.args.evaluate_every
         evaluations = max(1, -(-left // every)) if every else 1
         memory, total = peak_memory(device), left * step_time + evaluations * evaluation_time
