@@ -45,16 +45,18 @@ class Discovery(nn.Module):
         naming: how clusters get a name, see `name_clusters`.
         names: evidence of the ImageNet classifier, added to that of `namer`; None: that alone.
         namer: one of `NAMERS`.
+        one_name: label at most one unseen class a picture.
+        picture_gate: no pixel outside its picture's highest `picture_gate` of scores is labelled unseen.
     """
 
     def __init__(
         self, student: Segmenter, num_seen: int, num_clusters: int, naming: str = "mean",
-        names: ImageNetNames | None = None, namer: str = "network",
+        names: ImageNetNames | None = None, namer: str = "network", one_name: bool = False, picture_gate: float = 1.0,
     ):  # fmt: skip
         super().__init__()
         if namer not in NAMERS:
             raise ValueError(f"namer {namer!r}: choose one of {', '.join(NAMERS)}")
-        self.namer = namer
+        self.namer, self.one_name, self.picture_gate = namer, one_name, picture_gate
         num_unseen = student.num_auxiliary + len(student.projection.class_embeddings) - num_seen
         self.num_seen, self.num_clusters, self.naming, self.names = num_seen, num_clusters, naming, names
         self.teacher = copy.deepcopy(student)
@@ -67,6 +69,7 @@ class Discovery(nn.Module):
         self.register_buffer("spread", torch.ones(channels))
         self.register_buffer("centroids", torch.zeros(max(num_clusters, 1), channels))
         self.register_buffer("cluster_name", torch.zeros(max(num_clusters, 1), dtype=torch.long))
+        self.register_buffer("cluster_fit", torch.zeros(max(num_clusters, 1)))  # evidence for that name
         self.register_buffer("log_ratio", torch.zeros(max(num_clusters, 1)))
         self.register_buffer("cluster_doubt", torch.zeros(max(num_clusters, 1)))
         self.register_buffer("cuts", torch.zeros(num_unseen))
@@ -107,7 +110,7 @@ class Discovery(nn.Module):
             source: batches of (image uint8 [N, 3, H, W], label uint8 [N, H, W]) for the namer "regression".
         """
         self.teacher.load_state_dict(student.state_dict())
-        features, logits = self._sample(target, self._look)
+        features, logits, picture = self._sample(target, self._look)
         first = self.round == 0
         self.round += 1
         if first and self.num_clusters:
@@ -117,12 +120,13 @@ class Discovery(nn.Module):
         if self.num_clusters:
             self.cluster_doubt.copy_(mean_by(cluster, doubt, len(self.centroids)))
         score, name = self._score(cluster, doubt), self._name(cluster, logits)
+        allowed = self._allowed(picture, cluster, name, score)
         gate_cut = score.quantile(1 - gate)
         for c in range(len(self.cuts)):
-            given = score[name == c]
+            given = score[(name == c) & allowed]
             self.cuts[c] = torch.maximum(given.quantile(1 - keep), gate_cut) if len(given) else torch.inf
         self.known_cut.copy_(score.quantile(keep_known) if keep_known else score.new_tensor(-torch.inf))
-        count = name[score >= self.cuts[name]].bincount(minlength=len(self.cuts)).clamp(min=1)
+        count = name[allowed & (score >= self.cuts[name])].bincount(minlength=len(self.cuts)).clamp(min=1)
         self.class_weight[self.num_seen :] = (count.float().mean() / count).pow(rare_power).clamp(max=5)
 
     @torch.no_grad()
@@ -131,9 +135,12 @@ class Discovery(nn.Module):
         features, logits = self._look(image)  # [N, h, w, C], [N, h, w, K]
         cluster, doubt = self._assign(features), log_doubt(logits, self.num_seen)
         score, name = self._score(cluster, doubt), self._name(cluster, logits)
+        inside = F.interpolate(valid[:, None].float(), size=name.shape[1:], mode="nearest-exact")[:, 0] > 0
+        picture = torch.arange(len(image), device=name.device)[:, None, None].expand_as(name)
+        allowed = self._allowed(picture, cluster, name, score.masked_fill(~inside, -torch.inf))
         label = torch.full_like(name, ignore_index)
         label = torch.where(score <= self.known_cut, logits[..., : self.num_seen].argmax(-1), label)
-        label = torch.where(score >= self.cuts[name], name + self.num_seen, label)
+        label = torch.where(allowed & (score >= self.cuts[name]), name + self.num_seen, label)
         full = F.interpolate(label[:, None].float(), size=image.shape[-2:], mode="nearest-exact")[:, 0].long()
         return torch.where(valid, full, ignore_index)
 
@@ -152,7 +159,8 @@ class Discovery(nn.Module):
     ) -> list[torch.Tensor]:
         """What `look` says, each [P, ...], of at most `PIXELS` valid cells of each picture, drawn by a fixed seed.
 
-        Where a batch has labels in place of `valid`, valid is what is labelled, and the labels come last.
+        Where a batch has labels in place of `valid`, valid is what is labelled, and the labels come next. The number of
+        the picture, [P], comes last.
         """
         draw = torch.Generator().manual_seed(0)
         kept = []
@@ -165,7 +173,7 @@ class Discovery(nn.Module):
             for i, cells in enumerate(valid.flatten(1)):
                 cells = cells.nonzero()[:, 0]
                 cells = cells[torch.randperm(len(cells), generator=draw)[:PIXELS]].to(self.centre.device)
-                kept.append([values[i].flatten(0, 1)[cells] for values in maps])
+                kept.append([*(values[i].flatten(0, 1)[cells] for values in maps), torch.full_like(cells, len(kept))])
         return [torch.cat(values) for values in zip(*kept)]
 
     def _make_clusters(self, features: torch.Tensor, logits: torch.Tensor, others: Iterable, source: Iterable) -> None:
@@ -187,11 +195,13 @@ class Discovery(nn.Module):
         evidence = standardise(evidence)
         if self.names is not None:
             evidence = standardise(evidence + standardise(self.names(features)))
-        self.cluster_name.copy_(name_clusters(mean_by(cluster, evidence, self.num_clusters), in_target, self.naming))
+        evidence = mean_by(cluster, evidence, self.num_clusters)
+        self.cluster_name.copy_(name_clusters(evidence, in_target, self.naming))
+        self.cluster_fit.copy_(evidence.gather(1, self.cluster_name[:, None])[:, 0])
 
     def _word_regression(self, source: Iterable) -> torch.Tensor:
         """The map of `word_regression` from centred features, by the labels of the source pictures."""
-        features, label = self._sample(source, lambda image: [self._eye_features(image)])
+        features, label, _ = self._sample(source, lambda image: [self._eye_features(image)])
         auxiliary = self.teacher.num_auxiliary
         words = self.teacher.projection.class_embeddings
         return word_regression(self._centred(features), label, words, self.num_seen - auxiliary, auxiliary)
@@ -210,6 +220,17 @@ class Discovery(nn.Module):
 
     def _score(self, cluster: torch.Tensor, doubt: torch.Tensor) -> torch.Tensor:
         return self.log_ratio[cluster] + self.cluster_doubt[cluster] + doubt
+
+    def _allowed(
+        self, picture: torch.Tensor, cluster: torch.Tensor, name: torch.Tensor, score: torch.Tensor
+    ) -> torch.Tensor:
+        """Which cells may be labelled with their unseen class, for what else their picture shows; all [...], bool."""
+        allowed = torch.ones_like(name, dtype=torch.bool)
+        if self.one_name:
+            allowed = name == dominant_name(picture, name, score + self.cluster_fit[cluster], len(self.cuts))
+        if self.picture_gate < 1:
+            allowed &= share_above(picture, score) < self.picture_gate
+        return allowed
 
     def _name(self, cluster: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         return self.cluster_name[cluster] if self.num_clusters else logits[..., self.num_seen :].argmax(-1)
@@ -233,6 +254,33 @@ def standardise(evidence: torch.Tensor) -> torch.Tensor:
     """
     evidence = centre_rows(evidence)
     return (evidence - evidence.mean(0)) / evidence.std(0).clamp(min=1e-6)
+
+
+def dominant_name(picture: torch.Tensor, name: torch.Tensor, fit: torch.Tensor, num_names: int) -> torch.Tensor:
+    """For each cell the name of the cell of its picture that fits best.
+
+    Args:
+        picture: int64 [...], the number of each cell's picture, below the number of cells.
+        name: int64 [...] in [0, num_names).
+        fit: [...], -inf for a cell that has no say.
+    """
+    best = fit.new_full((picture.numel(), num_names), -torch.inf)  # more rows than pictures: no look at the device
+    index = (picture * num_names + name).flatten()
+    best.view(-1).scatter_reduce_(0, index, fit.flatten(), "amax")
+    return best.argmax(1)[picture]
+
+
+def share_above(picture: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
+    """For each cell the share of its picture's cells that score higher; all [...]; -inf: no cell of the picture."""
+    shape, picture, score = score.shape, picture.flatten(), score.flatten()
+    order = score.argsort(descending=True, stable=True)
+    order = order[picture[order].argsort(stable=True)]  # picture by picture, the highest first
+    zeros = torch.zeros_like(picture)  # more than pictures: no look at the device
+    size = zeros.scatter_add(0, picture, torch.ones_like(picture))
+    counted = zeros.scatter_add(0, picture, (score > -torch.inf).long())
+    place = zeros.scatter(0, order, torch.arange(len(score), device=score.device))
+    place = place - (size.cumsum(0) - size)[picture]
+    return (place / counted[picture].clamp(min=1)).view(shape)
 
 
 def mean_by(group: torch.Tensor, values: torch.Tensor, num_groups: int) -> torch.Tensor:

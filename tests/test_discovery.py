@@ -9,7 +9,16 @@ import torch.nn.functional as F
 import train_st_split
 from dataset.splits import Split
 from helpers import load, mask_path, read_log, same_bits, target_only, train, weights
-from model.discovery import Discovery, kmeans, log_doubt, mean_by, name_clusters, standardise
+from model.discovery import (
+    Discovery,
+    dominant_name,
+    kmeans,
+    log_doubt,
+    mean_by,
+    name_clusters,
+    share_above,
+    standardise,
+)
 from model.imagenet_names import ImageNetNames
 from model.segmenter import Segmenter
 from model.word_regression import with_constant, word_regression
@@ -149,6 +158,35 @@ def test_the_namer_regression_reads_source_labels_and_no_seed(discovery):
     assert torch.equal(*named)
 
 
+def test_a_picture_is_called_by_what_fits_best():
+    picture = torch.tensor([0, 0, 0, 1, 1])
+    name, fit = torch.tensor([0, 1, 1, 0, 2]), torch.tensor([3.0, 1.0, 4.0, 0.5, -torch.inf])
+    assert dominant_name(picture, name, fit, 3).tolist() == [1, 1, 1, 0, 0]
+
+
+def test_the_share_above_is_of_the_picture_and_of_what_counts():
+    picture = torch.tensor([[0, 1], [0, 1], [0, 1], [0, 1]])
+    score = torch.tensor([[0.1, 9.0], [0.4, 7.0], [0.2, -torch.inf], [0.3, -torch.inf]])
+    assert share_above(picture, score)[:, 0].tolist() == [0.75, 0.0, 0.5, 0.25]
+    assert share_above(picture, score)[:2, 1].tolist() == [0.0, 0.5] and (share_above(picture, score)[2:, 1] >= 1).all()
+
+
+def test_one_name_a_picture_and_a_gate_of_its_own(discovery):
+    model, _, pictures = discovery
+    image, valid = pictures[0]
+    labels = {}
+    for one_name, gate in ((False, 1.0), (True, 1.0), (False, 0.25)):
+        teacher = Discovery(model, num_seen=2, num_clusters=3, one_name=one_name, picture_gate=gate)
+        teacher.begin_round(model, pictures, [], keep=1.0, keep_known=0.0)
+        teacher.cluster_name.copy_(torch.tensor([0, 1, 0]))
+        teacher.cuts.fill_(-torch.inf)
+        labels[one_name, gate] = teacher(image, valid).flatten(1)
+    unseen = [{*label.tolist()} - {255} for label in labels[False, 1.0]]
+    assert any(len(found) == 2 for found in unseen)  # else there is nothing to choose
+    assert all(len({*label.tolist()} - {255}) == 1 for label in labels[True, 1.0])
+    assert all(0.1 < (label != 255).float().mean() <= 0.25 for label in labels[False, 0.25])
+
+
 def test_an_unknown_namer_is_refused(discovery):
     with pytest.raises(ValueError, match=r"oracle.*network, regression"):
         Discovery(discovery[0], num_seen=2, num_clusters=3, namer="oracle")
@@ -207,11 +245,15 @@ def test_target_masks_say_nothing_to_a_teacher(data, own_data, tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [{"soft_weights": 3}, {"min_segment": 200}, {"mix": "cutmix"}, {"mix": "classmix"}, {"colour": 0.5},
-     {"gate": 0.1}, {"naming": "hungarian"}, {"namer": "regression"}, {"keep": 0.9}, {"rare_power": 0},
-     {"num_clusters": 0}],
+     {"gate": 0.1}, {"naming": "hungarian"}, {"namer": "regression"}, {"picture_gate": 0.2},
+     {"keep": 0.9}, {"rare_power": 0}, {"num_clusters": 0}],
 )  # fmt: skip
 def test_each_flag_of_a_taught_run_changes_the_network(taught, data, tmp_path, changes):
     assert not same_bits(weights(taught), weights(train(2, data, tmp_path, **TAUGHT | changes)))
+
+
+def test_one_name_a_picture_changes_the_network(taught, data, tmp_path):
+    assert not same_bits(weights(taught), weights(train(2, data, tmp_path, "--one-name", **TAUGHT)))
 
 
 def test_only_what_the_views_agree_on_is_labelled_unseen(taught, data, tmp_path, monkeypatch):

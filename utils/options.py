@@ -367,6 +367,21 @@ def self_training_options(group) -> None:
         "pictures that objects of unseen classes fill (not with --teacher self)",
     )
     group.add_argument(
+        "--picture-gate",
+        type=fraction,
+        default=1.0,
+        metavar="SHARE",
+        help="as --gate, of each picture's own pixels: 0.5 leaves the half that looks least unseen alone (not with "
+        "--teacher self)",
+    )
+    group.add_argument(
+        "--one-name",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="label at most one unseen class a picture, that of the pixel that fits best: most pictures show one (not "
+        "with --teacher self)",
+    )
+    group.add_argument(
         "--rare-power",
         type=weight,
         default=0.0,
