@@ -16,6 +16,7 @@ from pathlib import Path
 
 from benchmarks.runs import add_seeds, format_classes, format_results, train
 from dataset.splits import Split, split_name
+from utils.recipes import spelt_out
 
 # Whole pictures as they are (their longest side is 320 pixels), so that a frozen trunk's features are computed once;
 # flips would double them. Rates and steps by the seen classes of source-only training.
@@ -46,8 +47,8 @@ class Row:
 
 
 def best(name: str, *changes) -> Row:
-    """The best recipe with some flags of stage 2 changed."""
-    return Row(name, "best", ("--recipe", "best"), ("--recipe", "best", *changes))
+    """The best recipe with some flags of stage 2 changed; spelt out, for a recipe may change while its name stays."""
+    return Row(name, "best", ("--recipe", "best"), (*spelt_out("best", 2).split(), *changes))
 
 
 ORACLE = ("--target-pixels", "oracle")
