@@ -91,14 +91,14 @@ class _Out(nn.Module):
 class _Frugal(nn.Sequential):
     """Layers in a row that compute what is cheap again in the backward pass, rather than keep it until then.
 
-    That is the first convolution, of three channels only, and what the pools give, with the places of the maxima in 64
-    bits each: two fifths of what VGG16 keeps of a picture, for a thousandth more multiplications. The numbers are the
-    same bits.
+    That is the first block, whose few channels have the most pixels, and what the other pools give, with the places of
+    the maxima in 64 bits each. The numbers are the same bits.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         layers = list(self)
-        first = next(i for i, layer in enumerate(layers) if i > 0 and isinstance(layer, nn.Conv2d)) + 1
+        pool = next(i for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d))
+        first = next(i for i, layer in enumerate(layers) if i > pool and isinstance(layer, nn.Conv2d)) + 1
         x, rest = _again(layers[:first], x), layers[first:]
         while rest:
             # With the convolution that reads it, so that this does not keep it; to run that again is not needed.
@@ -138,8 +138,8 @@ def vgg16() -> Backbone:
     classifier = nn.Sequential(
         nn.AvgPool2d(3, stride=1, padding=1),
         nn.Conv2d(512, 1024, 3, padding=12, dilation=12),
-        nn.ReLU(inplace=True),
         nn.Dropout(0.5),
+        nn.ReLU(inplace=True),  # after the dropout, which commutes with it: so it needs no copy of the features
     )
     return Backbone(_Frugal(*layers), classifier, 1024)
 
