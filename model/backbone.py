@@ -92,14 +92,15 @@ class _Frugal(nn.Sequential):
     """Layers in a row that compute what is cheap again in the backward pass, rather than keep it until then.
 
     That is the first block, whose few channels have the most pixels, and what the other pools give, with the places of
-    the maxima in 64 bits each. The numbers are the same bits.
+    the maxima in 64 bits each. The first block is made again two pictures at a time, for all at once it would need more
+    than anything else in the step. The numbers are the same, but for the order in which gradients are summed.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         layers = list(self)
         pool = next(i for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d))
         first = next(i for i, layer in enumerate(layers) if i > pool and isinstance(layer, nn.Conv2d)) + 1
-        x, rest = _again(layers[:first], x), layers[first:]
+        x, rest = torch.cat([_again(layers[:first], part) for part in x.split(2)]), layers[first:]
         while rest:
             # With the convolution that reads it, so that this does not keep it; to run that again is not needed.
             number = 2 if isinstance(rest[0], nn.MaxPool2d) and rest[1:] else 1
