@@ -47,8 +47,8 @@ class Row:
 
 
 def best(name: str, *changes) -> Row:
-    """The best recipe with some flags of stage 2 changed; spelt out, for a recipe may change while its name stays."""
-    return Row(name, "best", ("--recipe", "best"), (*spelt_out("best", 2).split(), *changes))
+    """The best recipe with some flags of stage 2 changed."""
+    return Row(name, "best", ("--recipe", "best"), ("--recipe", "best", *changes))
 
 
 ORACLE = ("--target-pixels", "oracle")
@@ -130,6 +130,9 @@ def figures(args: argparse.Namespace, row: Row, split: str, seed: int) -> dict |
     )
     if row.stage2 is not None:
         flags = [*shared, *STAGE2, "--output-dir", folder, "--stage1-checkpoint", last, *row.stage2]
+        if "--recipe" in flags:  # spelt out, for a recipe may change while its name stays, and then runs anew
+            at = flags.index("--recipe")
+            flags[at : at + 2] = spelt_out(flags[at + 1], 2).split()
         last = train("train_st_split.py", flags, run, run / "run.log")
     logged = json.loads((run / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     (run / "result.json").write_text(json.dumps(logged), encoding="utf-8")  # what eval.py says of latest.pth too

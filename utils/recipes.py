@@ -28,6 +28,7 @@ def spelt_out(recipe: str, stage: int) -> str:
     """The flags that a recipe stands for in a stage, as one would type them."""
     words = []
     for name, value in RECIPES[recipe][stage].items():
-        flag = "--" + name.strip("_").replace("_", "-")
-        words.append(flag if value is True else f"{flag} {value:g}" if isinstance(value, float) else f"{flag} {value}")
+        flag = ("--no-" if value is False else "--") + name.strip("_").replace("_", "-")
+        text = f"{value:g}" if isinstance(value, float) else str(value)
+        words.append(flag if isinstance(value, bool) else f"{flag} {text}")
     return " ".join(words)
