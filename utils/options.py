@@ -389,6 +389,11 @@ def self_training_options(group) -> None:
         help="a pixel labelled with an unseen class weighs (mean count / the class's count) ** P, at most 5: 0.5 lets "
         "classes that few pixels show be learnt too (not with --teacher self)",
     )
+    _naming_options(group)
+
+
+def _naming_options(group) -> None:
+    """How the target's pixels are put into clusters, and what says which unseen class a cluster is."""
     group.add_argument(
         "--num-clusters",
         type=natural,
