@@ -211,7 +211,8 @@ def test_bad_flags_are_one_line(data, tmp_path, flags, words):
 
 def test_torchrun_trains_and_stops(data, tmp_path):
     """The command of the README, stopped by SIGTERM."""
-    argv = arguments(data, tmp_path / "runs", **FLAGS | {"max_steps": 2000, "evaluate_every": 0, "save_every": 2})
+    endless = {"max_steps": 100_000, "num_epochs": 100_000, "evaluate_every": 0, "save_every": 2}
+    argv = arguments(data, tmp_path / "runs", **FLAGS | endless)
     folder = tmp_path / "runs" / "split1" / "stage1"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     process = subprocess.Popen(

@@ -49,13 +49,17 @@ def told(monkeypatch):
     return Told(monkeypatch)
 
 
-def test_a_batch_that_does_not_come_is_one_line(told):
-    """The second batch comes no sooner than that was said; the others are there at once."""
+def test_a_batch_that_does_not_come_is_one_line(told, monkeypatch):
+    """The second batch takes an hour, and comes no sooner than that was said; the others take no time."""
+    clock = [0.0]
+    monkeypatch.setattr(waiting, "monotonic", lambda: clock[0])
 
     def ready(item):
         if item == 1:
+            clock[0] += 1800
             assert told.event.wait(60)
-            time.sleep(0.05)  # time enough to say it again
+            clock[0] += 1800
+            time.sleep(0.05)  # several looks, enough to say it again
 
     assert list(watched(Batches(range(4), ready), seconds=0.01)) == [0, 1, 2, 3]
     assert len(told.lines) == 1 and "\n" not in told.lines[0]

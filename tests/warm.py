@@ -189,8 +189,21 @@ def note_saves(journal: Path) -> None:
     utils.run.save_checkpoint = noting
 
 
+def stand_still(journal: Path, number: int) -> None:
+    """As above; save `number` is not begun for an hour."""
+    note_saves(journal)
+    save, saves = utils.run.save_checkpoint, itertools.count(1)
+
+    def waiting(path, **content):
+        if next(saves) == number:
+            time.sleep(3600)
+        save(path, **content)
+
+    utils.run.save_checkpoint = waiting
+
+
 def die_in_save(journal: Path, number: int, share: float) -> None:
-    """As above; SIGKILL in save `number` after `share` of the bytes, or, if above 1, just after the renaming."""
+    """As `note_saves`; SIGKILL in save `number` after `share` of the bytes, or, if above 1, just after the renaming."""
     save = utils.run.save_checkpoint
     note_saves(journal)
     noting, write, saves = utils.run.save_checkpoint, torch.save, itertools.count(1)

@@ -201,6 +201,7 @@ class Run:
         self._watched: list[int] = []
         self._writer = summary_writer() if args.tensorboard else None
         self._pictures, self._times = 0, []
+        self._looked = 0, 0.0  # the step and the time of the last look at the losses
 
     @property
     def latest(self) -> Path:
@@ -287,6 +288,8 @@ class Run:
                 for number, (source, target) in enumerate(self._bar):
                     if number == 0 and not self.args.dry_run and distributed.is_main():
                         self._open_folder()
+                    if number == 0:
+                        self._looked = self.step, time.perf_counter()
                     seed = self.args.seed * 1_000_003 + self.step + distributed.share()[0] * 0x9E3779B97F4A7C15
                     torch.manual_seed(seed % 2**63)
                     target_size = self.args.target_batch_size or self.args.batch_size
@@ -326,11 +329,12 @@ class Run:
         self._losses.add(self.step, losses)
         if self.args.dry_run or self.due(self.args.log_every) or self.due(self.args.evaluate_every):
             means = self._losses.means()
-            self._times.append(time.perf_counter())
-            steps_a_second = None if self._bar.disable else self._bar.format_dict["rate"]
-            speed = f"{self._pictures * steps_a_second:.1f} pictures/s, " if steps_a_second else ""
+            (step, before), now = self._looked, time.perf_counter()
+            self._looked = self.step, now
+            self._times.append(now)
+            speed = self._pictures * (self.step - step) / max(now - before, 1e-9)
             parts = " ".join(f"{name} {value:.3f}" for name, value in means.items())
-            self._bar.set_postfix_str(f"{speed}lr {rate:.1e}, {parts}")
+            self._bar.set_postfix_str(f"{speed:.1f} pictures/s, lr {rate:.1e}, {parts}")
             if self._board is not None:
                 self._scalars({**{f"loss/{name}": value for name, value in means.items()}, "learning rate": rate})
 
