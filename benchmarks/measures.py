@@ -6,6 +6,7 @@
 import argparse
 import contextlib
 import io
+import multiprocessing
 import os
 import re
 import statistics
@@ -32,6 +33,7 @@ from dataset.voc import EvaluationDataset, SourceDataset, evaluation_dataset, tr
 from model.segmenter import Segmenter
 from utils.errors import InputError
 from utils.evaluation import evaluate, pictures_at_once
+from utils.heap import keep_memory
 from utils.metrics import ZeroShotMetrics
 
 DIMENSIONS = 600  # of word2vec and fastText together
@@ -73,6 +75,57 @@ def matrix_product(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[
             a @ b
 
     return multiply, 2.0 * side**3 * times
+
+
+class Apart:
+    """Steps in a process of its own, as its user would start it: what one does with the machine is not the other's.
+
+    Args:
+        build: makes a step, `our_step` or `plain_step`.
+        args: the flags of `benchmarks.speed`.
+        source: pictures for its batches.
+        device: where it steps.
+        number: of steps a call.
+
+    Raises:
+        InputError: if the process ends, as it does where memory runs out.
+    """
+
+    def __init__(self, build: Callable, args: argparse.Namespace, source: SourceDataset, device, number: int):
+        context = multiprocessing.get_context("spawn")
+        self._here, there = context.Pipe()
+        threads = torch.get_num_threads()
+        context.Process(target=_serve, args=(there, build, args, source, device, number, threads), daemon=True).start()
+        there.close()
+        self._ask()  # until it stands ready
+
+    def __call__(self) -> None:
+        self._here.send("go")
+        self._ask()
+
+    def _ask(self) -> None:
+        try:
+            self._here.recv()
+        except EOFError as error:
+            raise InputError("a measured process ended: lower --batch-size or --input-size") from error
+
+    def close(self) -> None:
+        self._here.close()
+
+
+def _serve(
+    there, build: Callable, args, source: SourceDataset, device: torch.device, number: int, threads: int
+) -> None:
+    torch.set_num_threads(threads)
+    batches = training_batches(source, args.batch_size, args.input_size, args.classes, device)
+    step = build(args, batches, args.classes, device)
+    with contextlib.suppress(EOFError):  # of the other end, which closes when all is measured
+        while True:
+            there.send("ready")
+            there.recv()
+            for _ in range(number):
+                step()
+            wait_for(device)
 
 
 @contextlib.contextmanager
@@ -150,6 +203,7 @@ def training_batches(
 def our_step(args, batches, num_classes: int, device: torch.device) -> Callable[[], None]:
     """A training step of the script, with the copy of its batch to the device."""
     stage, model = script_arguments(args), network(args, num_classes, device).train()
+    keep_memory(stage.keep_memory, device)
     groups = model.parameter_groups(stage.learning_rate, stage.head_factor)
     optimizer = utils.run.build_optimizer(groups, stage)
     num_seen = seen_of(num_classes)
@@ -189,19 +243,16 @@ def convolution_flop(step: Callable[[], None]) -> float:
 
 def measure_training(args, source: SourceDataset, device: torch.device) -> dict[str, float]:
     batches = training_batches(source, args.batch_size, args.input_size, args.classes, device)
-    step, number = our_step(args, batches, args.classes, device), 10 if device.type == "cuda" else 1
+    flop = convolution_flop(plain_step(args, batches, args.classes, device))  # ours would count what it computes again
+    number = 10 if device.type == "cuda" else 1
     dtypes = {"float32": torch.float32} | ({"bfloat16": torch.bfloat16} if device.type == "cuda" else {})
     products = {name: matrix_product(device, dtype) for name, dtype in dtypes.items()}
-    plain_one = plain_step(args, batches, args.classes, device)
-    flop = convolution_flop(plain_one)  # ours would count what it computes again
-    times = in_turn(
-        {
-            **{name: multiply for name, (multiply, _) in products.items()},
-            "plain": lambda: [plain_one() for _ in range(number)],
-            "ours": lambda: [step() for _ in range(number)],
-        },
-        device, args.repeats,
-    )  # fmt: skip
+    works = {"plain": plain_step, "ours": our_step}
+    with contextlib.ExitStack() as stack:
+        steps = {name: Apart(build, args, source, device, number) for name, build in works.items()}
+        for apart in steps.values():
+            stack.callback(apart.close)
+        times = in_turn({name: multiply for name, (multiply, _) in products.items()} | steps, device, args.repeats)
     rates = {name: product_flop / times[name] for name, (_, product_flop) in products.items()}
     pictures_a_step = 2 * args.batch_size
     limit = "bfloat16" if utils.run.choose_amp(script_arguments(args).amp, device) == "bf16" else "float32"

@@ -3,9 +3,11 @@
     python -m benchmarks.memory                                       # VGG16, 171 classes, 4 + 4 crops of 512 pixels
     python -m benchmarks.memory --backbone deeplabv3_mobilenet_v3_large --batch-size 2
     python -m benchmarks.memory --device cuda --batch-size 8
+    python -m benchmarks.memory --keep-memory on                      # what a CPU with room holds for speed
 
 Each is measured in a process of its own: on a CPU by how much the most memory that the process ever held grows over the
-step, on a GPU by the most that was allocated. The plain loop is that of `benchmarks.plain`.
+step, on a GPU by the most that was allocated. The plain loop is that of `benchmarks.plain`. Ours is measured as with
+--keep-memory off, unless that flag says else: it gives what a step needs, not what a process keeps between steps.
 """
 
 import argparse
@@ -23,6 +25,7 @@ from dataset.splits import VOID
 from model.backbone import BACKBONES
 from model.segmenter import Segmenter
 from train_split_lambda import parse_arguments, train_step
+from utils.heap import keep_memory
 from utils.options import Parser, count
 from utils.records import peak_memory
 from utils.run import build_optimizer
@@ -40,7 +43,9 @@ def draw_batches(batch_size: int, size: int, num_seen: int, device) -> tuple:
     return (images[:batch_size], label), (images[batch_size:], valid)
 
 
-def measure(kind: str, backbone: str, num_classes: int, batch_size: int, size: int, device: str, amp: str) -> int:
+def measure(
+    kind: str, backbone: str, num_classes: int, batch_size: int, size: int, device: str, amp: str, keep: str
+) -> int:
     """Bytes that the step of `kind`, "plain" or "ours", needs at most, in this process."""
     num_seen = num_classes - num_classes // 10 - 1
     args = parse_arguments(["--backbone", backbone, "--input-size", str(size)])
@@ -52,6 +57,7 @@ def measure(kind: str, backbone: str, num_classes: int, batch_size: int, size: i
         batches = (plain.normalise(image.float()), label.long()), (plain.normalise(target_image.float()), valid)
         step = partial(plain.train_step, model, plain.optimizers(model), *batches, num_seen)
     else:
+        keep_memory(keep, torch.device(device))
         optimizer = build_optimizer(model.parameter_groups(args.learning_rate, args.head_factor), args)
         step = partial(train_step, model, optimizer, *batches, num_seen, args)
     with contextlib.redirect_stdout(sys.stderr):  # the plain loop prints its losses
@@ -72,13 +78,14 @@ def peak_of(step: Callable[[], object], device: torch.device) -> int:
 
 def compare(
     backbone: str = "vgg16", num_classes: int = 171, batch_size: int = 4, size: int = 512, device: str = "cpu",
-    amp: str = "off",
+    amp: str = "off", keep: str = "off",
 ) -> dict[str, float]:  # fmt: skip
     """{"plain": bytes, "ours": bytes, "ratio": ours / plain}, each measured in a process of its own."""
     peaks = {}
     for kind in ("plain", "ours"):
         flags = ["--backbone", backbone, "--classes", num_classes, "--batch-size", batch_size, "--input-size", size]
-        command = [sys.executable, "-m", "benchmarks.memory", *flags, "--device", device, "--amp", amp, "--one", kind]
+        flags += ["--device", device, "--amp", amp, "--keep-memory", keep]
+        command = [sys.executable, "-m", "benchmarks.memory", "--one", kind, *flags]
         done = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True)
         peaks[kind] = int(done.stdout)
     return {**peaks, "ratio": peaks["ours"] / peaks["plain"]}
@@ -94,6 +101,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--amp", choices=["off", "bf16"], default="off", help="precision of ours, not of the plain loop"
     )
+    parser.add_argument("--keep-memory", choices=["on", "off"], default="off", help="as for the scripts, ours alone")
     parser.add_argument("--one", choices=["plain", "ours"], help="print the bytes of this one alone")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     return parser.parse_args(argv)
@@ -101,7 +109,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_options(argv)
-    what = args.backbone, args.classes, args.batch_size, args.input_size, args.device, args.amp
+    what = args.backbone, args.classes, args.batch_size, args.input_size, args.device, args.amp, args.keep_memory
     if args.one:
         print(measure(args.one, *what))
         return 0

@@ -48,6 +48,16 @@ def test_every_part_gives_its_figures(tmp_path, data, capsys):
     assert printed.index(">= 1.15") < printed.index(">= 2.2") < printed.index("raw figures")
 
 
+def dies(*_):
+    raise SystemExit(1)
+
+
+def test_a_measured_process_that_dies_is_one_line(args, data):
+    source, _ = measures.pictures(args, data)
+    with pytest.raises(InputError, match="lower --batch-size"):
+        measures.Apart(dies, args, source, CPU, 1)
+
+
 def test_it_draws_its_own_pictures(tmp_path):
     assert list(run(tmp_path, "--parts", "input")["ratios"]) == ["input"]
 

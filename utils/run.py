@@ -23,6 +23,7 @@ from utils.checkpoint import check_setting, load_checkpoint, load_model, load_sc
 from utils.errors import InputError
 from utils.evaluation import predictions
 from utils.files import check_writable
+from utils.heap import keep_memory
 from utils.metrics import DETAILS, HEADLINES, as_json, format_table
 from utils.prefetch import on_device
 from utils.records import (
@@ -189,6 +190,7 @@ class Run:
         self.arguments = {key: _plain(value) for key, value in vars(args).items()}
         groups = model.parameter_groups(args.learning_rate, args.head_factor)
         device = groups[0]["params"][0].device
+        keep_memory(args.keep_memory, device)
         self.optimizer = build_optimizer(groups, args)
         self.scheduler = torch.optim.lr_scheduler.PolynomialLR(self.optimizer, num_steps, args.poly_power)
         self.scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")  # else it does nothing
