@@ -164,8 +164,9 @@ def build_teacher(model, split, args, device: torch.device) -> Discovery | None:
     if model.backbone.cache is not None and (args.mix != "none" or args.colour):
         model.backbone.cache.read_only = True  # no such picture is met twice
     return Discovery(
-        model, split.num_seen, args.num_clusters, args.naming, names, args.namer, args.one_name, args.picture_gate
-    ).to(device)
+        model, split.num_seen, args.num_clusters, args.naming, names, args.namer, args.one_name, args.picture_gate,
+        args.teacher_calibration,
+    ).to(device)  # fmt: skip
 
 
 def guide(teacher: Discovery, model, source, target, step: int, num_steps: int, args) -> None:

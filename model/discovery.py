@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import nn
 
+from model.calibration import unseen_wins
 from model.imagenet_names import ImageNetNames
 from model.segmenter import Segmenter
 from model.word_regression import with_constant, word_regression
@@ -47,16 +48,19 @@ class Discovery(nn.Module):
         namer: one of `NAMERS`.
         one_name: label at most one unseen class a picture.
         picture_gate: no pixel outside its picture's highest `picture_gate` of scores is labelled unseen.
+        calibration: nor is a pixel where the teacher, with so much taken from its seen classes' softmax, does not say
+            an unseen class, see `unseen_wins`; 1: it is not asked.
     """
 
     def __init__(
         self, student: Segmenter, num_seen: int, num_clusters: int, naming: str = "mean",
         names: ImageNetNames | None = None, namer: str = "network", one_name: bool = False, picture_gate: float = 1.0,
+        calibration: float = 1.0,
     ):  # fmt: skip
         super().__init__()
         if namer not in NAMERS:
             raise ValueError(f"namer {namer!r}: choose one of {', '.join(NAMERS)}")
-        self.namer, self.one_name, self.picture_gate = namer, one_name, picture_gate
+        self.namer, self.one_name, self.picture_gate, self.calibration = namer, one_name, picture_gate, calibration
         num_unseen = student.num_auxiliary + len(student.projection.class_embeddings) - num_seen
         self.num_seen, self.num_clusters, self.naming, self.names = num_seen, num_clusters, naming, names
         self.teacher = copy.deepcopy(student)
@@ -120,7 +124,7 @@ class Discovery(nn.Module):
         if self.num_clusters:
             self.cluster_doubt.copy_(mean_by(cluster, doubt, len(self.centroids)))
         score, name = self._score(cluster, doubt), self._name(cluster, logits)
-        allowed = self._allowed(picture, cluster, name, score)
+        allowed = self._allowed(picture, cluster, name, score) & self._believed(logits)
         gate_cut = score.quantile(1 - gate)
         for c in range(len(self.cuts)):
             given = score[(name == c) & allowed]
@@ -140,7 +144,8 @@ class Discovery(nn.Module):
         allowed = self._allowed(picture, cluster, name, score.masked_fill(~inside, -torch.inf))
         label = torch.full_like(name, ignore_index)
         label = torch.where(score <= self.known_cut, logits[..., : self.num_seen].argmax(-1), label)
-        label = torch.where(allowed & (score >= self.cuts[name]), name + self.num_seen, label)
+        found = allowed & self._believed(logits) & (score >= self.cuts[name])
+        label = torch.where(found, name + self.num_seen, label)
         full = F.interpolate(label[:, None].float(), size=image.shape[-2:], mode="nearest-exact")[:, 0].long()
         return torch.where(valid, full, ignore_index)
 
@@ -231,6 +236,10 @@ class Discovery(nn.Module):
         if self.picture_gate < 1:
             allowed &= share_above(picture, score) < self.picture_gate
         return allowed
+
+    def _believed(self, logits: torch.Tensor) -> torch.Tensor:
+        """Where the calibrated teacher says an unseen class, [..., K] -> bool [...]."""
+        return unseen_wins(logits, self.num_seen, self.calibration)
 
     def _name(self, cluster: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         return self.cluster_name[cluster] if self.num_clusters else logits[..., self.num_seen :].argmax(-1)

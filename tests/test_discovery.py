@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import train_st_split
 from dataset.splits import Split
 from helpers import load, mask_path, read_log, same_bits, target_only, train, weights
+from model import discovery as discovery_module
 from model.discovery import (
     Discovery,
     dominant_name,
@@ -187,6 +188,24 @@ def test_one_name_a_picture_and_a_gate_of_its_own(discovery):
     assert all(0.1 < (label != 255).float().mean() <= 0.25 for label in labels[False, 0.25])
 
 
+def test_a_calibrated_teacher_labels_only_what_it_says_is_unseen(discovery):
+    model, _, pictures = discovery
+    image, valid = pictures[0]
+    probability = Discovery(model, num_seen=2, num_clusters=3)._look(image)[1].softmax(dim=-1)
+    lead = probability[..., :2].amax(-1) - probability[..., 2:].amax(-1)
+    gammas = 1.0, float(lead.median()), float(lead.min()) - 1e-3
+    labelled = []
+    for gamma in gammas:
+        teacher = Discovery(model, num_seen=2, num_clusters=3, calibration=gamma)
+        teacher.begin_round(model, pictures, [], keep=1.0, keep_known=0.0)
+        teacher.cuts.fill_(-torch.inf)
+        label = teacher(image, valid)
+        labelled.append((label != 255) & (label >= 2))
+        cells = (lead <= gamma)[:, None].float()
+        assert torch.equal(labelled[-1], F.interpolate(cells, size=image.shape[-2:])[:, 0] > 0)
+    assert labelled[0].all() and 0 < labelled[1].float().mean() < 1 and not labelled[2].any()
+
+
 def test_an_unknown_namer_is_refused(discovery):
     with pytest.raises(ValueError, match=r"oracle.*network, regression"):
         Discovery(discovery[0], num_seen=2, num_clusters=3, namer="oracle")
@@ -254,6 +273,15 @@ def test_each_flag_of_a_taught_run_changes_the_network(taught, data, tmp_path, c
 
 def test_one_name_a_picture_changes_the_network(taught, data, tmp_path):
     assert not same_bits(weights(taught), weights(train(2, data, tmp_path, "--one-name", **TAUGHT)))
+
+
+def test_the_teacher_is_asked_as_calibrated(taught, data, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        discovery_module, "unseen_wins", lambda logits, _, gamma: asked.append(gamma) or logits[..., 0] > 9
+    )
+    none = train(2, data, tmp_path, **TAUGHT | {"teacher_calibration": 0.3})
+    assert not same_bits(weights(taught), weights(none)) and set(asked) == {0.3}
 
 
 def test_only_what_the_views_agree_on_is_labelled_unseen(taught, data, tmp_path, monkeypatch):

@@ -376,6 +376,14 @@ def self_training_options(group) -> None:
         "--teacher self)",
     )
     group.add_argument(
+        "--teacher-calibration",
+        type=fraction,
+        default=1.0,
+        metavar="GAMMA",
+        help="no pixel is labelled unseen unless the teacher says an unseen class once GAMMA is taken from the softmax "
+        "of its seen ones (SPNet; choose it on a validation split); 1: it is not asked (not with --teacher self)",
+    )
+    group.add_argument(
         "--one-name",
         action=argparse.BooleanOptionalAction,
         default=False,
