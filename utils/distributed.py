@@ -10,6 +10,7 @@ torchrun tells each process its place in the environment. Without that there is 
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
@@ -70,6 +71,10 @@ def disconnect(failed: bool) -> None:
         sys.stdout, sys.stderr, nowhere = _silent
         _silent.clear()
         nowhere.close()
+    if dist.is_initialized():
+        # Gloo's threads need Python's lock to let go of the last sums. Once the process ends, it holds that lock while
+        # it waits for them, for ever: pytorch/pytorch#56297. Here it is free for as long as they may want it.
+        time.sleep(0.2)
     if dist.is_initialized() and not failed:
         dist.destroy_process_group()
     _store, _turns = None, 0
