@@ -166,7 +166,7 @@ def replicated(model: nn.Module) -> nn.Module:
         for module in model.modules():
             if type(module) is nn.BatchNorm2d:
                 module.__class__ = JoinedBatchNorm
-    replica = Replica(model, gradient_as_bucket_view=True)
+    replica = Replica(model, gradient_as_bucket_view=True, broadcast_buffers=False)  # they are the same everywhere
     replica.register_comm_hook(None, _add_up)
     return replica
 
