@@ -27,7 +27,7 @@ from dataset.splits import SPLITS, VOID
 from dataset.transforms import training_transform
 from dataset.voc import choose_split, evaluation_dataset, training_datasets
 from embeddings import EmbeddingError, imagenet_similarity, load_class_embeddings
-from model.backbone import BACKBONES, IMAGENET_CLASSES, ModelError, imagenet_head
+from model.backbone import BACKBONES, IMAGENET_CLASSES, ModelError, build_backbone, imagenet_head
 from model.cleanup import remove_specks
 from model.discovery import Discovery
 from model.imagenet_names import ImageNetNames
@@ -163,9 +163,14 @@ def build_teacher(model, split, args, device: torch.device) -> Discovery | None:
         names = ImageNetNames(imagenet_head(args.backbone, args.backbone_weights), torch.from_numpy(similarity))
     if model.backbone.cache is not None and (args.mix != "none" or args.colour):
         model.backbone.cache.read_only = True  # no such picture is met twice
+    eyes = None  # ImageNet's features, which stage 1 has not moved
+    if not args.freeze_backbone and args.backbone_weights != "none":
+        weights = "none" if args.restore_from_where == "continue" else args.backbone_weights  # the checkpoint has them
+        with main_first():
+            eyes = build_backbone(args.backbone, weights)
     return Discovery(
         model, split.num_seen, args.num_clusters, args.naming, names, args.namer, args.one_name, args.picture_gate,
-        args.teacher_calibration,
+        args.teacher_calibration, eyes,
     ).to(device)  # fmt: skip
 
 

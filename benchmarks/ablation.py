@@ -6,7 +6,8 @@ Every row trains from ImageNet weights by the two scripts, with nothing but thei
 evaluated at its last checkpoint; mean and standard deviation over seeds. A run that is done is not done again, one that
 was interrupted goes on, and lanes can work side by side (`--seeds 1`, `--seeds 2`, `--rows ...`): the command without
 them then prints the table, and `--only-table` prints what there is without training anything. `--words FILE` adds the
-rows of other words: any file that `--embedding` reads, such as the wheel of a sentence encoder.
+rows of other words: any file that `--embedding` reads, such as the wheel of a sentence encoder. `--end-to-end` trains
+the backbone too, for which a GPU is wanted: give it an `--output-dir` of its own.
 """
 
 import argparse
@@ -29,6 +30,8 @@ SHARED = [
 ]  # fmt: skip
 STAGE1 = ["--max-steps", 400, "--learning-rate", 2e-4, "--batch-size", 10, "--target-batch-size", 4]
 STAGE2 = ["--max-steps", 200, "--learning-rate", 3e-5, "--batch-size", 12, "--target-batch-size", 8]
+# End to end the trunk learns too, at a quarter of the rate, and what follows it as before. Nobody has tuned this.
+UNFROZEN = ["--head-factor", 40]
 SPLIT = 4
 GAMMAS = (0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 
@@ -126,6 +129,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--splits", nargs="+", default=[str(SPLIT)], help="splits to run the rows on")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these rows (default: all)")
     parser.add_argument("--words", nargs="+", type=Path, default=[], metavar="FILE", help="rows of other words too")
+    parser.add_argument("--end-to-end", action="store_true", help="train the backbone too, on a GPU if there is one")
     parser.add_argument("--only-table", action="store_true", help="train nothing; tables of the runs that are done")
     add_seeds(parser, [1, 2, 3])
     args = parser.parse_args(argv)
@@ -175,22 +179,37 @@ def trained(args: argparse.Namespace, row: Row, split: str, seed: int) -> Path:
     """Trains what a row needs, unless it is done; returns its last checkpoint."""
     root, run = args.output_dir.resolve(), run_folder(args, row, split, seed)
     begun = root / row.start / f"seed{seed}"
-    more = ["--data-path", args.data_path.resolve(), "--cache-features", root / "features", "--split", split]
-    more += ["--embedding-path", args.embedding_path.resolve()] if args.embedding_path else []
-    more += ["--evaluation-list", args.evaluation_list] if args.evaluation_list else []
+    shared = [*SHARED, "--data-path", args.data_path.resolve(), "--cache-features", root / "features", "--split", split]
+    shared += ["--embedding-path", args.embedding_path.resolve()] if args.embedding_path else []
+    shared += ["--evaluation-list", args.evaluation_list] if args.evaluation_list else []
+    shared += ["--seed", seed]
+    rates = [STAGE1, STAGE2]
+    if args.end_to_end:
+        shared, rates = unfrozen(shared), [unfrozen(flags) for flags in rates]
     print(f"split {split}, seed {seed}, {row.name}: {run / 'run.log'}", file=sys.stderr, flush=True)
     first = begun / f"split{split}" / "stage1"
-    shared = [*SHARED, *more, "--seed", seed]
-    last = train(
-        "train_split_lambda.py", [*shared, *STAGE1, "--output-dir", begun, *row.stage1], first, first / "run.log"
-    )
+    flags = [*shared, *rates[0], "--output-dir", begun, *row.stage1]
+    last = train("train_split_lambda.py", flags, first, first / "run.log")
     if row.stage2 is not None:
-        flags = [*shared, *STAGE2, "--output-dir", run.parents[1], "--stage1-checkpoint", last, *row.stage2]
+        flags = [*shared, *rates[1], "--output-dir", run.parents[1], "--stage1-checkpoint", last, *row.stage2]
         if "--recipe" in flags:  # spelt out, for a recipe may change while its name stays, and then runs anew
             at = flags.index("--recipe")
             flags[at : at + 2] = spelt_out(flags[at + 1], 2).split()
         last = train("train_st_split.py", flags, run, run / "run.log")
     return last
+
+
+def unfrozen(flags: Sequence) -> list:
+    """The flags of a run that trains the backbone too."""
+    flags = list(flags)
+    for name in ("--cache-features", "--freeze-backbone"):
+        if name in flags:
+            at = flags.index(name)
+            del flags[at : at + (2 if name == "--cache-features" else 1)]
+    if "--learning-rate" in flags:
+        flags[flags.index("--learning-rate") + 1] /= 4
+        flags += UNFROZEN
+    return flags
 
 
 def slug(name: str) -> str:

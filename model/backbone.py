@@ -352,7 +352,10 @@ def imagenet_head(name: str, weights: str = "imagenet") -> nn.Module:
     recipe = _RECIPES[name]
     if recipe.head is None or weights == "none":
         able = ", ".join(name for name, recipe in _RECIPES.items() if recipe.head)
-        raise ModelError(f"--imagenet-names needs the ImageNet classifier of one of {able}: choose that --backbone")
+        raise ModelError(
+            f"--imagenet-names needs the ImageNet classifier of one of {able}: choose that --backbone, or add "
+            "--no-imagenet-names"
+        )
     state = _imagenet_state(name, recipe) if weights == "imagenet" else _local_state(Path(weights))
     try:
         head = recipe.head(state)

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import nn
 
+from model.backbone import Backbone
 from model.calibration import unseen_wins
 from model.imagenet_names import ImageNetNames
 from model.segmenter import Segmenter
@@ -48,6 +49,8 @@ class Discovery(nn.Module):
         namer: one of `NAMERS`.
         one_name: label at most one unseen class a picture.
         picture_gate: no pixel outside its picture's highest `picture_gate` of scores is labelled unseen.
+        eyes: what gives the features of the clusters, where the student's trunk is trained; None: a copy of that as the
+            first round begins. A frozen trunk is its own.
         calibration: nor is a pixel where the teacher, with so much taken from its seen classes' softmax, does not say
             an unseen class, see `unseen_wins`; 1: it is not asked.
     """
@@ -55,7 +58,7 @@ class Discovery(nn.Module):
     def __init__(
         self, student: Segmenter, num_seen: int, num_clusters: int, naming: str = "mean",
         names: ImageNetNames | None = None, namer: str = "network", one_name: bool = False, picture_gate: float = 1.0,
-        calibration: float = 1.0,
+        calibration: float = 1.0, eyes: Backbone | None = None,
     ):  # fmt: skip
         super().__init__()
         if namer not in NAMERS:
@@ -64,7 +67,10 @@ class Discovery(nn.Module):
         num_unseen = student.num_auxiliary + len(student.projection.class_embeddings) - num_seen
         self.num_seen, self.num_clusters, self.naming, self.names = num_seen, num_clusters, naming, names
         self.teacher = copy.deepcopy(student)
-        self.eyes = self.teacher.backbone if student.backbone.frozen else copy.deepcopy(student.backbone)
+        self.own_eyes = eyes is None  # not those of another network
+        if eyes is None:
+            eyes = self.teacher.backbone if student.backbone.frozen else copy.deepcopy(student.backbone)
+        self.eyes = eyes
         self.requires_grad_(False).eval()
         with torch.no_grad():
             channels = self.eyes.trunk(torch.zeros_like(student.backbone.mean).expand(1, 3, 64, 64)).shape[1]
@@ -114,8 +120,10 @@ class Discovery(nn.Module):
             source: batches of (image uint8 [N, 3, H, W], label uint8 [N, H, W]) for the namer "regression".
         """
         self.teacher.load_state_dict(student.state_dict())
-        features, logits, picture = self._sample(target, self._look)
         first = self.round == 0
+        if first and self.own_eyes:
+            self.eyes.load_state_dict(student.backbone.state_dict())
+        features, logits, picture = self._sample(target, self._look)
         self.round += 1
         if first and self.num_clusters:
             self._make_clusters(features, logits, others, source)

@@ -147,6 +147,18 @@ def test_ablation_chooses_gamma_on_held_out_seen_classes(in_process, tmp_path, m
     assert chosen["calibration"] == fold["best_calibration"] and len(fold["calibrations"]) == len(ablation.GAMMAS)
 
 
+def test_ablation_trains_end_to_end_where_it_is_told(in_process, tmp_path, monkeypatch):
+    write_dataset(tmp_path / "data", 40, 20, size=(48, 48))
+    monkeypatch.setattr(ablation, "SHARED", [*TINY, *CROPS, "--freeze-backbone"])
+    monkeypatch.setattr(ablation, "STAGE1", ["--max-steps", 1, "--learning-rate", 2e-4])
+    arguments = ["--data-path", tmp_path / "data", "--output-dir", tmp_path / "runs", "--seeds", 1]
+    ablation.main([*map(str, arguments), "--rows", "source only", "--end-to-end"])
+    stage = tmp_path / "runs/source_only/seed1/split4/stage1"
+    said = json.loads((stage / "args.json").read_text())["arguments"]
+    assert not said["freeze_backbone"] and said["cache_features"] is None
+    assert said["learning_rate"] == 5e-5 and said["head_factor"] == 40
+
+
 def test_ablation_adds_rows_for_other_words(tmp_path, capsys):
     words = runs.ROOT / "embeddings/glove.npy"
     args = ablation.parse_arguments(["--data-path", "data", "--words", str(words)])

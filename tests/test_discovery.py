@@ -10,6 +10,7 @@ import train_st_split
 from dataset.splits import Split
 from helpers import load, mask_path, read_log, same_bits, target_only, train, weights
 from model import discovery as discovery_module
+from model.backbone import build_backbone
 from model.discovery import (
     Discovery,
     dominant_name,
@@ -236,6 +237,31 @@ def test_a_taught_run_goes_on_exactly(data, tmp_path, teacher):
     assert load(stopped / "latest.pth")["step"] == 3
     train(2, data, tmp_path / "stopped", **changes | {"restore_from_where": "continue"})
     assert same_bits(weights(whole), weights(stopped))
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_clusters_are_of_imagenet_features_where_the_backbone_is_trained(data, tmp_path, published):
+    """Of weights from a file; without any, of what stage 1 made of the network. Never of random ones."""
+    torch.save(build_backbone("small", "none").trunk.state_dict(), tmp_path / "imagenet.pth")
+    weights_from = {"backbone_weights": tmp_path / "imagenet.pth" if published else "none"}
+    first = train(1, data, tmp_path / "runs", **weights_from)
+    changes = TAUGHT | weights_from | {"restore_from_where": "saved", "save_every": 1}
+    second = train(2, data, tmp_path / "runs", **changes | {"stage1_checkpoint": first / "latest.pth"})
+    eyes = {
+        name.removeprefix("eyes.trunk."): value
+        for name, value in load(second / "latest.pth")["teacher"].items()
+        if name.startswith("eyes.trunk.")
+    }
+    trained = {
+        name.removeprefix("backbone.trunk."): value
+        for name, value in weights(first).items()
+        if name.startswith("backbone.trunk.")
+    }
+    assert same_bits(eyes, torch.load(tmp_path / "imagenet.pth") if published else trained)
+    assert not same_bits(trained, torch.load(tmp_path / "imagenet.pth"))
+    stopped = stop_after(2, data, tmp_path / "stopped", changes | {"stage1_checkpoint": first / "latest.pth"})
+    train(2, data, tmp_path / "stopped", **changes | {"restore_from_where": "continue"})
+    assert same_bits(weights(second), weights(stopped))
 
 
 def stop_after(step: int, data, output, changes):
