@@ -20,6 +20,7 @@ from pathlib import Path
 from benchmarks.runs import add_seeds, evaluate, format_classes, format_results, train
 from dataset.splits import SPLITS, Split, split_name
 from utils.recipes import spelt_out
+from utils.run import stage_folder
 
 # Whole pictures as they are (their longest side is 320 pixels), so that a frozen trunk's features are computed once;
 # flips would double them. Rates and steps by the seen classes of source-only training.
@@ -31,7 +32,8 @@ SHARED = [
 STAGE1 = ["--max-steps", 400, "--learning-rate", 2e-4, "--batch-size", 10, "--target-batch-size", 4]
 STAGE2 = ["--max-steps", 200, "--learning-rate", 3e-5, "--batch-size", 12, "--target-batch-size", 8]
 # End to end the trunk learns too, at a quarter of the rate, and what follows it as before. Nobody has tuned this.
-UNFROZEN = ["--head-factor", 40]
+UNFROZEN1 = ["--learning-rate", 5e-5, "--head-factor", 40]
+UNFROZEN2 = ["--learning-rate", 7.5e-6, "--head-factor", 40]
 SPLIT = 4
 GAMMAS = (0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 
@@ -172,44 +174,33 @@ def calibrated(args: argparse.Namespace, checkpoint: Path, gammas: Sequence[floa
 def run_folder(args: argparse.Namespace, row: Row, split: str, seed: int) -> Path:
     """Where the stage is kept that a row's figures are of."""
     folder, stage = (row.start, 1) if row.stage2 is None else (slug(row.name), 2)
-    return args.output_dir.resolve() / folder / f"seed{seed}" / f"split{split}" / f"stage{stage}"
+    return stage_folder(args.output_dir.resolve() / folder / f"seed{seed}", split, stage)
 
 
 def trained(args: argparse.Namespace, row: Row, split: str, seed: int) -> Path:
     """Trains what a row needs, unless it is done; returns its last checkpoint."""
     root, run = args.output_dir.resolve(), run_folder(args, row, split, seed)
     begun = root / row.start / f"seed{seed}"
-    shared = [*SHARED, "--data-path", args.data_path.resolve(), "--cache-features", root / "features", "--split", split]
+    first = stage_folder(begun, split, 1)
+    frozen = not args.end_to_end
+    shared = [flag for flag in SHARED if frozen or flag != "--freeze-backbone"]
+    shared += ["--data-path", args.data_path.resolve()]
+    shared += ["--cache-features", root / "features"] if frozen else []
+    shared += ["--split", split]
     shared += ["--embedding-path", args.embedding_path.resolve()] if args.embedding_path else []
     shared += ["--evaluation-list", args.evaluation_list] if args.evaluation_list else []
     shared += ["--seed", seed]
-    rates = [STAGE1, STAGE2]
-    if args.end_to_end:
-        shared, rates = unfrozen(shared), [unfrozen(flags) for flags in rates]
+    stage1, stage2 = (STAGE1, STAGE2) if frozen else (STAGE1 + UNFROZEN1, STAGE2 + UNFROZEN2)
     print(f"split {split}, seed {seed}, {row.name}: {run / 'run.log'}", file=sys.stderr, flush=True)
-    first = begun / f"split{split}" / "stage1"
-    flags = [*shared, *rates[0], "--output-dir", begun, *row.stage1]
+    flags = [*shared, *stage1, "--output-dir", begun, *row.stage1]
     last = train("train_split_lambda.py", flags, first, first / "run.log")
     if row.stage2 is not None:
-        flags = [*shared, *rates[1], "--output-dir", run.parents[1], "--stage1-checkpoint", last, *row.stage2]
+        flags = [*shared, *stage2, "--output-dir", run.parents[1], "--stage1-checkpoint", last, *row.stage2]
         if "--recipe" in flags:  # spelt out, for a recipe may change while its name stays, and then runs anew
             at = flags.index("--recipe")
             flags[at : at + 2] = spelt_out(flags[at + 1], 2).split()
         last = train("train_st_split.py", flags, run, run / "run.log")
     return last
-
-
-def unfrozen(flags: Sequence) -> list:
-    """The flags of a run that trains the backbone too."""
-    flags = list(flags)
-    for name in ("--cache-features", "--freeze-backbone"):
-        if name in flags:
-            at = flags.index(name)
-            del flags[at : at + (2 if name == "--cache-features" else 1)]
-    if "--learning-rate" in flags:
-        flags[flags.index("--learning-rate") + 1] /= 4
-        flags += UNFROZEN
-    return flags
 
 
 def slug(name: str) -> str:

@@ -249,9 +249,10 @@ def measure_training(args, source: SourceDataset, device: torch.device) -> dict[
     products = {name: matrix_product(device, dtype) for name, dtype in dtypes.items()}
     works = {"plain": plain_step, "ours": our_step}
     with contextlib.ExitStack() as stack:
-        steps = {name: Apart(build, args, source, device, number) for name, build in works.items()}
-        for apart in steps.values():
-            stack.callback(apart.close)
+        steps = {
+            name: stack.enter_context(contextlib.closing(Apart(build, args, source, device, number)))
+            for name, build in works.items()
+        }
         times = in_turn({name: multiply for name, (multiply, _) in products.items()} | steps, device, args.repeats)
     rates = {name: product_flop / times[name] for name, (_, product_flop) in products.items()}
     pictures_a_step = 2 * args.batch_size

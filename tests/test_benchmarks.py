@@ -111,11 +111,16 @@ def test_demo_gives_a_table_and_pictures_and_a_second_run_trains_nothing(in_proc
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("latest.pth")} == checkpoints
 
 
-def test_ablation_trains_every_main_row_under_its_own_protocol(in_process, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def small_ablation(in_process, tmp_path, monkeypatch):
+    """On drawn pictures, one step a stage."""
     write_dataset(tmp_path / "data", 40, 20, size=(48, 48))
     monkeypatch.setattr(ablation, "SHARED", [*TINY, *CROPS, "--freeze-backbone"])
-    monkeypatch.setattr(ablation, "STAGE1", ["--max-steps", 1])
+    monkeypatch.setattr(ablation, "STAGE1", ["--max-steps", 1, "--learning-rate", 2e-4])
     monkeypatch.setattr(ablation, "STAGE2", ["--max-steps", 1])
+
+
+def test_ablation_trains_every_main_row_under_its_own_protocol(small_ablation, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(RECIPES["best"][2], "imagenet_names", False)  # random weights know no ImageNet
     monkeypatch.setattr(ablation, "CHANGES", ())
     arguments = ["--data-path", tmp_path / "data", "--output-dir", tmp_path / "runs", "--seeds", 1]
@@ -131,10 +136,7 @@ def test_ablation_trains_every_main_row_under_its_own_protocol(in_process, tmp_p
     assert capsys.readouterr().out.strip() in rows
 
 
-def test_ablation_chooses_gamma_on_held_out_seen_classes(in_process, tmp_path, monkeypatch, capsys):
-    write_dataset(tmp_path / "data", 40, 20, size=(48, 48))
-    monkeypatch.setattr(ablation, "SHARED", [*TINY, *CROPS, "--freeze-backbone"])
-    monkeypatch.setattr(ablation, "STAGE1", ["--max-steps", 1])
+def test_ablation_chooses_gamma_on_held_out_seen_classes(small_ablation, tmp_path, capsys):
     arguments = ["--data-path", tmp_path / "data", "--output-dir", tmp_path / "runs", "--seeds", 1, "--rows"]
     arguments += ["source only", "source only, calibrated"]
     ablation.main([*map(str, arguments), "--splits", "4", "4-val"])
@@ -147,10 +149,7 @@ def test_ablation_chooses_gamma_on_held_out_seen_classes(in_process, tmp_path, m
     assert chosen["calibration"] == fold["best_calibration"] and len(fold["calibrations"]) == len(ablation.GAMMAS)
 
 
-def test_ablation_trains_end_to_end_where_it_is_told(in_process, tmp_path, monkeypatch):
-    write_dataset(tmp_path / "data", 40, 20, size=(48, 48))
-    monkeypatch.setattr(ablation, "SHARED", [*TINY, *CROPS, "--freeze-backbone"])
-    monkeypatch.setattr(ablation, "STAGE1", ["--max-steps", 1, "--learning-rate", 2e-4])
+def test_ablation_trains_end_to_end_where_it_is_told(small_ablation, tmp_path):
     arguments = ["--data-path", tmp_path / "data", "--output-dir", tmp_path / "runs", "--seeds", 1]
     ablation.main([*map(str, arguments), "--rows", "source only", "--end-to-end"])
     stage = tmp_path / "runs/source_only/seed1/split4/stage1"

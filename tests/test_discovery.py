@@ -247,21 +247,17 @@ def test_clusters_are_of_imagenet_features_where_the_backbone_is_trained(data, t
     first = train(1, data, tmp_path / "runs", **weights_from)
     changes = TAUGHT | weights_from | {"restore_from_where": "saved", "save_every": 1}
     second = train(2, data, tmp_path / "runs", **changes | {"stage1_checkpoint": first / "latest.pth"})
-    eyes = {
-        name.removeprefix("eyes.trunk."): value
-        for name, value in load(second / "latest.pth")["teacher"].items()
-        if name.startswith("eyes.trunk.")
-    }
-    trained = {
-        name.removeprefix("backbone.trunk."): value
-        for name, value in weights(first).items()
-        if name.startswith("backbone.trunk.")
-    }
+    eyes = part_of(load(second / "latest.pth")["teacher"], "eyes.trunk.")
+    trained = part_of(weights(first), "backbone.trunk.")
     assert same_bits(eyes, torch.load(tmp_path / "imagenet.pth") if published else trained)
     assert not same_bits(trained, torch.load(tmp_path / "imagenet.pth"))
     stopped = stop_after(2, data, tmp_path / "stopped", changes | {"stage1_checkpoint": first / "latest.pth"})
     train(2, data, tmp_path / "stopped", **changes | {"restore_from_where": "continue"})
     assert same_bits(weights(second), weights(stopped))
+
+
+def part_of(state: dict, prefix: str) -> dict:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def stop_after(step: int, data, output, changes):

@@ -75,8 +75,8 @@ def disconnect(failed: bool) -> None:
         # Gloo's threads need Python's lock to let go of the last sums. Once the process ends, it holds that lock while
         # it waits for them, for ever: pytorch/pytorch#56297. Here it is free for as long as they may want it.
         time.sleep(0.2)
-    if dist.is_initialized() and not failed:
-        dist.destroy_process_group()
+        if not failed:
+            dist.destroy_process_group()
     _store, _turns = None, 0
 
 

@@ -359,6 +359,12 @@ def self_training_options(group) -> None:
         help="of the target's pixels, those that look least like an unseen class keep the teacher's known one; it "
         "protects the seen classes (not with --teacher self)",
     )
+    _labelling_options(group)
+    _naming_options(group)
+
+
+def _labelling_options(group) -> None:
+    """Which pixels of the target a teacher of its own may label unseen, and what such a pixel weighs."""
     group.add_argument(
         "--gate",
         type=fraction,
@@ -398,7 +404,6 @@ def self_training_options(group) -> None:
         help="a pixel labelled with an unseen class weighs (mean count / the class's count) ** P, at most 5: 0.5 lets "
         "classes that few pixels show be learnt too (not with --teacher self)",
     )
-    _naming_options(group)
 
 
 def _naming_options(group) -> None:

@@ -288,10 +288,10 @@ class Run:
             )  # fmt: skip
             try:
                 for number, (source, target) in enumerate(self._bar):
-                    if number == 0 and not self.args.dry_run and distributed.is_main():
-                        self._open_folder()
                     if number == 0:
                         self._looked = self.step, time.perf_counter()
+                        if not self.args.dry_run and distributed.is_main():
+                            self._open_folder()
                     seed = self.args.seed * 1_000_003 + self.step + distributed.share()[0] * 0x9E3779B97F4A7C15
                     torch.manual_seed(seed % 2**63)
                     target_size = self.args.target_batch_size or self.args.batch_size
