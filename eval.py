@@ -20,19 +20,16 @@ from pathlib import Path
 
 import torch
 
-from dataset.errors import DatasetError
 from dataset.loaders import evaluation_loader
 from dataset.splits import SPLITS, Split, split_name
 from dataset.voc import EvaluationDataset, evaluation_dataset
-from model.backbone import ModelError
 from model.calibration import calibrate
 from model.segmenter import Segmenter
 from model.views import predict_views
 from utils.checkpoint import check_setting, check_weights, load_checkpoint, load_model
 from utils.distributed import connect, is_main, share
-from utils.errors import InputError, one_line_errors
+from utils.errors import UserError, atomic_write, check_writable, one_line_errors
 from utils.evaluation import pictures_at_once, predictions
-from utils.files import check_writable, replacing
 from utils.metrics import ZeroShotMetrics, as_json, format_rows, format_table
 from utils.options import Parser, add_running_options, fraction, positive
 from utils.pictures import comparison, save_index_png
@@ -103,7 +100,7 @@ def load_segmenter(path: Path) -> tuple[Segmenter, Split, dict]:
     """The network that a checkpoint holds, the split that it is scored by, and the checkpoint without the weights.
 
     Raises:
-        InputError: if the file is no whole checkpoint of this project.
+        UserError: if the file is no whole checkpoint of this project.
     """
     checkpoint = load_checkpoint(path)
     try:
@@ -121,13 +118,13 @@ def load_segmenter(path: Path) -> tuple[Segmenter, Split, dict]:
         with torch.device("meta"):  # a network without numbers: names and shapes are compared before one is built
             check_weights(path, checkpoint["model"], build())
     except KeyError as error:
-        raise InputError(f"{path} lacks {error}: it is no whole checkpoint; give a latest.pth or best.pth") from error
-    except ModelError as error:
-        raise InputError(f"{path}: {error}") from error
+        raise UserError(f"{path} lacks {error}: it is no whole checkpoint; give a latest.pth or best.pth") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     except (TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
-        if isinstance(error, InputError):
+        if isinstance(error, UserError):
             raise
-        raise InputError(f"{path} is no whole checkpoint ({error}): give a latest.pth or best.pth") from error
+        raise UserError(f"{path} is no whole checkpoint ({error}): give a latest.pth or best.pth") from error
     model = build()
     load_model(model, checkpoint, path)
     return model, scored, {key: value for key, value in checkpoint.items() if key not in ("model", "optimizer")}
@@ -146,7 +143,7 @@ def save_pictures(folder: Path, dataset: EvaluationDataset, batch: tuple, split:
         page.save(folder / "overlays" / f"{picture}.png")
 
 
-@one_line_errors(DatasetError, ModelError)
+@one_line_errors
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     connect()
@@ -238,16 +235,16 @@ def make_folders(folder: Path) -> None:
         for name in ("masks", "overlays"):
             (folder / name).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--save-dir {folder} can't be made ({error.strerror}): choose another folder") from error
+        raise UserError(f"--save-dir {folder} can't be made ({error.strerror}): choose another folder") from error
 
 
 def write_text(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise InputError(f"--json {path} can't be written ({error.strerror}): choose another path") from error
+        raise UserError(f"--json {path} can't be written ({error.strerror}): choose another path") from error
 
 
 if __name__ == "__main__":

@@ -21,13 +21,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dataset.errors import DatasetError
 from dataset.splits import BACKGROUND, VOID, Split
-from embeddings import EmbeddingError, embed_words
+from embeddings import embed_words
 from eval import load_segmenter
-from model.backbone import ModelError
 from model.segmenter import Segmenter, upsample
-from utils.errors import InputError, one_line_errors
+from utils.errors import UserError, one_line_errors
 from utils.options import Parser, add_device_option, fraction, number
 from utils.pictures import comparison, read_photo, save_index_png
 from utils.records import progress
@@ -87,7 +85,7 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
     """The pictures named by `paths`, and those that lie in the folders among them, in order.
 
     Raises:
-        InputError: if there is none, or a path that is nothing.
+        UserError: if there is none, or a path that is nothing.
     """
     suffixes = set(Image.registered_extensions())
     found = []
@@ -95,12 +93,12 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
         if path.is_dir():
             inside = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith("."))
             if not inside:
-                raise InputError(f"--images {path} holds no pictures: give a folder of JPEG or PNG files")
+                raise UserError(f"--images {path} holds no pictures: give a folder of JPEG or PNG files")
             found += inside
         elif path.is_file():
             found.append(path)
         else:
-            raise InputError(f"--images {path} is missing: give pictures, or a folder of them")
+            raise UserError(f"--images {path} is missing: give pictures, or a folder of them")
     return list(dict.fromkeys(found))
 
 
@@ -108,7 +106,7 @@ def choose_classes(text: Sequence[str] | None, split: Split) -> dict[str, int]:
     """Class name -> value in the masks. A class of the checkpoint keeps its value, new words get free ones.
 
     Raises:
-        InputError: for fewer than two classes, one named twice, or too many.
+        UserError: for fewer than two classes, one named twice, or too many.
     """
     values = dict(zip(split.names, split.mask_values))
     if text is None:
@@ -118,7 +116,7 @@ def choose_classes(text: Sequence[str] | None, split: Split) -> dict[str, int]:
     twice = sorted({name for name in lower if lower.count(name) > 1})
     if len(names) < 2 or len(names) > MOST_CLASSES or twice:
         fault = f"{', '.join(twice)} twice" if twice else f"{len(names)} of them"
-        raise InputError(f'--classes: {fault}; give 2 to {MOST_CLASSES} words, apart by commas: "cat, dog, zebra"')
+        raise UserError(f'--classes: {fault}; give 2 to {MOST_CLASSES} words, apart by commas: "cat, dog, zebra"')
     own = {name.lower(): name for name in split.names}
     free = iter(sorted(set(range(1, VOID)) - set(split.known_values)))
     return {
@@ -141,7 +139,7 @@ def segment(model: Segmenter, photo: np.ndarray, longest_side: int) -> tuple[np.
     image = torch.from_numpy(small).permute(2, 0, 1)[None].to(next(model.parameters()).device)
     probability = model(image)[0].softmax(dim=0)  # [K, h, w]
     if not probability.isfinite().all():
-        raise InputError("the network's scores are not finite: train again with a lower --learning-rate")
+        raise UserError("the network's scores are not finite: train again with a lower --learning-rate")
     best, index = torch.zeros(height, width), torch.zeros(height, width, dtype=torch.long)
     for n, small in enumerate(probability):  # one at a time: of a large photo, all would fill the memory
         large = upsample(small[None, None], height, width)[0, 0].cpu()
@@ -150,7 +148,7 @@ def segment(model: Segmenter, photo: np.ndarray, longest_side: int) -> tuple[np.
     return index.numpy(), best.numpy()
 
 
-@one_line_errors(DatasetError, EmbeddingError, ModelError)
+@one_line_errors
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     device = choose_device(args.device)
@@ -180,7 +178,7 @@ def main(argv: list[str] | None = None) -> int:
     for path in progress(pictures, desc="predict", unit="picture"):
         try:
             photo = read_photo(path)
-        except InputError as error:
+        except UserError as error:
             broken.append(str(error))
             continue
         index, confidence = segment(model, photo, args.longest_side)
@@ -207,7 +205,7 @@ def main(argv: list[str] | None = None) -> int:
         (args.output_dir / "predictions.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         print(f"{len(report)} pictures: {args.output_dir / 'overlays'}, {args.output_dir / 'masks'}")
     if broken:
-        raise InputError(f"{len(broken)} of {len(pictures)} pictures can't be used: {'; '.join(broken)}")
+        raise UserError(f"{len(broken)} of {len(pictures)} pictures can't be used: {'; '.join(broken)}")
     return 0
 
 

@@ -22,13 +22,12 @@ import sys
 
 import torch
 
-from dataset.errors import DatasetError
 from dataset.loaders import empty_batches, evaluation_loader, training_loader
 from dataset.splits import SPLITS
 from dataset.transforms import training_transform
 from dataset.voc import choose_split, evaluation_dataset, training_datasets
-from embeddings import EmbeddingError, load_class_embeddings
-from model.backbone import BACKBONES, ModelError
+from embeddings import load_class_embeddings
+from model.backbone import BACKBONES
 from model.losses import semantic_consistency
 from model.pixel_losses import bias_loss, cross_entropy, known_gate
 from model.projection import SCORINGS
@@ -131,7 +130,7 @@ def train_step(model, optimizer, source, target, num_seen: int, args, scaler=UNS
     return {"total": loss, **losses}
 
 
-@one_line_errors(DatasetError, EmbeddingError, ModelError)
+@one_line_errors
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     connect()

@@ -21,13 +21,12 @@ from pathlib import Path
 
 import torch
 
-from dataset.errors import DatasetError
 from dataset.loaders import evaluation_loader, training_loader
 from dataset.splits import SPLITS, VOID
 from dataset.transforms import training_transform
 from dataset.voc import choose_split, evaluation_dataset, training_datasets
-from embeddings import EmbeddingError, imagenet_similarity, load_class_embeddings
-from model.backbone import BACKBONES, IMAGENET_CLASSES, ModelError, build_backbone, imagenet_head
+from embeddings import imagenet_similarity, load_class_embeddings
+from model.backbone import BACKBONES, IMAGENET_CLASSES, build_backbone, imagenet_head
 from model.cleanup import remove_specks
 from model.discovery import Discovery
 from model.imagenet_names import ImageNetNames
@@ -207,7 +206,7 @@ def watched_labels(watched, teacher, split, scored, args) -> tuple:
     return image, {"pseudo-labels laid": laid, "kept": kept}, scored
 
 
-@one_line_errors(DatasetError, EmbeddingError, ModelError)
+@one_line_errors
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     connect()

@@ -31,7 +31,7 @@ from dataset.synthetic import write_dataset
 from dataset.transforms import training_transform
 from dataset.voc import EvaluationDataset, SourceDataset, evaluation_dataset, training_datasets
 from model.segmenter import Segmenter
-from utils.errors import InputError
+from utils.errors import UserError
 from utils.evaluation import evaluate, pictures_at_once
 from utils.heap import keep_memory
 from utils.metrics import ZeroShotMetrics
@@ -88,7 +88,7 @@ class Apart:
         number: of steps a call.
 
     Raises:
-        InputError: if the process ends, as it does where memory runs out.
+        UserError: if the process ends, as it does where memory runs out.
     """
 
     def __init__(self, build: Callable, args: argparse.Namespace, source: SourceDataset, device, number: int):
@@ -107,7 +107,7 @@ class Apart:
         try:
             self._here.recv()
         except EOFError as error:
-            raise InputError("a measured process ended: lower --batch-size or --input-size") from error
+            raise UserError("a measured process ended: lower --batch-size or --input-size") from error
 
     def close(self) -> None:
         self._here.close()
@@ -354,5 +354,5 @@ def rehearsed(args, data_path: Path, processes: int, device: torch.device) -> fl
     )  # fmt: skip
     found = re.search(r"a step: .* ([\d.]+) pictures a second", done.stdout)
     if done.returncode or not found:
-        raise InputError(f"{processes} processes: stage 1 ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+        raise UserError(f"{processes} processes: stage 1 ended with {done.returncode}: {done.stderr.strip()[-300:]}")
     return float(found[1])

@@ -34,9 +34,8 @@ from benchmarks.measures import (
     measure_training,
     pictures,
 )
-from dataset.errors import DatasetError
-from model.backbone import BACKBONES, ModelError
-from utils.errors import InputError, one_line_errors
+from model.backbone import BACKBONES
+from utils.errors import UserError, one_line_errors
 from utils.options import Parser, count, natural, number
 from utils.run import choose_device
 
@@ -164,16 +163,16 @@ def format_growth(rows: Sequence[dict]) -> str:
     return "\n".join(lines)
 
 
-@one_line_errors(DatasetError, ModelError)
+@one_line_errors
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     device = choose_device(args.device)
     if device.type not in TARGETS:
-        raise InputError(f"--device {device.type} has no targets: give cpu or cuda")
+        raise UserError(f"--device {device.type} has no targets: give cpu or cuda")
     args.crop_size = args.input_size or 512
     fill_in(args, device)
     if args.json is not None and not args.json.resolve().parent.is_dir():
-        raise InputError(f"--json {args.json} can't be written: make its folder")
+        raise UserError(f"--json {args.json} can't be written: make its folder")
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
     report = {"machine": machine(device), "settings": settings, "figures": {}, "ratios": {}}
     with tempfile.TemporaryDirectory() as temporary:

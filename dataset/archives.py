@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from torchvision.datasets.utils import check_integrity
 from tqdm import tqdm
 
-from dataset.errors import DatasetError
+from utils.errors import UserError
 
 CHUNK = 1 << 20  # bytes
 
@@ -51,30 +51,30 @@ def check_space(folder: Path, needed: int) -> None:
     """Refuses to begin what would not fit.
 
     Raises:
-        DatasetError: if the disk of `folder` has less than `needed` bytes free.
+        UserError: if the disk of `folder` has less than `needed` bytes free.
     """
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     free = shutil.disk_usage(there).free
     if free < needed:
-        raise DatasetError(
+        raise UserError(
             f"--data-path {folder}: {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free: make room, or "
             "choose another disk"
         )
 
 
 def verify(path: Path, archive: Archive) -> None:
-    """Refuses a file that is not what its publisher serves. Raises `DatasetError`."""
+    """Refuses a file that is not what its publisher serves. Raises `UserError`."""
     if not path.is_file():
-        raise DatasetError(f"--archive {path} is not a file: give {archive.name} as fetched from {archive.url}")
+        raise UserError(f"--archive {path} is not a file: give {archive.name} as fetched from {archive.url}")
     if not check_integrity(path, archive.md5):
-        raise DatasetError(f"{path} is damaged (its MD5 is not {archive.md5}): fetch it again from {archive.url}")
+        raise UserError(f"{path} is damaged (its MD5 is not {archive.md5}): fetch it again from {archive.url}")
 
 
 def fetch(archive: Archive, folder: Path) -> Path:
     """The archive in `folder`, fetched if it is not there yet; what an earlier call got of it is kept.
 
     Raises:
-        DatasetError: if it can't be fetched, or is not what its publisher serves.
+        UserError: if it can't be fetched, or is not what its publisher serves.
     """
     path, partial = folder / archive.name, folder / f"{archive.name}.part"
     if path.is_file():
@@ -84,13 +84,13 @@ def fetch(archive: Archive, folder: Path) -> Path:
     try:
         _receive(archive, partial)
     except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
-        raise DatasetError(
+        raise UserError(
             f"{archive.url} can't be fetched ({getattr(error, 'reason', None) or error}): run the command again to go "
             f"on where it stopped, or fetch {archive.name} by other means and give --archive"
         ) from error
     if not check_integrity(partial, archive.md5):
         partial.unlink()
-        raise DatasetError(f"{archive.url} arrived damaged (its MD5 is not {archive.md5}): run the command again")
+        raise UserError(f"{archive.url} arrived damaged (its MD5 is not {archive.md5}): run the command again")
     partial.rename(path)
     return path
 
@@ -126,14 +126,14 @@ def members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, by
     land outside of the folder it is unpacked in, or link there, is refused.
 
     Raises:
-        DatasetError: for an archive that is broken, or unsafe.
+        UserError: for an archive that is broken, or unsafe.
     """
     reader = _zip_members if path.suffix == ".zip" else _tar_members
     try:
         with tqdm(total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True, disable=None) as bar:
             yield from reader(path, wanted, bar)
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise DatasetError(f"{path} is broken ({error}): fetch it again") from error
+        raise UserError(f"{path} is broken ({error}): fetch it again") from error
 
 
 def _tar_members(path: Path, wanted: Callable[[str], bool], bar: tqdm) -> Iterator[tuple[str, bytes]]:
@@ -161,6 +161,6 @@ def _zip_members(path: Path, wanted: Callable[[str], bool], bar: tqdm) -> Iterat
 def _check_name(name: str, path: Path) -> None:
     parts = PurePosixPath(name.replace("\\", "/"))
     if parts.is_absolute() or ".." in parts.parts or str(parts)[1:2] == ":":  # C:/... is absolute elsewhere
-        raise DatasetError(
+        raise UserError(
             f"{path} would write outside of the folder ({name!r}): it is not what its publisher serves, don't use it"
         )

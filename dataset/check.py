@@ -7,7 +7,6 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from dataset.errors import DatasetError
 from dataset.parallel import spread
 from dataset.splits import NAMES, read_classes
 from dataset.voc import (
@@ -18,6 +17,7 @@ from dataset.voc import (
     keep_class_values,
     read_mask_values,
 )
+from utils.errors import UserError
 
 EXPECTED = {
     "voc": {"train": 10_582, "val": 1_449},
@@ -40,7 +40,7 @@ def inspect(job: tuple[Path, Path], known_values: Sequence[int]) -> tuple[str | 
         return f"{image_path} can't be read as a picture ({error})", []
     try:
         values = read_mask_values(mask_path, known_values)
-    except DatasetError as error:
+    except UserError as error:
         return str(error), []
     with Image.open(mask_path) as mask:
         if mask.size != size:
@@ -59,7 +59,7 @@ def check(dataset: str, data_path: Path, keep_index: bool = False) -> list[str]:
     try:
         folder = VOCFolder.open(data_path)
         classes = folder.read_classes()
-    except DatasetError as error:
+    except UserError as error:
         return [str(error)]
     problems = []
     if dataset == "own":

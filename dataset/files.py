@@ -1,37 +1,20 @@
-"""Files that are never there by halves: written under another name beside their place, then renamed."""
+"""Images and bytes that are written whole or not at all."""
 
-import contextlib
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
 
+from utils.errors import atomic_write, write_text
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """The name to write under; `path` is replaced by that file at the end, unless an error comes first."""
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+__all__ = ["save", "write_bytes", "write_text"]
 
 
 def save(image: Image.Image, path: Path, **options) -> None:
-    """Writes a picture; `options` are Pillow's, and the kind of file is that of the name."""
-    with replacing(path) as partial:
-        image.save(partial, **options)
-
-
-def write_text(path: Path, text: str) -> None:
-    with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+    """Writes an image; `options` are Pillow's. The kind of file is that of the name."""
+    with atomic_write(path) as partial:
+        image.save(partial, format=Image.registered_extensions()[path.suffix.lower()], **options)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_bytes(data)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dataset.errors import DatasetError
+from utils.errors import UserError
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
@@ -26,7 +26,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         share: (k, n) gives of each batch the k-th of n shares, see `shared`; the batches stay what they are.
 
     Raises:
-        DatasetError: if a share would be empty.
+        UserError: if a share would be empty.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         self.num_items, self.batch_size, self.seed, self.share = num_items, batch_size, seed, share
         self.steps = range(first_step, last_step)
         if batch_size < share[1]:
-            raise DatasetError(
+            raise UserError(
                 f"--batch-size or --target-batch-size {batch_size} can't be shared by {share[1]} processes: give more "
                 "pictures a step, or start fewer processes"
             )

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dataset.errors import DatasetError
 from dataset.files import save
 from dataset.splits import VOID
+from utils.errors import UserError
 
 
 def voc_palette() -> list[int]:
@@ -36,7 +36,7 @@ def colours_to_values(colours: np.ndarray, known_values: Collection[int], path: 
         path: named in the message.
 
     Raises:
-        DatasetError: for a colour that no class has.
+        UserError: for a colour that no class has.
     """
     packed = colours.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)  # [H, W], one number a colour
     present = np.unique(packed)
@@ -49,7 +49,7 @@ def colours_to_values(colours: np.ndarray, known_values: Collection[int], path: 
             return values[order][np.searchsorted(table[order], packed)].astype(np.uint8)
     stranger = int(present[~np.isin(present, palette)][0])
     red, green, blue = stranger >> 16, stranger >> 8 & 255, stranger & 255
-    raise DatasetError(
+    raise UserError(
         f"{path} shows the colour ({red}, {green}, {blue}), which no class has in VOC's colour map: "
         "save the mask again without smoothing, or as indices"
     )
@@ -62,7 +62,7 @@ def convert_colour_mask(path: Path, known_values: Collection[int], keep: Path) -
         Whether it was a colour mask; any other mask is left as it is.
 
     Raises:
-        DatasetError: for a file that can't be read, or a colour that no class has; nothing is changed then.
+        UserError: for a file that can't be read, or a colour that no class has; nothing is changed then.
     """
     try:
         with Image.open(path) as image:
@@ -70,7 +70,7 @@ def convert_colour_mask(path: Path, known_values: Collection[int], keep: Path) -
                 return False
             colours = np.array(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:
-        raise DatasetError(f"{path} can't be read as a mask ({error}): replace the file") from error
+        raise UserError(f"{path} can't be read as a mask ({error}): replace the file") from error
     mask = colours_to_values(colours, known_values, path)
     keep.mkdir(exist_ok=True)
     if not (keep / path.name).exists():  # else an interrupted run has kept it already

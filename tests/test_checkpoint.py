@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from utils.checkpoint import FORMAT, KEYS, check_setting, load_checkpoint, load_model, save_checkpoint
-from utils.errors import InputError
+from utils.errors import UserError
 
 
 def content(step=1):
@@ -70,7 +70,7 @@ def failing(*_):
 def test_a_failed_save_keeps_the_file_before(path, monkeypatch, fault):
     before = path.read_bytes()
     monkeypatch.setattr(torch, "save", fault)
-    with pytest.raises(InputError, match="could not be written") as caught:
+    with pytest.raises(UserError, match="could not be written") as caught:
         save_checkpoint(path, **content(step=2))
     assert str(path) in str(caught.value)
     assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == [path.name]
@@ -95,14 +95,14 @@ def test_a_save_replaces_the_file_before(path):
 
 
 def test_a_folder_that_is_not_there_is_an_input_error(tmp_path):
-    with pytest.raises(InputError, match="could not be written"):
+    with pytest.raises(UserError, match="could not be written"):
         save_checkpoint(tmp_path / "nowhere" / "x.pth", **content())
 
 
 def test_a_missing_file_comes_with_the_hint(tmp_path):
-    with pytest.raises(InputError, match=r"no checkpoint at .*none\.pth: run stage 1 first"):
+    with pytest.raises(UserError, match=r"no checkpoint at .*none\.pth: run stage 1 first"):
         load_checkpoint(tmp_path / "none.pth", "run stage 1 first")
-    with pytest.raises(InputError, match="no checkpoint at"):
+    with pytest.raises(UserError, match="no checkpoint at"):
         load_checkpoint(tmp_path)  # a folder
 
 
@@ -125,7 +125,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path, writer):
         torch.save(Bomb(trace), path)
     else:
         torch.save({"format": FORMAT, **content(), "model": Bomb(trace)}, path)
-    with pytest.raises(InputError, match="no readable checkpoint"):
+    with pytest.raises(UserError, match="no readable checkpoint"):
         load_checkpoint(path)
     assert not trace.exists()
 
@@ -133,13 +133,13 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path, writer):
 @pytest.mark.parametrize("thing", [3, [1, 2], {}, {"model": {}}, torch.ones(2), {"format": FORMAT, "step": 1}])
 def test_another_file_of_torch_is_no_checkpoint(tmp_path, thing):
     torch.save(thing, tmp_path / "x.pth")
-    with pytest.raises(InputError, match="is not a checkpoint of this project"):
+    with pytest.raises(UserError, match="is not a checkpoint of this project"):
         load_checkpoint(tmp_path / "x.pth")
 
 
 def test_another_format_is_named(tmp_path):
     torch.save({"format": FORMAT + 1, **content()}, tmp_path / "x.pth")
-    with pytest.raises(InputError, match=f"checkpoint format {FORMAT + 1}, this code reads {FORMAT}"):
+    with pytest.raises(UserError, match=f"checkpoint format {FORMAT + 1}, this code reads {FORMAT}"):
         load_checkpoint(tmp_path / "x.pth")
 
 
@@ -158,7 +158,7 @@ def test_a_spoilt_file_is_an_input_error_however_it_is_spoilt(path):
         path.write_bytes(spoilt)
         try:
             load_checkpoint(path)
-        except InputError as error:
+        except UserError as error:
             errors += 1
             assert str(path) in str(error) and "\n" not in str(error)
     assert errors > 700
@@ -177,13 +177,13 @@ WANTED = {"split": 2, "target_pixels": "all", "embedding": ["word2vec", "fasttex
     ],
 )
 def test_another_setting_names_flag_and_both_values(saved, words):
-    with pytest.raises(InputError, match=words) as caught:
+    with pytest.raises(UserError, match=words) as caught:
         check_setting("x.pth", WANTED | saved, WANTED, WANTED)
     assert str(caught.value).startswith("x.pth was made with")
 
 
 def test_a_setting_that_is_missing_is_another_setting():
-    with pytest.raises(InputError, match="--split None"):
+    with pytest.raises(UserError, match="--split None"):
         check_setting("x.pth", {}, WANTED, ["split"])
 
 
@@ -195,6 +195,6 @@ def test_a_network_takes_its_own_weights_only():
     model, other = torch.nn.Linear(2, 2), torch.nn.Linear(3, 2)
     load_model(model, {"model": torch.nn.Linear(2, 2).state_dict()}, "x.pth")
     for state in (other.state_dict(), {}, {"weight": torch.ones(2, 2)}, 3):
-        with pytest.raises(InputError, match=r"x\.pth does not fit the network") as caught:
+        with pytest.raises(UserError, match=r"x\.pth does not fit the network") as caught:
             load_model(model, {"model": state}, "x.pth")
         assert "\n" not in str(caught.value)

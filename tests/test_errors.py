@@ -243,7 +243,7 @@ def test_broken_data_is_named_from_a_worker_too(place):
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     lines = done.stderr.splitlines()
     assert done.returncode == 2 and len(lines) == 1 and lines[0].startswith("error: "), done.stderr
-    assert all(words in lines[0] for words in expected) and "DatasetError" not in lines[0]
+    assert all(words in lines[0] for words in expected) and "UserError" not in lines[0]
 
 
 SPOIL_FOR_EVALUATION = [

@@ -14,7 +14,7 @@ from dataset.splits import Split
 from dataset.voc import evaluation_dataset
 from helpers import evaluate, failure, load, mask_path
 from utils import evaluation
-from utils.errors import InputError
+from utils.errors import UserError
 from utils.evaluation import predictions
 from utils.metrics import ZeroShotMetrics
 
@@ -64,7 +64,7 @@ def test_one_at_a_time_no_file_is_opened_for_its_size(data, monkeypatch):
 
 @pytest.mark.parametrize("offset", [math.nan, math.inf, -math.inf])
 def test_scores_that_are_not_finite_end_it(data, offset):
-    with pytest.raises(InputError, match="not finite"):
+    with pytest.raises(UserError, match="not finite"):
         run(evaluation_dataset(data, SPLIT), 1, Colours(offset))
 
 
@@ -81,7 +81,7 @@ def test_a_single_broken_score_is_found(data, place):
 
     loader = evaluation_loader(evaluation_dataset(data, SPLIT), 0)
     meta = torch.device("cpu")
-    with pytest.raises(InputError, match="not finite"):
+    with pytest.raises(UserError, match="not finite"):
         list(predictions(Broken(), loader, meta))
 
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 import helpers
-from model.backbone import ModelError
 from model.feature_cache import FeatureCache
 from model.segmenter import Segmenter
+from utils.errors import UserError
 
 
 def pictures(count, seed=0, height=32, width=48):
@@ -77,7 +77,7 @@ def test_a_write_that_was_cut_off_leaves_no_file_that_counts(tmp_path, trunk, mo
 
 
 def test_a_backbone_that_learns_can_not_be_cached(tmp_path):
-    with pytest.raises(ModelError, match="--freeze-backbone"):
+    with pytest.raises(UserError, match="--freeze-backbone"):
         Segmenter("small", torch.eye(3), cache=tmp_path)
 
 

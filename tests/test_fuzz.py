@@ -8,10 +8,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from dataset.errors import DatasetError
 from dataset.voc import VOCFolder
 from embeddings.loading import class_vectors
-from embeddings.readers import EmbeddingError, read_names
+from embeddings.readers import read_names
+from utils.errors import UserError
 
 bounded = settings(
     max_examples=150, deadline=None, derandomize=True, database=None,
@@ -58,7 +58,7 @@ LIST_BYTES = st.one_of(
 def test_lists_of_pictures(folder, content):
     path = folder.root / "ImageSets" / "Segmentation" / "train.txt"
     path.write_bytes(content)
-    ids = read(lambda: folder.read_list(None, ("train",)), DatasetError)
+    ids = read(lambda: folder.read_list(None, ("train",)), UserError)
     assert ids is None or (set(ids) <= set(IDS) and len(set(ids)) == len(ids) > 0)
 
 
@@ -75,7 +75,7 @@ def test_lists_as_people_write_them(folder, ids, mark, end):
 @example("x" * 300)
 @example("\x00")
 def test_names_of_lists(folder, name):
-    read(lambda: folder.read_list(name, ()), DatasetError)
+    read(lambda: folder.read_list(name, ()), UserError)
 
 
 @bounded
@@ -83,7 +83,7 @@ def test_names_of_lists(folder, name):
 def test_lists_of_classes(folder, content):
     path = folder.root / "classes.txt"
     path.write_bytes(content)
-    names = read(lambda: read_names(path), EmbeddingError)
+    names = read(lambda: read_names(path), UserError)
     assert names is None or (len(set(names)) == len(names) > 0)
 
 
@@ -132,7 +132,7 @@ JSON = st.builds(
 def fuzz_vectors(folder, suffix, content):
     path = folder.root / f"words{suffix}"
     path.write_bytes(content)
-    vectors = read(lambda: class_vectors(path, ["cat", "dog"], {}), EmbeddingError)
+    vectors = read(lambda: class_vectors(path, ["cat", "dog"], {}), UserError)
     assert vectors is None or (len(vectors) == 2 and np.isfinite(vectors).all())
     assert vectors is None or np.allclose(np.linalg.norm(vectors, axis=1), 1)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from dataset.errors import DatasetError
 from dataset.loaders import StepSampler, batches_by_size, empty_batches, evaluation_loader, shared, training_loader
+from utils.errors import UserError
 
 
 class Echo(Dataset):
@@ -90,7 +90,7 @@ def test_processes_share_the_batches_of_one(number):
 
 
 def test_a_batch_smaller_than_the_processes_is_refused():
-    with pytest.raises(DatasetError, match="2 can't be shared by 3 processes"):
+    with pytest.raises(UserError, match="2 can't be shared by 3 processes"):
         training_loader(Echo(7), 2, 0, 9, 1, 0, share=(0, 3))
 
 

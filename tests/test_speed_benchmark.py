@@ -11,7 +11,7 @@ import train_split_lambda
 from benchmarks import measures, plain, speed
 from dataset.loaders import evaluation_loader
 from helpers import failure
-from utils.errors import InputError
+from utils.errors import UserError
 from utils.evaluation import evaluate
 from utils.metrics import ZeroShotMetrics
 from utils.run import build_optimizer
@@ -54,7 +54,7 @@ def dies(*_):
 
 def test_a_measured_process_that_dies_is_one_line(args, data):
     source, _ = measures.pictures(args, data)
-    with pytest.raises(InputError, match="lower --batch-size"):
+    with pytest.raises(UserError, match="lower --batch-size"):
         measures.Apart(dies, args, source, CPU, 1)
 
 
@@ -96,7 +96,7 @@ def test_processes_are_measured_by_the_script_s_own_dry_run(args, tmp_path, monk
     train_split_lambda.parse_arguments(alone[2:])  # flags that exist
     assert alone[1:] == both[both.index("train_split_lambda.py") :]
     args.input_size = 64
-    with pytest.raises(InputError, match="2 processes: stage 1 ended with 3: no room"):
+    with pytest.raises(UserError, match="2 processes: stage 1 ended with 3: no room"):
         measures.rehearsed(args, tmp_path, 2, CPU)
 
 

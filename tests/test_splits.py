@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from dataset import splits
-from dataset.errors import DatasetError
 from dataset.splits import (
     BACKGROUND,
     NAMES,
@@ -16,6 +15,7 @@ from dataset.splits import (
     read_classes,
     read_named_split,
 )
+from utils.errors import UserError
 
 UNSEEN = {
     1: ("aeroplane", "bicycle", "bird", "boat", "bottle"),
@@ -234,7 +234,7 @@ def test_the_classes_of_the_data_sets_are_the_published_ones():
 @pytest.mark.parametrize("name", ["context-33", "coco-stuff"])
 def test_background_counts_where_there_is_one(name):
     if name == "coco-stuff":
-        with pytest.raises(DatasetError, match="no class 'background'"):
+        with pytest.raises(UserError, match="no class 'background'"):
             Split.named(name, background=True)
     else:
         assert Split.named(name, background=True).seen[0] == BACKGROUND
@@ -259,5 +259,5 @@ def test_class_files_have_values_or_places(tmp_path):
     assert read_classes(path) == {"a b": 7, "c:d": 3}
     path.write_text("background\ntraffic light\n")
     assert read_classes(path) == {"background": 0, "traffic light": 1}
-    with pytest.raises(DatasetError, match="can't be read"):
+    with pytest.raises(UserError, match="can't be read"):
         read_classes(tmp_path / "none.txt")

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from benchmarks import index_masks
-from dataset.errors import DatasetError
 from dataset.parallel import CHUNK, spread
 from dataset.splits import VOID, Split
 from dataset.transforms import training_transform
@@ -33,6 +32,7 @@ from dataset.voc import (
     training_datasets,
 )
 from helpers import mask_path, read_values, source_and_target, target_only, write_values
+from utils.errors import UserError
 
 SPLIT = Split.voc(1)  # 1-5 are unseen, 6-20 seen
 KNOWN = SPLIT.known_values
@@ -133,7 +133,7 @@ def test_a_list_can_be_any_text_file(folder, tmp_path):
 )
 def test_a_bad_list_is_named(folder, content, words):
     write_list(folder, content)
-    with pytest.raises(DatasetError, match=re.escape(words)) as caught:
+    with pytest.raises(UserError, match=re.escape(words)) as caught:
         folder.read_list(None, ("train",))
     assert "train.txt" in str(caught.value)
 
@@ -164,7 +164,7 @@ def test_a_spoilt_file_is_a_dataset_error_wherever_it_is_spoilt(tmp_path, kind, 
         path.write_bytes(content)
         try:
             read(path)
-        except DatasetError as error:
+        except UserError as error:
             errors += 1
             assert str(path) in str(error) and "\n" not in str(error)
     assert errors > len(cuts) / 2
@@ -180,7 +180,7 @@ def test_any_picture_becomes_rgb(tmp_path, mode):
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "1", "I;16"])
 def test_a_mask_that_is_no_index_mask_is_refused(tmp_path, mode):
     Image.new(mode, (5, 4)).save(tmp_path / "mask.png")
-    with pytest.raises(DatasetError, match="not an index mask"):
+    with pytest.raises(UserError, match="not an index mask"):
         read_mask(tmp_path / "mask.png", KNOWN)
 
 
@@ -190,7 +190,7 @@ def test_mask_values_are_checked(tmp_path, value, fine):
     if fine:
         assert (read_mask(tmp_path / "mask.png", KNOWN) == value).all()
     else:
-        with pytest.raises(DatasetError, match=f"value {value}"):
+        with pytest.raises(UserError, match=f"value {value}"):
             read_mask(tmp_path / "mask.png", KNOWN)
 
 
@@ -315,7 +315,7 @@ def test_the_index_can_be_read_by_others(folder):
 
 def test_a_wrong_mask_value_is_found_while_indexing(folder):
     rewrite(folder, "both", lambda mask: mask.__setitem__((7, 7), 99))
-    with pytest.raises(DatasetError, match=r"both\.png holds the value 99"):
+    with pytest.raises(UserError, match=r"both\.png holds the value 99"):
         index_classes(folder, IDS, KNOWN)
 
 
@@ -343,7 +343,7 @@ def _pid(_) -> int:
 def test_what_was_indexed_before_a_bad_mask_is_kept(folder, many):
     bad = many[CHUNK + 5]
     write_values(folder.mask_path(bad), np.full((2, 2), 99))
-    with pytest.raises(DatasetError, match=rf"{bad}\.png holds the value 99"):
+    with pytest.raises(UserError, match=rf"{bad}\.png holds the value 99"):
         index_classes(folder, many, KNOWN)
     kept = json.loads((folder.root / INDEX).read_text())
     assert set(many[:CHUNK]) <= set(kept) and bad not in kept
@@ -366,20 +366,20 @@ def test_own_pictures_may_have_any_ending(tmp_path):
     own = VOCFolder.open(tmp_path)
     assert [own.image_path(p).name for p in ("a", "b", "c.d", "none")] == ["a.png", "b.JPG", "c.d.jpeg", "none.jpg"]
     assert own.lists == tmp_path and own.masks == tmp_path / "masks"
-    with pytest.raises(DatasetError, match=r"dataset\.prepare own"):
+    with pytest.raises(UserError, match=r"dataset\.prepare own"):
         own.read_list(None, ("train",))
 
 
 def test_a_folder_says_what_its_values_mean(folder):
     folder.check_split(SPLIT)
-    with pytest.raises(DatasetError, match=r"without classes\.txt is taken for"):
+    with pytest.raises(UserError, match=r"without classes\.txt is taken for"):
         folder.check_split(Split.named("coco-stuff"))
     (folder.root / "classes.txt").write_text("background\nperson\naeroplane\n")
-    with pytest.raises(DatasetError, match=r"'bus' has no mask value 6"):
+    with pytest.raises(UserError, match=r"'bus' has no mask value 6"):
         folder.check_split(SPLIT)
     for make in (lambda: training_datasets(folder.root, SPLIT, nothing, "unseen", "all"),
                  lambda: evaluation_dataset(folder.root, SPLIT)):  # fmt: skip
-        with pytest.raises(DatasetError, match=r"--split of the same data set"):
+        with pytest.raises(UserError, match=r"--split of the same data set"):
             make()
 
 
@@ -416,11 +416,11 @@ def test_other_splits_choose_other_pictures():
 
 
 def test_choices_that_can_not_be_made_say_why():
-    with pytest.raises(DatasetError, match=r"picture \? .*--target-images all"):
+    with pytest.raises(UserError, match=r"picture \? .*--target-images all"):
         choose_target(SHOWN | {"?": None}, SPLIT, "unseen")
-    with pytest.raises(DatasetError, match="no training picture shows an unseen class"):
+    with pytest.raises(UserError, match="no training picture shows an unseen class"):
         choose_target({"s": frozenset({7})}, SPLIT, "unseen")
-    with pytest.raises(DatasetError, match="no training picture shows a seen class"):
+    with pytest.raises(UserError, match="no training picture shows a seen class"):
         choose_source({"u": frozenset({2}), "?": None}, SPLIT)
 
 
@@ -461,7 +461,7 @@ def test_target_pixels_of_the_oracle_are_the_unseen_ones(folder):
 
 def test_the_oracle_needs_the_mask(folder):
     folder.mask_path("unseen").unlink()
-    with pytest.raises(DatasetError, match=r"unseen\.png is missing"):
+    with pytest.raises(UserError, match=r"unseen\.png is missing"):
         TargetDataset(folder, ["unseen"], SPLIT, nothing, "oracle")[0, 0]
 
 
@@ -483,7 +483,7 @@ def test_sizes_must_agree(folder):
         EvaluationDataset(folder, ["both"], SPLIT),
         SourceDataset(folder, ["both"], SPLIT, nothing),
     ):
-        with pytest.raises(DatasetError, match=r"11 x 8 but .* is 12 x 8"):
+        with pytest.raises(UserError, match=r"11 x 8 but .* is 12 x 8"):
             dataset[0] if isinstance(dataset, EvaluationDataset) else dataset[0, 0]
 
 

@@ -24,8 +24,7 @@ from typing import Any
 
 import torch
 
-from utils.errors import InputError
-from utils.files import replacing
+from utils.errors import UserError, atomic_write
 
 FORMAT = 2
 KEYS = (
@@ -37,16 +36,16 @@ def save_checkpoint(path: Path, **content: Any) -> None:
     """Writes `content` (the keys of the module's docstring) to `path`, whole or not at all.
 
     Raises:
-        InputError: if the disk does not take it; what stood at `path` before is whole.
+        UserError: if the disk does not take it; what stood at `path` before is whole.
     """
     if set(content) != set(KEYS):
         raise ValueError(f"a checkpoint holds {KEYS}, not {tuple(content)}")
     try:
-        with replacing(path) as temporary, temporary.open("wb") as file:
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
             torch.save({"format": FORMAT, **content}, file)
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]  # torch adds a stack of its own
-        raise InputError(
+        raise UserError(
             f"{path} could not be written ({reason}): the last checkpoint is kept; free some disk"
         ) from error
 
@@ -59,29 +58,29 @@ def load_checkpoint(path: Path, hint: str = "") -> dict[str, Any]:
         hint: how to get the file where it is missing.
 
     Raises:
-        InputError: if it is missing, broken, or no checkpoint of this project.
+        UserError: if it is missing, broken, or no checkpoint of this project.
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"no checkpoint at {path}{': ' + hint if hint else ''}")
+        raise UserError(f"no checkpoint at {path}{': ' + hint if hint else ''}")
     try:
         with zipfile.ZipFile(path) as archive:  # what torch.save makes, never packed: a packed one could be a bomb
             if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
                 raise ValueError("packed")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # there is hardly a type that a spoilt pickle does not end in
-        raise InputError(f"{path} is no readable checkpoint: give a latest.pth or best.pth of this project") from error
+        raise UserError(f"{path} is no readable checkpoint: give a latest.pth or best.pth of this project") from error
     strange = f"{path} is not a checkpoint of this project: give a latest.pth or best.pth"
     if not isinstance(checkpoint, dict) or "format" not in checkpoint:
-        raise InputError(strange)
+        raise UserError(strange)
     if checkpoint["format"] != FORMAT:
-        raise InputError(f"{path} has checkpoint format {checkpoint['format']}, this code reads {FORMAT}")
+        raise UserError(f"{path} has checkpoint format {checkpoint['format']}, this code reads {FORMAT}")
     checkpoint.setdefault("scaler", {})
     if not set(KEYS) <= set(checkpoint):
-        raise InputError(strange)
+        raise UserError(strange)
     wrong = next((key for key, right in _RIGHT.items() if not right(checkpoint[key])), None)
     if wrong is not None:
-        raise InputError(f"{path} is not a checkpoint of this project ({wrong} is not right): give another one")
+        raise UserError(f"{path} is not a checkpoint of this project ({wrong} is not right): give another one")
     return checkpoint
 
 
@@ -136,12 +135,12 @@ def check_setting(path: Path, saved: dict[str, Any], wanted: dict[str, Any], fla
         flags: the keys of both that must agree; the flag is the key with - for _.
 
     Raises:
-        InputError: for the first that differs.
+        UserError: for the first that differs.
     """
     for key in flags:
         if saved.get(key) != wanted[key]:
             flag = "--" + key.replace("_", "-")
-            raise InputError(
+            raise UserError(
                 f"{path} was made with {flag} {_shown(saved.get(key))}, not {_shown(wanted[key])}: "
                 f"give the same {flag}, or another checkpoint"
             )
@@ -155,7 +154,7 @@ def load_model(model: torch.nn.Module, checkpoint: dict[str, Any], path: Path, k
     """Puts the checkpoint's weights, those under `key`, into `model`.
 
     Raises:
-        InputError: if they do not fit, see `check_weights`; the model is as before.
+        UserError: if they do not fit, see `check_weights`; the model is as before.
     """
     check_weights(path, checkpoint[key], model)
     model.load_state_dict(checkpoint[key])
@@ -165,7 +164,7 @@ def check_weights(path: Path, weights: dict[str, torch.Tensor], model: torch.nn.
     """Refuses weights whose names, shapes or types are not the model's, which may be on the meta device.
 
     Raises:
-        InputError: for the first that differs.
+        UserError: for the first that differs.
     """
     wanted, reason = model.state_dict(), ""
     if not _is_weights(weights) or (strange := weights.keys() ^ wanted.keys()):
@@ -178,14 +177,14 @@ def check_weights(path: Path, weights: dict[str, torch.Tensor], model: torch.nn.
             reason = f"{name} is {kinds[0]} instead of {kinds[1]}"
             break
     if reason:
-        raise InputError(f"{path} does not fit the network ({reason}): give a checkpoint of the same network")
+        raise UserError(f"{path} does not fit the network ({reason}): give a checkpoint of the same network")
 
 
 def load_schedule(optimizer: torch.optim.Optimizer, scheduler: Any, checkpoint: dict[str, Any], path: Path) -> None:
     """Puts the checkpoint's optimiser and schedule into those of a run, after a look at names, shapes and numbers.
 
     Raises:
-        InputError: if they do not fit.
+        UserError: if they do not fit.
     """
     saved, groups = checkpoint["optimizer"], optimizer.state_dict()["param_groups"]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -197,7 +196,7 @@ def load_schedule(optimizer: torch.optim.Optimizer, scheduler: Any, checkpoint: 
         and checkpoint["scheduler"].get("last_epoch") == checkpoint["step"]
     )
     if not fits:
-        raise InputError(f"{path} does not fit the optimiser: give the same --freeze-backbone and --optimizer")
+        raise UserError(f"{path} does not fit the optimiser: give the same --freeze-backbone and --optimizer")
     # How a step is computed is the device's matter: a run may go on on another one.
     saved["param_groups"] = [{**kept, "fused": fresh["fused"]} for kept, fresh in zip(saved["param_groups"], groups)]
     optimizer.load_state_dict(saved)
@@ -208,13 +207,13 @@ def load_scaler(scaler: torch.amp.GradScaler, checkpoint: dict[str, Any], path: 
     """Puts the checkpoint's scale of the loss into that of a run, if both have one.
 
     Raises:
-        InputError: if it does not fit.
+        UserError: if it does not fit.
     """
     saved, fresh = checkpoint["scaler"], scaler.state_dict()
     if not saved or not fresh:  # another --amp than before begins with a new one
         return
     if saved.keys() != fresh.keys() or saved["scale"] <= 0:
-        raise InputError(f"{path} does not fit --amp fp16: give the --amp that it was made with")
+        raise UserError(f"{path} does not fit --amp fp16: give the --amp that it was made with")
     scaler.load_state_dict(saved)
 
 

@@ -94,7 +94,7 @@ def main_first() -> Iterator[None]:
             _store.set(f"turn {_turns}", "over")
 
 
-def fails_first() -> bool:
+def is_first_failure() -> bool:
     """Whether this process is the first to fail, so that it has something to say: the others fail for want of it."""
     if _store is None:
         return is_main()  # what fails before they are connected fails in each of them

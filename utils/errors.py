@@ -1,90 +1,150 @@
-"""Bad input ends in one clear line and exit code 2, never in a traceback."""
+"""Bad input ends in one clear line and exit code 2, never in a traceback; files are written whole or not at all."""
 
+import contextlib
 import functools
+import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 
 from utils import distributed
 
 
-class InputError(ValueError):
-    """Something that the user gave can't be used. One line: which file or flag, and how to mend it."""
+class UserError(ValueError):
+    """Something that the user gave can't be used. One line: which file or flag, and what to do."""
 
 
-def one_line_errors(*kinds: type[Exception]) -> Callable:
-    """Decorator of a script's `main`: `InputError` and `kinds` become one line on stderr and exit code 2.
-
-    So do errors of the system, of files and of memory. Ctrl-C becomes exit code 130. Of several processes the first to
-    fail alone says why; the others, which would wait for it, end with it.
-
-    Args:
-        kinds: the exception types by which the packages say that their input is bad.
-    """
-
-    def decorate(main: Callable) -> Callable:
-        @functools.wraps(main)
-        def wrapped(argv=None):
-            failed = True
-            try:
-                code = main(argv)
-                failed = False
-                return code
-            except KeyboardInterrupt:  # outside the steps of training, which finish and save
-                print("stopped", file=sys.stderr)
-                raise SystemExit(130) from None
-            except (InputError, OSError, MemoryError, RuntimeError, *kinds) as error:
-                text = one_line(error, (InputError, *kinds))
-                if text is None:
-                    raise
-                traceback.clear_frames(error.__traceback__)  # ends the loaders' workers, which wait on
-                if distributed.fails_first():
-                    distributed.disconnect(failed)
-                    print(f"error: {text}", file=sys.stderr)
-                raise SystemExit(2) from None
-            finally:
-                distributed.disconnect(failed)
-
-        return wrapped
-
-    return decorate
-
-
-MENDS = {
+HINTS = {
     "does not have a deterministic implementation": "leave out --deterministic, or give --device cpu",
     "shared memory": "lower --num-workers, or give the machine more of it (docker run --shm-size 8g)",
     "gloo/transport": "another process of this run has ended: start all of them again, with continue",
     "NCCL": "another process of this run has ended, or has no GPU: start all of them again, with continue",
-    "DataLoader worker": "a process that reads pictures died: lower --num-workers or free some memory",
-    "out of memory": "lower --batch-size or --input-size (--longest-side of photos)",
+    "DataLoader worker": "a process that reads images died: lower --num-workers or free some memory",
+    "out of memory": "lower --batch-size or --input-size (--longest-side of your own images)",
     "TORCHDYNAMO_VERBOSE": "leave out --compile, or install what it lacks",
     "can't allocate memory": "lower --batch-size or --input-size",
 }
 """Parts of the messages of torch's `RuntimeError` that tell of the machine, not of a mistake in the code."""
 
 
-def one_line(error: Exception, kinds: tuple[type[Exception], ...]) -> str | None:
-    """What to tell the user of `error`, one of `kinds` or the system's; None if it is a mistake in the code."""
-    if isinstance(error, kinds):
-        return message(error)
+def one_line_errors(main: Callable) -> Callable:
+    """Decorator of a script's `main`: errors of the user, of files and of memory become one line and exit code 2.
+
+    Ctrl-C becomes exit code 130. Of several processes only the first that fails prints; the others, which would wait
+    for it, end with it.
+    """
+
+    @functools.wraps(main)
+    def wrapped(argv=None):
+        failed = True
+        try:
+            code = main(argv)
+            failed = False
+            return code
+        except KeyboardInterrupt:  # outside the steps of training, which finish and save
+            print("stopped", file=sys.stderr)
+            raise SystemExit(130) from None
+        except (UserError, OSError, MemoryError, RuntimeError) as error:
+            text = describe_error(error)
+            if text is None:
+                raise
+            traceback.clear_frames(error.__traceback__)  # ends the loaders' workers
+            if distributed.is_first_failure():
+                distributed.disconnect(failed)
+                print(f"error: {text}", file=sys.stderr)
+            raise SystemExit(2) from None
+        finally:
+            distributed.disconnect(failed)
+
+    return wrapped
+
+
+def describe_error(error: Exception) -> str | None:
+    """One line for the user about `error`; None if it is a mistake in the code."""
+    if isinstance(error, UserError):
+        return one_line(error)
+    if isinstance(error, ConnectionError):  # a loader's worker that was killed as it sent a batch
+        return f"{one_line(error)}: {HINTS['DataLoader worker']}"
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or message(error)}: check that it is there, may be used and has room"
+        return f"{where}{error.strerror or one_line(error)}: check that it is there, may be used and has room"
     if isinstance(error, torch.OutOfMemoryError):
-        return f"{message(error).split('. ')[0]}: {MENDS['out of memory']}"
+        return f"{one_line(error).split('. ')[0]}: {HINTS['out of memory']}"
     if isinstance(error, MemoryError):
-        return f"out of memory: {MENDS['out of memory']}"
-    mend = next((mend for part, mend in MENDS.items() if part in str(error)), None)
-    text = message(error).split(" Set TORCHDYNAMO_VERBOSE")[0]  # advice for those who develop the compiler
-    return mend and f"{text[:200]}: {mend}"
+        return f"out of memory: {HINTS['out of memory']}"
+    hint = next((hint for part, hint in HINTS.items() if part in str(error)), None)
+    text = one_line(error).split(" Set TORCHDYNAMO_VERBOSE")[0]
+    return hint and f"{text[:200]}: {hint}"
 
 
-def message(error: Exception) -> str:
-    """The error's own text in one line, also where a loader's worker wrapped it in the text of a traceback."""
+def one_line(error: Exception) -> str:
+    """The error's text in one line, also where a loader's worker wrapped it in the text of a traceback."""
     name, text = type(error).__name__, str(error)
     if text.startswith(f"Caught {name} in "):
         text = re.split(rf"^[\w.]*{name}: ", text, flags=re.MULTILINE)[-1]
     return " ".join(line.strip() for line in text.splitlines() if line.strip()) or name
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, to be written in the block and renamed to `path` at its end.
+
+    Whatever happens, `path` is the file of before or the whole new one, also after a power cut. A process that is
+    killed leaves the temporary file, see `remove_leftovers`.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # the folder's entry too, where the system can
+        handle = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all. Raises `UserError` if the disk does not take it."""
+    try:
+        with atomic_write(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{path} can't be written ({error.strerror}): make room there, or choose a folder you may write"
+        ) from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes the temporary files of processes that were killed as they wrote."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path, flag: str) -> None:
+    """Refuses, without writing anything, a folder that is neither there and writable nor can be made.
+
+    Args:
+        folder: where files are to go.
+        flag: what the user gave, for the message.
+
+    Raises:
+        UserError: if nothing could be written there.
+    """
+    there = folder
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    if not os.path.isdir(there):
+        raise UserError(f"{flag} can't be made ({there} is no folder): choose a folder you may write")
+    effective = os.access in os.supports_effective_ids
+    if not os.access(there, os.W_OK | os.X_OK, effective_ids=effective):
+        raise UserError(f"{flag} can't be written (no permission for {there}): choose a folder you may write")

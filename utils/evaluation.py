@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from utils import distributed
-from utils.errors import InputError
+from utils.errors import UserError
 from utils.metrics import ZeroShotMetrics
 from utils.records import progress
 from utils.waiting import watched
@@ -36,7 +36,7 @@ def predictions(
         image, label, index and logits of each batch, on the device but for the index.
 
     Raises:
-        InputError: if a score is not finite: the network's weights are not, or nearly so. On an accelerator some
+        UserError: if a score is not finite: the network's weights are not, or nearly so. On an accelerator some
             batches later, so that it never waits for one.
     """
     training, score = model.training, score or model
@@ -58,7 +58,7 @@ def predictions(
 
 def _check_finite(broken: torch.Tensor) -> None:
     if broken:
-        raise InputError("the network's scores are not finite: train again with a lower --learning-rate")
+        raise UserError("the network's scores are not finite: train again with a lower --learning-rate")
 
 
 def evaluate(model: nn.Module, loader: DataLoader, metrics: ZeroShotMetrics, device: torch.device) -> dict:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from utils.errors import InputError
+from utils.errors import UserError
 
 CHOICES = ("auto", "on", "off")
 ROOMY = 15 * 2**30
@@ -26,7 +26,7 @@ def keep_memory(choice: str, device: torch.device) -> bool:
         choice: of `CHOICES`; "auto" keeps it for a CPU with `ROOMY` bytes of memory.
 
     Raises:
-        InputError: for "on" without glibc.
+        UserError: for "on" without glibc.
     """
     if choice == "off" or (choice == "auto" and (device.type != "cpu" or machine_memory() < ROOMY)):
         return False
@@ -35,7 +35,7 @@ def keep_memory(choice: str, device: torch.device) -> bool:
     except (AttributeError, OSError, TypeError) as error:  # macOS, musl; Windows
         if choice == "auto":
             return False
-        raise InputError("--keep-memory on needs the C library glibc, of most Linux systems: choose auto") from error
+        raise UserError("--keep-memory on needs the C library glibc, of most Linux systems: choose auto") from error
     return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, -1))  # all of it from the heap; never shrink that
 
 

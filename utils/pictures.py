@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from utils.errors import InputError
+from utils.errors import UserError, atomic_write
 
 VOID = 255
 VOID_COLOUR = (224, 224, 224)  # light grey, for VOC's own colour of 255 looks like one more class
@@ -30,7 +30,7 @@ def read_photo(path: Path) -> np.ndarray:
     first is taken.
 
     Raises:
-        InputError: if it is missing, or no picture that Pillow reads.
+        UserError: if it is missing, or no picture that Pillow reads.
     """
     try:
         with Image.open(path) as file:
@@ -42,10 +42,10 @@ def read_photo(path: Path) -> np.ndarray:
                 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
             return np.array(picture.convert("RGB"))
     except FileNotFoundError as error:
-        raise InputError(f"{path} is missing: give pictures that exist, or their folder") from error
+        raise UserError(f"{path} is missing: give pictures that exist, or their folder") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path} can't be read as a picture ({reason}): save it as JPEG or PNG") from error
+        raise UserError(f"{path} can't be read as a picture ({reason}): save it as JPEG or PNG") from error
 
 
 def _eight_bits(grey: np.ndarray, mode: str) -> np.ndarray:
@@ -79,12 +79,8 @@ def save_index_png(mask: np.ndarray, path: str | os.PathLike) -> None:
     path = Path(path)
     picture = Image.fromarray(mask)
     picture.putpalette(palette().tobytes())
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with atomic_write(path) as temporary:
         picture.save(temporary, format="PNG")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def colourise(mask: np.ndarray) -> np.ndarray:

@@ -17,20 +17,19 @@ import torchvision
 from tqdm import tqdm
 
 from utils import distributed
-from utils.errors import InputError
-from utils.files import remove_leftovers, replacing
+from utils.errors import UserError, atomic_write, remove_leftovers
 
 GOES_ON = "--restore-from-where continue goes on from it"
 KEPT = f"the last checkpoint is whole, and {GOES_ON}"
 
 
 def make_run_folder(path: Path) -> None:
-    """Makes the folder `path` if need be, and clears it of what a killed process left. Raises `InputError`."""
+    """Makes the folder `path` if need be, and clears it of what a killed process left. Raises `UserError`."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path)
     except OSError as error:
-        raise InputError(
+        raise UserError(
             f"--output-dir {path} can't be made ({error.strerror}): choose a folder you may write"
         ) from error
 
@@ -92,7 +91,7 @@ def forget_log(folder: Path, after: int = -1) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-    with _writing(path), replacing(path) as temporary:
+    with _writing(path), atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -101,7 +100,7 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(
+        raise UserError(
             f"{path} can't be written ({error.strerror}): make room there, or choose an --output-dir you may write"
         ) from error
 
@@ -125,7 +124,7 @@ class LossMeter:
         """Means over the steps since the last look, which `last` keeps; those of before if there were none.
 
         Raises:
-            InputError: if a loss is not finite, naming the step and the loss.
+            UserError: if a loss is not finite, naming the step and the loss.
         """
         if self._steps:
             names = list(self._steps[0][1])
@@ -134,18 +133,18 @@ class LossMeter:
             for (step, _), row in zip(self._steps, rows.tolist()):
                 for name, value in zip(names, row):
                     if not math.isfinite(value):
-                        raise InputError(f"the loss {name} is {value} at step {step}: lower --learning-rate; {KEPT}")
+                        raise UserError(f"the loss {name} is {value} at step {step}: lower --learning-rate; {KEPT}")
             self._steps.clear()
             self.last = dict(zip(names, rows.mean(dim=0).tolist()))
         return self.last
 
 
 def summary_writer() -> type:
-    """TensorBoard's writer. Raises `InputError` if TensorBoard is not installed."""
+    """TensorBoard's writer. Raises `UserError` if TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise InputError("--tensorboard needs a package that is not installed: pip install tensorboard") from error
+        raise UserError("--tensorboard needs a package that is not installed: pip install tensorboard") from error
     return SummaryWriter
 
 

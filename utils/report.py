@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from utils.errors import InputError, one_line_errors
+from utils.errors import UserError, one_line_errors
 from utils.metrics import HEADLINES
 from utils.options import Parser
 
@@ -115,25 +115,25 @@ def read_json(path: Path, hint: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise InputError(f"{path} is missing: {hint}") from error
+        raise UserError(f"{path} is missing: {hint}") from error
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} can't be read as JSON: {hint}") from error
+        raise UserError(f"{path} can't be read as JSON: {hint}") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path} holds no JSON object: {hint}")
+        raise UserError(f"{path} holds no JSON object: {hint}")
     return content
 
 
 def read_run(path: Path, name: str) -> RunRecord:
-    """A run's folder, or a file of eval.py. Raises `InputError` where a record is missing or not whole."""
+    """A run's folder, or a file of eval.py. Raises `UserError` where a record is missing or not whole."""
     folder = path if path.is_dir() else path.parent
     hint = "give the folder of a run that has been evaluated, or a file of eval.py --json PATH"
     last = read_json(path / "evaluation.json" if path.is_dir() else path, hint)
     needed = {"seen", "unseen", "confusion", "per_picture", "per_class", *(key for _, key in HEADLINES)}
     if not needed <= set(last):
-        raise InputError(f"{path} lacks {sorted(needed - set(last))[0]}: {hint}")
+        raise UserError(f"{path} lacks {sorted(needed - set(last))[0]}: {hint}")
     size = len(last["seen"]) + len(last["unseen"])
     if np.shape(last["confusion"]) != (size, size):
-        raise InputError(f"{path}: the confusion matrix is not of its {size} classes: {hint}")
+        raise UserError(f"{path}: the confusion matrix is not of its {size} classes: {hint}")
     if not path.is_dir():
         return RunRecord(name, folder, last, [{"step": 0, **last}], {})
     log = []
@@ -149,7 +149,7 @@ def name_runs(paths: Sequence[Path]) -> list[str]:
     """The shortest names that tell the runs apart: their paths without the folders that all share."""
     whole = [path.resolve() for path in paths]
     if len(set(whole)) < len(whole):
-        raise InputError("a run is named twice: give each once")
+        raise UserError("a run is named twice: give each once")
     if len(whole) == 1:
         return [str(paths[0])]
     common = Path(os.path.commonpath(whole))
@@ -452,14 +452,14 @@ def write(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise InputError(f"--output {path} can't be written ({error.strerror}): choose another path") from error
+        raise UserError(f"--output {path} can't be written ({error.strerror}): choose another path") from error
 
 
-@one_line_errors()
+@one_line_errors
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     if args.output.suffix not in (".html", ".htm"):
-        raise InputError(f"--output {args.output}: give a name that ends in .html")
+        raise UserError(f"--output {args.output}: give a name that ends in .html")
     runs = [read_run(path, name) for path, name in zip(args.runs, name_runs(args.runs))]
     text = markdown(runs)
     write(args.output, page(runs, args.title))

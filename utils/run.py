@@ -20,9 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from utils import distributed
 from utils.checkpoint import check_setting, load_checkpoint, load_model, load_scaler, load_schedule, save_checkpoint
-from utils.errors import InputError
+from utils.errors import UserError, check_writable
 from utils.evaluation import predictions
-from utils.files import check_writable
 from utils.heap import keep_memory
 from utils.metrics import DETAILS, HEADLINES, as_json, format_table
 from utils.prefetch import on_device
@@ -63,7 +62,7 @@ UNSCALED = torch.amp.GradScaler("cuda", enabled=False)
 
 
 def choose_device(name: str, deterministic: bool = False) -> torch.device:
-    """The device called `name`; "auto" is cuda, else mps, else cpu. Raises `InputError` if it isn't there.
+    """The device called `name`; "auto" is cuda, else mps, else cpu. Raises `UserError` if it isn't there.
 
     Args:
         deterministic: from here on take only algorithms that give the same bits each time.
@@ -79,19 +78,19 @@ def choose_device(name: str, deterministic: bool = False) -> torch.device:
         device = _own_device(torch.device(name))
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        raise InputError(f"--device {name} can't be used here: choose cpu, or auto for what there is") from error
+        raise UserError(f"--device {name} can't be used here: choose cpu, or auto for what there is") from error
     return device
 
 
 def _own_device(device: torch.device) -> torch.device:
-    """Of several processes each takes a GPU of its own, or they share the CPU. Raises `InputError` if they can't."""
+    """Of several processes each takes a GPU of its own, or they share the CPU. Raises `UserError` if they can't."""
     if distributed.share()[1] == 1 or device.type == "cpu":
         return device
     if device.type != "cuda" or device.index is not None:
-        raise InputError(f"--device {device} is not for several processes: give cuda or cpu")
+        raise UserError(f"--device {device} is not for several processes: give cuda or cpu")
     number = int(os.environ["LOCAL_RANK"])
     if number >= (found := torch.cuda.device_count()):
-        raise InputError(f"there are {found} GPUs here: give torchrun no higher --nproc-per-node, or --device cpu")
+        raise UserError(f"there are {found} GPUs here: give torchrun no higher --nproc-per-node, or --device cpu")
     torch.cuda.set_device(number)
     return torch.device("cuda", number)
 
@@ -140,7 +139,7 @@ def caught_signals() -> Iterator[list[int]]:
     """Within it Ctrl-C and SIGTERM only add their numbers to the list that it gives; a second Ctrl-C ends the process.
 
     That one is left to the system, so it works whatever the process is doing. No file is harmed: see
-    `utils.files.replacing`. Outside the main thread, which alone gets signals, it does nothing.
+    `utils.errors.atomic_write`. Outside the main thread, which alone gets signals, it does nothing.
 
     torchrun hands a Ctrl-C on to processes that the terminal has told already, so under it a third one ends them.
     """
@@ -215,10 +214,10 @@ class Run:
         """Begins at step 0.
 
         Raises:
-            InputError: if the folder holds a run already, which would be lost.
+            UserError: if the folder holds a run already, which would be lost.
         """
         if os.path.exists(self.latest) and not self.args.dry_run:
-            raise InputError(
+            raise UserError(
                 f"{self.latest} is there: --restore-from-where continue goes on with that run; to begin another, give "
                 "another --output-dir or delete the file"
             )
@@ -227,11 +226,11 @@ class Run:
         """Takes everything from `latest.pth`, to go on exactly where it stopped.
 
         Raises:
-            InputError: if there is none, or it is of another stage, network or protocol.
+            UserError: if there is none, or it is of another stage, network or protocol.
         """
         checkpoint = load_checkpoint(self.latest, "begin with --restore-from-where pretrained or saved")
         if checkpoint["stage"] != self.stage:
-            raise InputError(f"{self.latest} is of stage {checkpoint['stage']}: give another --output-dir")
+            raise UserError(f"{self.latest} is of stage {checkpoint['stage']}: give another --output-dir")
         check_setting(self.latest, checkpoint["setting"], self.setting, SAME_RUN)
         check_setting(self.latest, checkpoint["arguments"], self.arguments, SAME_SCHEDULE)
         load_model(self.model, checkpoint, self.latest)
@@ -240,7 +239,7 @@ class Run:
         load_schedule(self.optimizer, self.scheduler, checkpoint, self.latest)
         load_scaler(self.scaler, checkpoint, self.latest)
         if self.scheduler.total_iters != self.num_steps:
-            raise InputError(
+            raise UserError(
                 f"{self.latest} is of a run of {self.scheduler.total_iters} steps, not {self.num_steps}: give the same "
                 "--max-steps, --num-epochs, --batch-size and training list"
             )
@@ -253,13 +252,13 @@ class Run:
         """Begins with the network, and nothing else, of another stage's checkpoint.
 
         Raises:
-            InputError: if there is none, or it is of another network, or the folder holds a run already.
+            UserError: if there is none, or it is of another network, or the folder holds a run already.
         """
         self.begin()
         checkpoint = load_checkpoint(path, "run stage 1 first, or give --stage1-checkpoint")
         check_setting(path, checkpoint["setting"], self.setting, SAME_NETWORK)
         if checkpoint["setting"]["supervised"]:
-            raise InputError(f"{path} was trained with --supervised, which is not zero-shot: give another checkpoint")
+            raise UserError(f"{path} was trained with --supervised, which is not zero-shot: give another checkpoint")
         if checkpoint["setting"]["target_pixels"] == "oracle":  # else the result would pass for an honest one
             check_setting(path, checkpoint["setting"], self.setting, ["target_pixels"])
         load_model(self.model, checkpoint, path)
@@ -349,11 +348,11 @@ class Run:
         return due and not self.args.dry_run
 
     def save(self, name: str = "latest.pth", selection: str = "last") -> None:
-        """Writes a checkpoint. Raises `InputError` instead if the losses or the weights have gone wrong."""
+        """Writes a checkpoint. Raises `UserError` instead if the losses or the weights have gone wrong."""
         self._losses.means()  # raises if one is not finite
         weights = self.model.state_dict()
         if not all(tensor.isfinite().all() for tensor in weights.values()):
-            raise InputError(f"the weights are not finite after step {self.step}: lower --learning-rate; {KEPT}")
+            raise UserError(f"the weights are not finite after step {self.step}: lower --learning-rate; {KEPT}")
         if not distributed.is_main():
             return
         save_checkpoint(

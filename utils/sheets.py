@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset
 
-from utils.errors import InputError
+from utils.errors import UserError
 from utils.pictures import contact_sheet
 
 LOOKED_THROUGH = 200
@@ -73,7 +73,7 @@ def save_sheet(path: Path, rows: Sequence[tuple], title: str, drawing: Mapping[s
     """Writes a contact sheet of `rows` and returns it, uint8 [H, W, 3].
 
     Raises:
-        InputError: if the disk does not take it.
+        UserError: if the disk does not take it.
     """
     sheet = contact_sheet(rows, title=title, **drawing)
     save_picture(sheet, path)
@@ -81,11 +81,11 @@ def save_sheet(path: Path, rows: Sequence[tuple], title: str, drawing: Mapping[s
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Writes a picture and the folder that it lies in. Raises `InputError` if the disk does not take it."""
+    """Writes a picture and the folder that it lies in. Raises `UserError` if the disk does not take it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path, quality=90)  # of a JPEG; a PNG passes over it
     except OSError as error:
-        raise InputError(
+        raise UserError(
             f"{path} can't be written ({error.strerror}): choose another folder, or free some disk"
         ) from error
