@@ -107,13 +107,11 @@ def load_segmenter(path: Path) -> tuple[Segmenter, Split, dict]:
         split = Split.from_dict(checkpoint["setting"])
         describe_protocol(checkpoint["setting"])
         class_embeddings = checkpoint["model"]["projection.class_embeddings"]
-        is_auxiliary = checkpoint["setting"]["auxiliary_background"] and not checkpoint["setting"]["background"]
-        scored = split.without_background() if is_auxiliary else split
-        if len(class_embeddings) != len(scored.names):
-            raise ValueError(f"{len(class_embeddings)} class embeddings for {len(scored.names)} classes")
+        if len(class_embeddings) != len(split.names):
+            raise ValueError(f"{len(class_embeddings)} class embeddings for {len(split.names)} classes")
         build = functools.partial(
             Segmenter, checkpoint["setting"]["backbone"], class_embeddings, scoring=checkpoint["setting"]["scoring"],
-            num_auxiliary=split.num_seen - scored.num_seen,
+            num_auxiliary=split.num_auxiliary,
         )  # fmt: skip
         with torch.device("meta"):  # a network without numbers: names and shapes are compared before one is built
             check_weights(path, checkpoint["model"], build())
@@ -127,7 +125,7 @@ def load_segmenter(path: Path) -> tuple[Segmenter, Split, dict]:
         raise UserError(f"{path} is no whole checkpoint ({error}): give a latest.pth or best.pth") from error
     model = build()
     load_model(model, checkpoint, path)
-    return model, scored, {key: value for key, value in checkpoint.items() if key not in ("model", "optimizer")}
+    return model, split, {key: value for key, value in checkpoint.items() if key not in ("model", "optimizer")}
 
 
 def save_pictures(folder: Path, dataset: EvaluationDataset, batch: tuple, split: Split) -> None:

@@ -139,11 +139,9 @@ def main(argv: list[str] | None = None) -> int:
     torch.manual_seed(args.seed)
 
     # Data: labelled source pictures, unlabelled target pictures, evaluation pictures
-    scored, name, args.background = choose_split(args.data_path, args.split, args.unseen, args.background)
-    split = scored  # and the background before its classes, if it is only trained on
-    if args.auxiliary_background:
-        split, *_ = choose_split(args.data_path, args.split, args.unseen, background=True)
-    args.split = name
+    background = "score" if args.background else "auxiliary" if args.auxiliary_background else "ignore"
+    split = choose_split(args.data_path, args.split, args.unseen, background)
+    args.split, args.background = split.name, split.background == "score"
     transform = training_transform(args.input_size, tuple(args.scale), args.rotation, args.flip)
     if args.supervised:
         args.lambda_ = 0.0
@@ -152,17 +150,17 @@ def main(argv: list[str] | None = None) -> int:
         source, target = training_datasets(
             args.data_path, split, transform, target_images, args.target_pixels, args.train_list, args.supervised
         )
-    evaluation_pictures = evaluation_dataset(args.data_path, scored, args.evaluation_list)
+    evaluation_pictures = evaluation_dataset(args.data_path, split, args.evaluation_list)
     at_once = pictures_at_once(args.evaluation_batch_size, device)
     evaluation = evaluation_loader(evaluation_pictures, args.num_workers, at_once, share())
 
     # Network, optimiser and what is kept of them
-    class_embeddings, embedding = load_class_embeddings(scored.names, args.embedding, args.embedding_path)
+    class_embeddings, embedding = load_class_embeddings(split.names, args.embedding, args.embedding_path)
     weights = args.backbone_weights if args.restore_from_where == "pretrained" else "none"
     with main_first():  # it downloads the weights, once
         model = Segmenter(
             args.backbone, torch.from_numpy(class_embeddings), weights, args.freeze_backbone, args.cache_features,
-            args.scoring, args.loss_stride, split.num_seen - scored.num_seen, args.amp, args.compile, args.accumulate,
+            args.scoring, args.loss_stride, split.num_auxiliary, args.amp, args.compile, args.accumulate,
         ).to(device)  # fmt: skip
     num_steps = count_steps(len(source), args.batch_size, args.num_epochs, args.max_steps)
     run = Run(STAGE, args, setting(args, split.as_dict(), embedding), model, num_steps)
@@ -180,11 +178,11 @@ def main(argv: list[str] | None = None) -> int:
     if args.lambda_ == 0:
         target_batches = empty_batches(args.input_size)
     for batches in run.steps(source_batches, target_batches, device):
-        losses = train_step(replica, run.optimizer, *batches, split.num_seen, args, run.scaler)
+        losses = train_step(replica, run.optimizer, *batches, split.num_trained_seen, args, run.scaler)
         run.note(losses)
         if run.due(args.evaluate_every):
-            run.record(evaluate(model, evaluation, ZeroShotMetrics(scored.names, scored.num_seen), device))
-            run.draw(evaluation.dataset, scored)
+            run.record(evaluate(model, evaluation, ZeroShotMetrics(split.names, split.num_seen), device))
+            run.draw(evaluation.dataset, split)
         if run.due(args.save_every):
             run.save()
     if args.dry_run:

@@ -168,8 +168,8 @@ def build_teacher(model, split, args, device: torch.device) -> Discovery | None:
         with main_first():
             eyes = build_backbone(args.backbone, weights)
     return Discovery(
-        model, split.num_seen, args.num_clusters, args.naming, names, args.namer, args.one_name, args.picture_gate,
-        args.teacher_calibration, eyes,
+        model, split.num_trained_seen, args.num_clusters, args.naming, names, args.namer, args.one_name,
+        args.picture_gate, args.teacher_calibration, eyes,
     ).to(device)  # fmt: skip
 
 
@@ -196,14 +196,14 @@ def guide(teacher: Discovery, model, source, target, step: int, num_steps: int, 
         teacher.follow(model, args.ema_decay)
 
 
-def watched_labels(watched, teacher, split, scored, args) -> tuple:
+def watched_labels(watched, teacher, split, args) -> tuple:
     """Pseudo-labels of a few target pictures, to be drawn: the pictures, {heading: labels}, and the labels' split."""
     image, valid, logits = watched
     if teacher is not None:
-        return image, {"pseudo-labels": teacher(image.to(valid.device), valid)}, split
-    laid = pseudo_labels(logits, scored.num_seen, valid, keep=1)
-    kept = pseudo_labels(logits, scored.num_seen, valid, args.keep, balanced=args.balance_classes)
-    return image, {"pseudo-labels laid": laid, "kept": kept}, scored
+        return image, {"pseudo-labels": teacher(image.to(valid.device), valid)}, split.trained
+    laid = pseudo_labels(logits, split.num_seen, valid, keep=1)
+    kept = pseudo_labels(logits, split.num_seen, valid, args.keep, balanced=args.balance_classes)
+    return image, {"pseudo-labels laid": laid, "kept": kept}, split
 
 
 @one_line_errors
@@ -215,27 +215,25 @@ def main(argv: list[str] | None = None) -> int:
     torch.manual_seed(args.seed)
 
     # Data: labelled source pictures, unlabelled target pictures, evaluation pictures
-    scored, name, args.background = choose_split(args.data_path, args.split, args.unseen, args.background)
-    split = scored  # and the background before its classes, if it is only trained on
-    if args.auxiliary_background:
-        split, *_ = choose_split(args.data_path, args.split, args.unseen, background=True)
-    args.split = name
+    background = "score" if args.background else "auxiliary" if args.auxiliary_background else "ignore"
+    split = choose_split(args.data_path, args.split, args.unseen, background)
+    args.split, args.background = split.name, split.background == "score"
     transform = training_transform(args.input_size, tuple(args.scale), args.rotation, args.flip)
     with main_first():  # it lists once what classes the pictures show
         source, target = training_datasets(
             args.data_path, split, transform, args.target_images, args.target_pixels, args.train_list
         )
-    evaluation_pictures = evaluation_dataset(args.data_path, scored, args.evaluation_list)
+    evaluation_pictures = evaluation_dataset(args.data_path, split, args.evaluation_list)
     at_once = pictures_at_once(args.evaluation_batch_size, device)
     evaluation = evaluation_loader(evaluation_pictures, args.num_workers, at_once, share())
 
     # Network, optimiser and what is kept of them
-    class_embeddings, embedding = load_class_embeddings(scored.names, args.embedding, args.embedding_path)
+    class_embeddings, embedding = load_class_embeddings(split.names, args.embedding, args.embedding_path)
     weights = args.backbone_weights if args.restore_from_where == "pretrained" else "none"
     with main_first():  # it downloads the weights, once
         model = Segmenter(
             args.backbone, torch.from_numpy(class_embeddings), weights, args.freeze_backbone, args.cache_features,
-            args.scoring, args.loss_stride, split.num_seen - scored.num_seen, args.amp, args.compile, args.accumulate,
+            args.scoring, args.loss_stride, split.num_auxiliary, args.amp, args.compile, args.accumulate,
         ).to(device)  # fmt: skip
     teacher = build_teacher(model, split, args, device)
     num_steps = count_steps(len(source), args.batch_size, args.num_epochs, args.max_steps)
@@ -256,12 +254,12 @@ def main(argv: list[str] | None = None) -> int:
     for batches in run.steps(source_batches, target_batches, device):
         if teacher is not None:
             guide(teacher, model, source, target, run.step, num_steps, args)
-        losses = train_step(replica, run.optimizer, *batches, split.num_seen, args, teacher, run.scaler)
+        losses = train_step(replica, run.optimizer, *batches, split.num_trained_seen, args, teacher, run.scaler)
         run.note(losses)
         if run.due(args.evaluate_every):
-            run.record(evaluate(model, evaluation, ZeroShotMetrics(scored.names, scored.num_seen), device))
-            run.draw(evaluation.dataset, scored)
-            run.draw_labels(*watched_labels(run.watch(target), teacher, split, scored, args))
+            run.record(evaluate(model, evaluation, ZeroShotMetrics(split.names, split.num_seen), device))
+            run.draw(evaluation.dataset, split)
+            run.draw_labels(*watched_labels(run.watch(target), teacher, split, args))
         if run.due(args.save_every):
             run.save()
     if args.dry_run:

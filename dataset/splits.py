@@ -1,11 +1,10 @@
 """Which classes are seen, which are unseen, and in what order a network scores them.
 
-A mask on disk holds *mask values* (VOC: 0 background, 1-20 classes, 255 void). A network scores *class
-indices*: the seen classes first, then the unseen ones. `Split` is the one place that knows both and goes
-from one to the other; nothing else in the project counts classes.
+A mask on disk holds *mask values* (VOC: 0 background, 1-20 classes, 255 void). A network scores *class indices*: the
+seen classes first, then the unseen ones. `Split` knows both and converts between them.
 
-    python -m dataset.splits                 # every named split
-    python -m dataset.splits spnet 1         # these
+    python -m dataset.splits                 # prints every named split
+    python -m dataset.splits spnet 1         # prints these
 
 The classes of a data set are the lines of a file in `names/`; a named split is a file in `named_splits/`, with
 the publication that it comes from.
@@ -17,7 +16,7 @@ import json
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -35,7 +34,7 @@ NAMED_SPLITS = Path(__file__).parent / "named_splits"
 
 
 def read_classes(path: Path) -> dict[str, int]:
-    """Class name -> mask value, from a text file with a class a line.
+    """Class name -> mask value, from a text file with one class a line.
 
     A line is `VALUE: NAME`, or only `NAME`: then its mask value is its place, and the first line has 0.
 
@@ -66,63 +65,58 @@ VOC_CLASSES = tuple(name for name in read_classes(NAMES / "voc.txt") if name != 
 VOC_SPLITS = (1, 2, 3, 4)
 """The splits of the paper: split k makes classes 5k-4 ... 5k unseen."""
 
+SPLITS = (*VOC_SPLITS, *sorted(path.stem for path in NAMED_SPLITS.glob("*.json") if not path.stem.isdecimal()))
+"""Every named split."""
+
+BACKGROUND_CHOICES = ("ignore", "score", "auxiliary")
+"""The background is void; or a seen class; or a class that is trained on and not scored."""
+
 
 def split_name(text: str) -> int | str:
     """A split as it is called on the command line: the paper's have a number, the others a name."""
     return int(text) if text.isdecimal() else text
 
 
-SPLITS = (*VOC_SPLITS, *sorted(path.stem for path in NAMED_SPLITS.glob("*.json") if not path.stem.isdecimal()))
-"""Every named split."""
-
-
 @dataclass(frozen=True)
 class Split:
-    """A set of classes divided into seen and unseen.
+    """A set of classes divided into seen and unseen ones. All but `trained` describes the scored classes.
 
     Args:
-        seen: names of the classes that source pictures label, in order.
+        seen: names of the classes that source images label, in order.
         unseen: names of the classes that nothing labels, in order.
         mask_values: the mask value of every name in `seen + unseen`; other values become `VOID`.
         known_values: every value that a mask may hold besides `VOID` (a superset of `mask_values`).
+        auxiliary_value: the mask value of a background that is trained on and not scored; None: there is none.
+        name: what the split is called.
     """
 
     seen: tuple[str, ...]
     unseen: tuple[str, ...]
     mask_values: tuple[int, ...]
     known_values: tuple[int, ...]
+    auxiliary_value: int | None = None
+    name: int | str = field(default="", compare=False)
 
     def __post_init__(self):
+        auxiliary = () if self.auxiliary_value is None else (self.auxiliary_value,)
+        values = (*auxiliary, *self.mask_values)
         if not self.seen or not self.unseen:
             raise ValueError("a split needs at least one seen and one unseen class")
-        if len(self.mask_values) != len(self.names) or len(set(self.mask_values)) != len(self.names):
+        if len(self.mask_values) != len(self.names) or len(set(values)) != len(values):
             raise ValueError("a split needs one mask value of its own for each class")
         if len(set(self.names)) != len(self.names):
             raise ValueError("a split names a class twice")
-        if not all(isinstance(value, int) and 0 <= value < VOID for value in (*self.mask_values, *self.known_values)):
+        if not all(isinstance(value, int) and 0 <= value < VOID for value in (*values, *self.known_values)):
             raise ValueError(f"mask values are whole numbers from 0 to {VOID - 1}")
 
     @classmethod
-    def voc(cls, number: int, background: bool = False) -> "Split":
-        """VOC split `number` (1-4): classes 5k-4 ... 5k of the 20 are unseen.
-
-        Args:
-            number: k.
-            background: count the background as the first seen class (the protocol of ZS3Net)
-                instead of ignoring it.
-        """
-        if number not in VOC_SPLITS:
-            raise ValueError(f"split {number}: choose one of {', '.join(map(str, VOC_SPLITS))}")
-        return cls.named(number, background)
-
-    @classmethod
-    def named(cls, name: int | str, background: bool = False) -> "Split":
+    def named(cls, name: int | str, background: str = "ignore") -> "Split":
         """The split of a file in `named_splits/`: `dataset`, `unseen` and `source`, and where they differ from
-        "all the others are seen": `seen` names them, `left_out` are void, `background` counts as seen.
+        "all other classes are seen": `seen` names them, `left_out` are void, `background` counts as seen.
 
         Args:
-            name: one of `SPLITS`.
-            background: count the background as a seen class where the split does not do so already.
+            name: one of `SPLITS`; k = 1 ... 4 makes VOC's classes 5k-4 ... 5k unseen.
+            background: one of `BACKGROUND_CHOICES`; a split whose file scores the background always does.
 
         Raises:
             ValueError: for another name.
@@ -133,57 +127,85 @@ class Split:
         facts = read_named_split(name)
         return cls.of(
             read_classes(NAMES / f"{facts['dataset']}.txt"), facts["unseen"],
-            background or facts.get("background", False), facts.get("seen"), facts.get("left_out", ()),
+            "score" if facts.get("background") else background, facts.get("seen"), facts.get("left_out", ()), name,
         )  # fmt: skip
+
+    voc = named
 
     @classmethod
     def of(
-        cls, classes: Mapping[str, int], unseen: Sequence[str], background: bool = False,
-        seen: Sequence[str] | None = None, left_out: Sequence[str] = (),
+        cls, classes: Mapping[str, int], unseen: Sequence[str], background: str = "ignore",
+        seen: Sequence[str] | None = None, left_out: Sequence[str] = (), name: int | str = "",
     ) -> "Split":  # fmt: skip
         """A split of any classes, each side in the order of the mask values.
 
         Args:
             classes: name -> mask value, of everything that a mask may show.
             unseen: the unseen classes.
-            background: count the class `BACKGROUND` as the first seen one; otherwise it is void.
+            background: one of `BACKGROUND_CHOICES`, of the class `BACKGROUND`.
             seen: the seen classes; None: all the others.
             left_out: classes that are neither: their pixels are void, in training and in evaluation.
+            name: what the split is called.
 
         Raises:
             UserError: for a name that is no class, or classes that leave none seen or unseen.
         """
-        for name in (*unseen, *(seen or ()), *left_out, *([BACKGROUND] if background else [])):
-            if name not in classes:
-                near = difflib.get_close_matches(name, classes, n=1)
+        if background not in BACKGROUND_CHOICES:
+            raise ValueError(f"background is one of {', '.join(BACKGROUND_CHOICES)}, not {background!r}")
+        for wanted in (*unseen, *(seen or ()), *left_out, *([BACKGROUND] if background != "ignore" else [])):
+            if wanted not in classes:
+                near = difflib.get_close_matches(wanted, classes, n=1)
                 raise UserError(
-                    f"there is no class {name!r} among {', '.join(classes)}"
+                    f"there is no class {wanted!r} among {', '.join(classes)}"
                     + (f": did you mean {near[0]}?" if near else "")
                 )
-        by_value = sorted((name for name in classes if name != BACKGROUND), key=classes.get)
-        wanted = by_value if seen is None else seen
-        seen = [name for name in by_value if name in wanted and name not in {*unseen, *left_out}]
-        unseen = [name for name in by_value if name in unseen]
+        by_value = sorted((wanted for wanted in classes if wanted != BACKGROUND), key=classes.get)
+        candidates = by_value if seen is None else seen
+        seen = [wanted for wanted in by_value if wanted in candidates and wanted not in {*unseen, *left_out}]
+        unseen = [wanted for wanted in by_value if wanted in unseen]
         if not seen or not unseen:
             raise UserError("a split needs at least one seen and one unseen class: give other --unseen classes")
-        seen = [BACKGROUND] * background + seen
-        values = tuple(classes[name] for name in seen + unseen)
-        return cls(tuple(seen), tuple(unseen), values, tuple(sorted(classes.values())))
+        seen = [BACKGROUND] * (background == "score") + seen
+        return cls(
+            tuple(seen), tuple(unseen), tuple(classes[wanted] for wanted in seen + unseen),
+            tuple(sorted(classes.values())), classes[BACKGROUND] if background == "auxiliary" else None, name,
+        )  # fmt: skip
 
-    def without_background(self) -> "Split":
-        """The same classes, the background not among them: what is scored where it was only trained on."""
-        if self.seen[0] != BACKGROUND:
+    @property
+    def background(self) -> str:
+        """What is done with the background: one of `BACKGROUND_CHOICES`."""
+        if self.num_auxiliary:
+            return "auxiliary"
+        return "score" if BACKGROUND in self.names else "ignore"
+
+    @property
+    def num_auxiliary(self) -> int:
+        """Classes that are trained on and not scored: 1 with an auxiliary background, else 0."""
+        return 0 if self.auxiliary_value is None else 1
+
+    @cached_property
+    def trained(self) -> "Split":
+        """The split of the training labels and pseudo-labels: an auxiliary background is its class 0, and seen."""
+        if not self.num_auxiliary:
             return self
-        return replace(self, seen=self.seen[1:], mask_values=self.mask_values[1:])
+        seen, values = (BACKGROUND, *self.seen), (self.auxiliary_value, *self.mask_values)
+        return Split(seen, self.unseen, values, self.known_values, None, self.name)
 
-    def as_dict(self) -> dict[str, list]:
+    @property
+    def num_trained_seen(self) -> int:
+        """Seen classes in training labels, an auxiliary background among them."""
+        return self.num_auxiliary + self.num_seen
+
+    def as_dict(self) -> dict:
         """The split in plain types, for a checkpoint."""
-        return {field.name: list(getattr(self, field.name)) for field in fields(self)}
+        values = {key: list(getattr(self, key)) for key in ("seen", "unseen", "mask_values", "known_values")}
+        return {**values, "auxiliary_value": self.auxiliary_value, "split": self.name, "background": self.background}
 
     @classmethod
-    def from_dict(cls, plain: dict) -> "Split":
+    def from_dict(cls, plain: Mapping) -> "Split":
         """The split that `as_dict` wrote; other keys of `plain` are passed over."""
-        return cls(**{field.name: tuple(plain[field.name]) for field in fields(cls)})
+        values = (tuple(plain[key]) for key in ("seen", "unseen", "mask_values", "known_values"))
+        return cls(*values, plain["auxiliary_value"], plain["split"])
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -196,8 +218,8 @@ class Split:
 
     @property
     def seen_values(self) -> frozenset[int]:
-        """Mask values of the seen classes that are things in a picture: without the background."""
-        return frozenset(v for v, name in zip(self.mask_values, self.seen) if name != BACKGROUND)
+        """Mask values of the seen classes without the background: what makes an image a source image."""
+        return frozenset(value for value, name in zip(self.mask_values, self.seen) if name != BACKGROUND)
 
     @property
     def unseen_values(self) -> frozenset[int]:
@@ -206,9 +228,9 @@ class Split:
 
     @property
     def drawing(self) -> dict:
-        """How `utils.pictures.contact_sheet` is to draw masks of this split: its keywords.
+        """Keywords with which `utils` draws masks of this split.
 
-        Background that counts is drawn as it is, background that does not is bleached.
+        A background that counts is drawn as it is; one that does not is faded.
         """
         ignored = {"ignore": (0, VOID), "fade": False} if BACKGROUND in self.names else {"ignore": (VOID,)}
         return {"names": dict(zip(self.mask_values, self.names)), "marked": self.unseen_values, **ignored}
@@ -230,17 +252,17 @@ class Split:
         return self._to_index[mask]
 
     def to_seen_labels(self, mask: np.ndarray) -> np.ndarray:
-        """As `to_labels`, with the unseen classes `VOID` too: what a source picture may teach."""
+        """As `to_labels`, with the unseen classes `VOID` too: what labels a source image."""
         labels = self.to_labels(mask)
         return np.where(labels < self.num_seen, labels, VOID).astype(np.uint8)
 
     def to_unseen_labels(self, mask: np.ndarray) -> np.ndarray:
-        """As `to_labels`, with the seen classes `VOID`: what the oracle protocol knows of a target picture."""
+        """As `to_labels`, with the seen classes `VOID`: what the oracle protocol knows of a target image."""
         labels = self.to_labels(mask)
         return np.where(labels >= self.num_seen, labels, VOID).astype(np.uint8)
 
     def to_mask(self, labels: np.ndarray) -> np.ndarray:
-        """Class indices (any integer type, any shape) -> mask values (uint8), as `to_labels` undone."""
+        """Class indices (any integer type, any shape) -> mask values (uint8), the inverse of `to_labels`."""
         return self._to_value[labels]
 
 
@@ -250,16 +272,13 @@ def read_named_split(name: int | str) -> dict:
 
 
 def describe(name: int | str) -> str:
-    """A named split for people: its data set, its classes and where it comes from."""
+    """Text about a named split: its data set, its classes and where it comes from."""
     split, facts = Split.named(name), read_named_split(name)
     lines = [f"{name}: {facts['dataset']}, {len(split.seen)} seen and {len(split.unseen)} unseen classes"]
-    kinds = {"seen": split.seen, "unseen": split.unseen, "left out": facts.get("left_out", ()), "source": None}
-    for kind, names in kinds.items():
-        text = facts["source"] if names is None else ", ".join(names)
-        if text:
-            lines += textwrap.wrap(
-                f"{kind}: {text}", 116, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False
-            )
+    parts = {"seen": split.seen, "unseen": split.unseen, "left out": facts.get("left_out", ())}
+    for title, text in [*((key, ", ".join(names)) for key, names in parts.items()), ("source", facts["source"])]:
+        wrapped = textwrap.wrap(text, 106, break_on_hyphens=False)
+        lines += [f"  {title}: {wrapped[0]}", *(f"    {line}" for line in wrapped[1:])] if wrapped else []
     return "\n".join(lines)
 
 

@@ -18,7 +18,7 @@ import sys
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from PIL import ExifTags, Image
 from torch.utils.data import Dataset
 
 from dataset.parallel import spread
-from dataset.splits import BACKGROUND, NAMES, VOID, Split, read_classes
+from dataset.splits import NAMES, VOID, Split, read_classes
 from utils.errors import UserError, atomic_write
 
 IMAGE_FOLDERS = ("JPEGImages", "images")
@@ -166,25 +166,23 @@ def find_root(data_path: str | Path) -> Path | None:
 
 
 def choose_split(
-    data_path: str | Path, name: int | str, unseen: Sequence[str] | None, background: bool
-) -> tuple[Split, int | str, bool]:
-    """The split of a run, what to call it, and whether the background counts in it.
+    data_path: str | Path, name: int | str, unseen: Sequence[str] | None, background: str = "ignore"
+) -> Split:
+    """The split of a run: a named one, or the `unseen` classes of the folder against all its other classes.
 
     Args:
         data_path: where the classes are read for `unseen`, see `VOCFolder.read_classes`.
-        name: a named split.
-        unseen: unseen classes of the folder, in place of a named split; all its other classes are seen.
-        background: count the background as a seen class where the named split does not do so already.
+        name: a named split; not used with `unseen`.
+        unseen: unseen classes of the folder.
+        background: "ignore", "score" or "auxiliary", see `Split.named`.
 
     Raises:
         UserError: for a class that the folder does not have.
     """
     if unseen is None:
-        split = Split.named(name, background)
-    else:
-        split = Split.of(VOCFolder.open(data_path).read_classes(), unseen, background)
-        name = re.sub(r"[^\w.-]+", "-", "unseen-" + "-".join(split.unseen))[:120]
-    return split, name, BACKGROUND in split.names
+        return Split.named(name, background)
+    split = Split.of(VOCFolder.open(data_path).read_classes(), unseen, background)
+    return replace(split, name=re.sub(r"[^\w.-]+", "-", "unseen-" + "-".join(split.unseen))[:120])
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -426,7 +424,7 @@ class SourceDataset(_Pictures):
     ):
         super().__init__(folder, ids, split)
         self.transform = transform
-        self.to_labels = split.to_labels if supervised else split.to_seen_labels
+        self.to_labels = split.trained.to_labels if supervised else split.trained.to_seen_labels
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
         index, seed = key

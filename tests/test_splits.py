@@ -1,11 +1,14 @@
 """Splits: which classes are unseen, in what order they are scored, and relabelling there and back."""
 
+import json
+
 import numpy as np
 import pytest
 
 from dataset import splits
 from dataset.splits import (
     BACKGROUND,
+    BACKGROUND_CHOICES,
     NAMES,
     SPLITS,
     VOC_CLASSES,
@@ -27,15 +30,15 @@ UNSEEN = {
 
 def each_split(test):
     test = pytest.mark.parametrize("number", [1, 2, 3, 4])(test)
-    return pytest.mark.parametrize("background", [False, True])(test)
+    return pytest.mark.parametrize("background", BACKGROUND_CHOICES)(test)
 
 
 @each_split
 def test_unseen_classes_are_those_of_the_protocol(number, background):
     split = Split.voc(number, background)
     assert split.unseen == UNSEEN[number]
-    assert len(split.seen) == 15 + background and not set(split.seen) & set(split.unseen)
-    assert set(split.names) == set(VOC_CLASSES) | ({BACKGROUND} if background else set())
+    assert len(split.seen) == 15 + (background == "score") and not set(split.seen) & set(split.unseen)
+    assert set(split.names) == set(VOC_CLASSES) | ({BACKGROUND} if background == "score" else set())
     assert split.num_seen == len(split.seen)
 
 
@@ -47,7 +50,7 @@ def test_class_order_is_seen_then_unseen_by_mask_value():
     split = Split.voc(2)
     assert split.names == split.seen + split.unseen
     assert split.mask_values == (1, 2, 3, 4, 5, *range(11, 21), 6, 7, 8, 9, 10)
-    assert Split.voc(2, background=True).mask_values[:2] == (0, 1)
+    assert Split.voc(2, background="score").mask_values[:2] == (0, 1)
 
 
 @each_split
@@ -71,7 +74,7 @@ def test_labels_name_the_class_of_the_mask(number, background):
 
 
 def test_void_stays_void():
-    split = Split.voc(1, background=True)
+    split = Split.voc(1, background="score")
     void = np.full((2, 2), VOID, np.uint8)
     for change in (split.to_labels, split.to_seen_labels, split.to_unseen_labels, split.to_mask):
         assert (change(void) == VOID).all()
@@ -90,21 +93,35 @@ def test_seen_and_unseen_labels_divide_the_labels(number, background):
 
 def test_background_is_no_thing_that_a_picture_shows():
     """Else every picture would be a source picture."""
-    assert 0 not in Split.voc(1, background=True).seen_values
-    assert Split.voc(1, background=True).seen_values == Split.voc(1).seen_values == frozenset(range(6, 21))
+    assert 0 not in Split.voc(1, background="score").seen_values
+    assert Split.voc(1, background="score").seen_values == Split.voc(1).seen_values == frozenset(range(6, 21))
     assert Split.voc(1).unseen_values == frozenset(range(1, 6))
 
 
 def test_without_background_it_is_void():
     assert Split.voc(3).to_labels(np.zeros(1, np.uint8))[0] == VOID
-    assert Split.voc(3, background=True).to_labels(np.zeros(1, np.uint8))[0] == 0
+    assert Split.voc(3, background="score").to_labels(np.zeros(1, np.uint8))[0] == 0
+
+
+@pytest.mark.parametrize("number", VOC_SPLITS)
+def test_an_auxiliary_background_is_trained_on_before_the_scored_classes(number):
+    split, scored = Split.named(number, "auxiliary"), Split.named(number)
+    assert (split.names, split.num_seen, split.mask_values) == (scored.names, scored.num_seen, scored.mask_values)
+    assert (split.num_auxiliary, split.num_trained_seen, split.background) == (1, 16, "auxiliary")
+    assert split.trained == Split.named(number, "score") and scored.trained == scored
+    mask = np.arange(21, dtype=np.uint8)
+    np.testing.assert_array_equal(split.to_labels(mask), scored.to_labels(mask))  # evaluation ignores it
+    labels = split.trained.to_labels(mask)
+    assert labels[0] == 0 and (labels[1:] == scored.to_labels(mask)[1:] + 1).all()
+    np.testing.assert_array_equal(split.trained.to_mask(labels), mask)
+    assert Split.named("zs3-2", "auxiliary").background == "score"
 
 
 @each_split
 def test_plain_types_there_and_back(number, background):
     split = Split.voc(number, background)
     plain = split.as_dict()
-    assert all(type(value) is list for value in plain.values())
+    assert json.loads(json.dumps(plain)) == plain
     assert Split.from_dict(plain | {"backbone": "small"}) == split
 
 
@@ -235,9 +252,9 @@ def test_the_classes_of_the_data_sets_are_the_published_ones():
 def test_background_counts_where_there_is_one(name):
     if name == "coco-stuff":
         with pytest.raises(UserError, match="no class 'background'"):
-            Split.named(name, background=True)
+            Split.named(name, background="score")
     else:
-        assert Split.named(name, background=True).seen[0] == BACKGROUND
+        assert Split.named(name, background="score").seen[0] == BACKGROUND
 
 
 def test_named_splits_are_printed(capsys):

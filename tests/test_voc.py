@@ -384,11 +384,11 @@ def test_a_folder_says_what_its_values_mean(folder):
 
 
 def test_unseen_classes_of_a_folder_make_a_split(folder):
-    assert choose_split(folder.root, 4, None, False) == (Split.voc(4), 4, False)
-    assert choose_split(folder.root, "zs3-2", None, False) == (Split.named("zs3-2"), "zs3-2", True)
-    split, name, background = choose_split(folder.root, 1, ["sofa", "sheep"], False)
+    assert choose_split(folder.root, 4, None) == Split.named(4)
+    assert choose_split(folder.root, "zs3-2", None).background == "score"
+    split = choose_split(folder.root, 1, ["sofa", "sheep"])
     assert split.unseen == ("sheep", "sofa") and len(split.seen) == 18
-    assert (name, background) == ("unseen-sheep-sofa", False)
+    assert (split.name, split.background) == ("unseen-sheep-sofa", "ignore")
 
 
 # --- source and target ----------------------------------------------------------------------------------
@@ -397,7 +397,7 @@ def test_unseen_classes_of_a_folder_make_a_split(folder):
 SHOWN = {"s": {0, 7}, "u": {0, 2}, "su": {2, 7}, "nothing": {0}, "void": set()}
 
 
-@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("background", ["ignore", "score", "auxiliary"])
 def test_source_pictures_show_a_seen_class(background):
     assert choose_source(SHOWN | {"?": None}, Split.voc(1, background)) == ["s", "su"]
 
@@ -435,7 +435,7 @@ def test_source_labels_hide_unseen_classes(folder):
 
 
 def test_background_pixels_teach_where_it_is_a_class(folder):
-    _, label = SourceDataset(folder, ["both"], Split.voc(1, background=True), nothing)[0, 0]
+    _, label = SourceDataset(folder, ["both"], Split.voc(1, background="score"), nothing)[0, 0]
     assert (label[torch.tensor(read_values(folder.mask_path("both")) == 0)] == 0).all()
 
 
