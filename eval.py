@@ -24,8 +24,7 @@ from dataset.loaders import evaluation_loader
 from dataset.splits import SPLITS, Split, split_name
 from dataset.voc import EvaluationDataset, evaluation_dataset
 from model.calibration import calibrate
-from model.segmenter import Segmenter
-from model.views import predict_views
+from model.segmenter import Segmenter, mean_over_views
 from utils.checkpoint import check_setting, check_weights, load_checkpoint, load_model
 from utils.distributed import connect, is_main, share
 from utils.errors import UserError, atomic_write, check_writable, one_line_errors
@@ -110,7 +109,7 @@ def load_segmenter(path: Path) -> tuple[Segmenter, Split, dict]:
         if len(class_embeddings) != len(split.names):
             raise ValueError(f"{len(class_embeddings)} class embeddings for {len(split.names)} classes")
         build = functools.partial(
-            Segmenter, checkpoint["setting"]["backbone"], class_embeddings, scoring=checkpoint["setting"]["scoring"],
+            Segmenter, checkpoint["setting"]["backbone"], class_embeddings,
             num_auxiliary=split.num_auxiliary,
         )  # fmt: skip
         with torch.device("meta"):  # a network without numbers: names and shapes are compared before one is built
@@ -162,7 +161,7 @@ def main(argv: list[str] | None = None) -> int:
     at_once = pictures_at_once(args.evaluation_batch_size, device)
     loader = evaluation_loader(dataset, args.num_workers, at_once, share())
     views = args.scales != [1.0] or args.flip
-    score = functools.partial(score_views, model, scales=args.scales, flip=args.flip) if views else None
+    score = functools.partial(mean_over_views, model, scales=args.scales, flip=args.flip) if views else None
     for image, label, index, logits in predictions(model, loader, device, score):
         for gamma, counts in zip(gammas, metrics):
             scores = calibrate(logits, split.num_seen, gamma)
@@ -215,12 +214,6 @@ def print_results(results: list[dict], best: dict, about: dict, split: Split) ->
         gamma = best["calibration"]
         print(f"calibration: {f'{gamma:g} taken from the softmax of the seen classes' if gamma else 'off'}\n")
         print(format_table(best, split.names, split.num_seen))
-
-
-def score_views(model: Segmenter, image: torch.Tensor, scales: list[float], flip: bool) -> torch.Tensor:
-    """Logits [N, K, H, W] whose softmax is the mean of that over the views of pictures uint8 [N, 3, H, W]."""
-    probability, _ = predict_views(model, image, scales, flip)
-    return probability.clamp(min=torch.finfo(probability.dtype).tiny).log()
 
 
 def describe_views(scales: list[float], flip: bool) -> str:

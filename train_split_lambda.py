@@ -28,9 +28,7 @@ from dataset.transforms import training_transform
 from dataset.voc import choose_split, evaluation_dataset, training_datasets
 from embeddings import load_class_embeddings
 from model.backbone import BACKBONES
-from model.losses import semantic_consistency
-from model.pixel_losses import bias_loss, cross_entropy, known_gate
-from model.projection import SCORINGS
+from model.pixel_losses import bias_loss, cross_entropy
 from model.segmenter import Segmenter
 from utils.distributed import connect, joined, main_first, replicated, share
 from utils.errors import one_line_errors
@@ -43,7 +41,7 @@ STAGE = 1
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    shared = shared_options(SPLITS, BACKBONES, SCORINGS, restore=("pretrained", "continue"), batch_size=9)
+    shared = shared_options(SPLITS, BACKBONES, restore=("pretrained", "continue"), batch_size=9)
     parser = Parser(description=__doc__, parents=[shared])
     method = parser.add_argument_group("method")
     method.add_argument(
@@ -63,28 +61,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     method.add_argument(
         "--weak-proportion", type=fraction, default=0.2, metavar="W", help="w, the target's share of the bias term"
     )
-    method.add_argument(
-        "--gated-bias",
-        type=fraction,
-        metavar="GAMMA",
-        help="weigh the target's pixels in the bias term by how little the network believes in any seen class: 1 where "
-        "none is above GAMMA, 0 where one is certain (default: all count alike); stands in for the oracle's mask. Take "
-        "the GAMMA of eval.py --calibration",
-    )
-    method.add_argument(
-        "--keep-unseen-shape",
-        action="store_true",
-        help="let the bias term raise all unseen scores of a pixel alike, so that it does not decide between them; try "
-        "it where ZSL falls as lambda rises",
-    )
-    method.add_argument(
-        "--semantic-consistency",
-        type=weight,
-        default=0.0,
-        metavar="WEIGHT",
-        help="add WEIGHT times the squared difference between the cosines of the source classes' mean projections and "
-        "those of their words; 0 leaves it out, 1 is a place to begin",
-    )
     return parse_with_recipe(parser, argv, STAGE)
 
 
@@ -103,25 +79,17 @@ def train_step(model, optimizer, source, target, num_seen: int, args, scaler=UNS
     step = slice(None, None, args.loss_stride)
     label, valid = label[:, step, step], valid[:, step, step]  # [N, S, S] -> [N, s, s]
     image = torch.cat([source_image, target_image])
-    semantic = args.semantic_consistency > 0
-    logits, features = model(image, with_features=True) if semantic else (model(image), None)  # [N + M, K, s, s]
+    logits = model(image)  # [N + M, K, s, s]
     source_logits, target_logits = logits.split([len(source_image), len(target_image)])
 
     ce = cross_entropy(source_logits, label, joined=joined)
     loss, losses = ce, {"ce": ce}
     if args.lambda_:
-        gate = None if args.gated_bias is None else known_gate(target_logits, num_seen, args.gated_bias)
-        bias_source = bias_loss(source_logits, num_seen, label < num_seen, None, args.keep_unseen_shape, joined)
-        bias_target = bias_loss(target_logits, num_seen, valid, gate, args.keep_unseen_shape, joined)
+        bias_source = bias_loss(source_logits, num_seen, label < num_seen, joined)
+        bias_target = bias_loss(target_logits, num_seen, valid, joined)
         w = args.weak_proportion
         loss = ce + args.lambda_ * ((1 - w) * bias_source + w * bias_target)
         losses |= {"bias_source": bias_source, "bias_target": bias_target}
-    if semantic:
-        projection = model.projection.project(features[: len(source_image)])  # [N, D, h, w]
-        with_word = label.long() - model.num_auxiliary  # an auxiliary class has no word, and becomes no class
-        words = model.projection.class_embeddings
-        losses["semantic"] = semantic_consistency(projection, with_word, words, joined=joined)
-        loss = loss + args.semantic_consistency * losses["semantic"]
 
     optimizer.zero_grad()
     scaler.scale(loss).backward()
@@ -160,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
     with main_first():  # it downloads the weights, once
         model = Segmenter(
             args.backbone, torch.from_numpy(class_embeddings), weights, args.freeze_backbone, args.cache_features,
-            args.scoring, args.loss_stride, split.num_auxiliary, args.amp, args.compile, args.accumulate,
+            args.loss_stride, split.num_auxiliary, args.amp, args.compile, args.accumulate,
         ).to(device)  # fmt: skip
     num_steps = count_steps(len(source), args.batch_size, args.num_epochs, args.max_steps)
     run = Run(STAGE, args, setting(args, split.as_dict(), embedding), model, num_steps)

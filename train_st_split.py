@@ -27,15 +27,10 @@ from dataset.transforms import training_transform
 from dataset.voc import choose_split, evaluation_dataset, training_datasets
 from embeddings import imagenet_similarity, load_class_embeddings
 from model.backbone import BACKBONES, IMAGENET_CLASSES, build_backbone, imagenet_head
-from model.cleanup import remove_specks
 from model.discovery import Discovery
 from model.imagenet_names import ImageNetNames
-from model.mixing import class_mix, colour_jitter, cut_mix
-from model.pixel_losses import cross_entropy, pseudo_labels, weighted_cross_entropy
-from model.projection import SCORINGS
+from model.pixel_losses import cross_entropy, pseudo_labels
 from model.segmenter import Segmenter
-from model.soft_weights import soft_weights
-from model.views import predict_views
 from utils.distributed import broadcast, connect, is_main, joined, main_first, replicated, share
 from utils.errors import one_line_errors
 from utils.evaluation import evaluate, pictures_at_once
@@ -46,7 +41,6 @@ from utils.options import (
     parse_with_recipe,
     self_training_options,
     shared_options,
-    target_options,
     weight,
 )
 from utils.run import UNSCALED, Run, choose_amp, choose_device, count_steps, setting, stage_folder
@@ -58,7 +52,7 @@ LOOKED_AT = 5000
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    shared = shared_options(SPLITS, BACKBONES, SCORINGS, restore=("saved", "continue", "pretrained"), batch_size=10)
+    shared = shared_options(SPLITS, BACKBONES, restore=("saved", "continue", "pretrained"), batch_size=10)
     parser = Parser(description=__doc__, parents=[shared])
     method = parser.add_argument_group("method")
     method.add_argument(
@@ -81,7 +75,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     beyond = parser.add_argument_group("beyond the paper")
     self_training_options(beyond)
-    target_options(beyond)
     return parse_with_recipe(parser, argv, STAGE)
 
 
@@ -102,8 +95,7 @@ def train_step(
     target_image, valid = target
     step = slice(None, None, args.loss_stride)  # [N, S, S] -> [N, s, s]
     if teacher is not None:
-        target_image, pseudo_label, weight = taught_target(teacher, source, target, args)
-        pseudo_label, weight = pseudo_label[:, step, step], weight[:, step, step]
+        pseudo_label = teacher(target_image, valid)[:, step, step]  # int64 [M, s, s]
     label, valid = label[:, step, step], valid[:, step, step]
     logits = model(torch.cat([source_image, target_image]))  # [N + M, K, s, s]
     source_logits, target_logits = logits.split([len(source_image), len(target_image)])
@@ -114,7 +106,8 @@ def train_step(
         pseudo_label = pseudo_labels(target_logits, num_seen, valid, args.keep, **chosen)
         self_training = cross_entropy(target_logits, pseudo_label, joined=joined)
     else:
-        self_training = weighted_cross_entropy(target_logits, pseudo_label, weight, joined=joined)
+        weight = teacher.class_weight[pseudo_label.masked_fill(pseudo_label == VOID, 0)]
+        self_training = cross_entropy(target_logits, pseudo_label, weight, joined=joined)
     loss = ce + args.weak_proportion * args.st_lambda * self_training
 
     optimizer.zero_grad()
@@ -122,34 +115,6 @@ def train_step(
     scaler.step(optimizer)
     scaler.update()
     return {"total": loss, "ce": ce, "self_training": self_training}
-
-
-def taught_target(teacher: Discovery, source, target, args) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What the teacher makes of the target pictures, and what the student gets to see of them.
-
-    Returns:
-        image uint8 [M, 3, S, S], pseudo_label int64 [M, S, S] and the weight of each pixel, float [M, S, S].
-    """
-    image, valid = target
-    pseudo_label = teacher(image, valid)
-    if args.views or args.soft_weights:
-        unseen = slice(teacher.num_seen - teacher.teacher.num_auxiliary, None)  # it scores no auxiliary class
-        probability, agree = predict_views(teacher.teacher, image, args.views or (1.0,), bool(args.views), unseen)
-        pseudo_label = torch.where(agree | (pseudo_label < teacher.num_seen), pseudo_label, VOID)
-    if args.min_segment:
-        pseudo_label = remove_specks(pseudo_label, args.min_segment)
-    labelled = pseudo_label != VOID
-    weight = teacher.class_weight[pseudo_label * labelled]
-    if args.soft_weights:
-        found = labelled & (pseudo_label >= teacher.num_seen)
-        weight = weight * soft_weights(probability[:, unseen].amax(dim=1), found, args.soft_weights).where(found, 1.0)
-    if args.mix != "none":
-        mix = {"cutmix": cut_mix, "classmix": class_mix}[args.mix]
-        image, pseudo_label, pasted = mix(*source, image, pseudo_label)
-        weight = weight.masked_fill(pasted, 1.0)
-    if args.colour:
-        image = colour_jitter(image, args.colour)
-    return image, pseudo_label, weight
 
 
 def build_teacher(model, split, args, device: torch.device) -> Discovery | None:
@@ -160,29 +125,23 @@ def build_teacher(model, split, args, device: torch.device) -> Discovery | None:
     if args.imagenet_names:
         similarity = imagenet_similarity(IMAGENET_CLASSES, split.unseen, args.name_similarity)
         names = ImageNetNames(imagenet_head(args.backbone, args.backbone_weights), torch.from_numpy(similarity))
-    if model.backbone.cache is not None and (args.mix != "none" or args.colour):
-        model.backbone.cache.read_only = True  # no such picture is met twice
     eyes = None  # ImageNet's features, which stage 1 has not moved
     if not args.freeze_backbone and args.backbone_weights != "none":
         weights = "none" if args.restore_from_where == "continue" else args.backbone_weights  # the checkpoint has them
         with main_first():
             eyes = build_backbone(args.backbone, weights)
     return Discovery(
-        model, split.num_trained_seen, args.num_clusters, args.naming, names, args.namer, args.one_name,
-        args.picture_gate, args.teacher_calibration, eyes,
-    ).to(device)  # fmt: skip
+        model, split.num_trained_seen, args.num_clusters, names, args.one_name, args.picture_gate, eyes
+    ).to(device)
 
 
 def guide(teacher: Discovery, model, source, target, step: int, num_steps: int, args) -> None:
-    """Begins a round where one is due, and lets a moving teacher follow the network.
+    """Begins a round where one is due.
 
     Of several processes one looks at the pictures for a round, while the others wait, and tells them what it found.
     """
     round_steps = -(-num_steps // args.rounds)
     if step // round_steps >= teacher.round:
-        last = args.keep if args.keep_last is None else args.keep_last
-        rise = (step // round_steps) / max(args.rounds - 1, 1)
-        keep = args.keep + rise * (last - args.keep)
         size = args.target_batch_size or args.batch_size
         pictures = target, target.others(source), source
         targets, others, labelled = (
@@ -190,10 +149,8 @@ def guide(teacher: Discovery, model, source, target, step: int, num_steps: int, 
             for some in pictures
         )
         if is_main():
-            teacher.begin_round(model, targets, others, keep, args.keep_known, args.gate, args.rare_power, labelled)
+            teacher.begin_round(model, targets, others, labelled, args.keep, args.keep_known, args.rare_power)
         broadcast(teacher)
-    elif args.teacher == "ema":
-        teacher.follow(model, args.ema_decay)
 
 
 def watched_labels(watched, teacher, split, args) -> tuple:
@@ -233,7 +190,7 @@ def main(argv: list[str] | None = None) -> int:
     with main_first():  # it downloads the weights, once
         model = Segmenter(
             args.backbone, torch.from_numpy(class_embeddings), weights, args.freeze_backbone, args.cache_features,
-            args.scoring, args.loss_stride, split.num_auxiliary, args.amp, args.compile, args.accumulate,
+            args.loss_stride, split.num_auxiliary, args.amp, args.compile, args.accumulate,
         ).to(device)  # fmt: skip
     teacher = build_teacher(model, split, args, device)
     num_steps = count_steps(len(source), args.batch_size, args.num_epochs, args.max_steps)

@@ -23,12 +23,3 @@ def calibrate(logits: torch.Tensor, num_seen: int, gamma: float) -> torch.Tensor
     scores = logits.softmax(dim=1)
     scores[:, :num_seen] -= gamma
     return scores
-
-
-def unseen_wins(logits: torch.Tensor, num_seen: int, gamma: float) -> torch.Tensor:
-    """Whether the best of the scores that `calibrate` gives is an unseen class's: logits [..., K] -> bool [...].
-
-    With gamma 1 everywhere.
-    """
-    probability = logits.softmax(dim=-1)
-    return probability[..., num_seen:].amax(-1) >= probability[..., :num_seen].amax(-1) - gamma

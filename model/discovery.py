@@ -8,10 +8,10 @@ training does not move, put the target's pixels into clusters. A pixel is held f
     r     = share of the target's pixels in the cluster / share of the other pictures' pixels in it
 
 so what the teacher knows from the source counts against it, and so does what pictures without an unseen class show
-as well. The cluster is also what gets a name: the unseen class whose word fits its pixels best on average, for which
-several things can speak (`NAMERS`), each as loud as another and for no class louder than for another. Each class then
-keeps the same portion of the pixels that were given to it (Zou et al., class-balanced self-training, ECCV 2018),
-so that a class that is never sure of anything is not left without a label.
+as well. The cluster is also what gets a name: the unseen class whose word fits its pixels best on average, by word
+regression and ImageNet's classes, each as loud as the other and for no class louder than for another. Each class then
+keeps the same portion of the pixels that were given to it (Zou et al., class-balanced self-training, ECCV 2018), so
+that a class that is never sure of anything is not left without a label.
 """
 
 import copy
@@ -19,22 +19,15 @@ from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import nn
 
 from model.backbone import Backbone
-from model.calibration import unseen_wins
 from model.imagenet_names import ImageNetNames
 from model.segmenter import Segmenter
 from model.word_regression import with_constant, word_regression
 
 PIXELS = 100
 """Grid cells that are looked at in each picture to make clusters and cuts."""
-
-NAMING = ("mean", "hungarian", "sinkhorn")
-
-NAMERS = ("network", "regression")
-"""What says how well an unseen class fits a pixel: the teacher's logits, or `word_regression`, which no seed moves."""
 
 
 class Discovery(nn.Module):
@@ -44,28 +37,21 @@ class Discovery(nn.Module):
         student: the network, as stage 2 begins with it; copied.
         num_seen: the first so many of its classes are seen (the background among them, if it is trained on).
         num_clusters: clusters of the target's pixels; 0 scores and names each pixel by itself.
-        naming: how clusters get a name, see `name_clusters`.
-        names: evidence of the ImageNet classifier, added to that of `namer`; None: that alone.
-        namer: one of `NAMERS`.
+        names: evidence of the ImageNet classifier, added to that of `word_regression`; None: that alone.
         one_name: label at most one unseen class a picture.
         picture_gate: no pixel outside its picture's highest `picture_gate` of scores is labelled unseen.
         eyes: what gives the features of the clusters, where the student's trunk is trained; None: a copy of that as the
             first round begins. A frozen trunk is its own.
-        calibration: nor is a pixel where the teacher, with so much taken from its seen classes' softmax, does not say
-            an unseen class, see `unseen_wins`; 1: it is not asked.
     """
 
     def __init__(
-        self, student: Segmenter, num_seen: int, num_clusters: int, naming: str = "mean",
-        names: ImageNetNames | None = None, namer: str = "network", one_name: bool = False, picture_gate: float = 1.0,
-        calibration: float = 1.0, eyes: Backbone | None = None,
+        self, student: Segmenter, num_seen: int, num_clusters: int, names: ImageNetNames | None = None,
+        one_name: bool = False, picture_gate: float = 1.0, eyes: Backbone | None = None,
     ):  # fmt: skip
         super().__init__()
-        if namer not in NAMERS:
-            raise ValueError(f"namer {namer!r}: choose one of {', '.join(NAMERS)}")
-        self.namer, self.one_name, self.picture_gate, self.calibration = namer, one_name, picture_gate, calibration
+        self.one_name, self.picture_gate = one_name, picture_gate
         num_unseen = student.num_auxiliary + len(student.projection.class_embeddings) - num_seen
-        self.num_seen, self.num_clusters, self.naming, self.names = num_seen, num_clusters, naming, names
+        self.num_seen, self.num_clusters, self.names = num_seen, num_clusters, names
         self.teacher = copy.deepcopy(student)
         self.own_eyes = eyes is None  # not those of another network
         if eyes is None:
@@ -90,18 +76,9 @@ class Discovery(nn.Module):
         return super().train(False)  # a teacher never drops out
 
     @torch.no_grad()
-    def follow(self, student: Segmenter, decay: float) -> None:
-        """Moves the teacher towards the student: weights = decay * teacher + (1 - decay) * student."""
-        for mine, theirs in zip(self.teacher.state_dict().values(), student.state_dict().values()):
-            if mine.is_floating_point():
-                mine.lerp_(theirs, 1 - decay)
-            else:
-                mine.copy_(theirs)
-
-    @torch.no_grad()
     def begin_round(
-        self, student: Segmenter, target: Iterable, others: Iterable, keep: float, keep_known: float,
-        gate: float = 1.0, rare_power: float = 0.0, source: Iterable = (),
+        self, student: Segmenter, target: Iterable, others: Iterable, source: Iterable, keep: float,
+        keep_known: float = 0.0, rare_power: float = 0.0,
     ) -> None:  # fmt: skip
         """Takes the student for a teacher and sets the cuts by what it says of the target.
 
@@ -112,12 +89,11 @@ class Discovery(nn.Module):
             student: the network.
             target: batches of (image uint8 [N, 3, H, W], valid bool [N, H, W]) of the target pictures.
             others: the same of pictures known to show no unseen class; empty: r is 1.
+            source: batches of (image uint8 [N, 3, H, W], label uint8 [N, H, W]), for `word_regression`.
             keep: portion of the pixels given to an unseen class that are labelled with it.
             keep_known: portion of all pixels, those with the lowest score, that keep the teacher's known class.
-            gate: no pixel outside the highest `gate` of all scores is labelled unseen.
             rare_power: in `class_weight` an unseen class has (mean count / its count) ** rare_power, at most 5, by the
                 labels of the looked at cells; the known classes have 1.
-            source: batches of (image uint8 [N, 3, H, W], label uint8 [N, H, W]) for the namer "regression".
         """
         self.teacher.load_state_dict(student.state_dict())
         first = self.round == 0
@@ -126,17 +102,16 @@ class Discovery(nn.Module):
         features, logits, picture = self._sample(target, self._look)
         self.round += 1
         if first and self.num_clusters:
-            self._make_clusters(features, logits, others, source)
+            self._make_clusters(features, others, source)
         cluster = self._assign(features)
         doubt = log_doubt(logits, self.num_seen)
         if self.num_clusters:
             self.cluster_doubt.copy_(mean_by(cluster, doubt, len(self.centroids)))
         score, name = self._score(cluster, doubt), self._name(cluster, logits)
-        allowed = self._allowed(picture, cluster, name, score) & self._believed(logits)
-        gate_cut = score.quantile(1 - gate)
+        allowed = self._allowed(picture, cluster, name, score)
         for c in range(len(self.cuts)):
             given = score[(name == c) & allowed]
-            self.cuts[c] = torch.maximum(given.quantile(1 - keep), gate_cut) if len(given) else torch.inf
+            self.cuts[c] = given.quantile(1 - keep) if len(given) else torch.inf
         self.known_cut.copy_(score.quantile(keep_known) if keep_known else score.new_tensor(-torch.inf))
         count = name[allowed & (score >= self.cuts[name])].bincount(minlength=len(self.cuts)).clamp(min=1)
         self.class_weight[self.num_seen :] = (count.float().mean() / count).pow(rare_power).clamp(max=5)
@@ -152,7 +127,7 @@ class Discovery(nn.Module):
         allowed = self._allowed(picture, cluster, name, score.masked_fill(~inside, -torch.inf))
         label = torch.full_like(name, ignore_index)
         label = torch.where(score <= self.known_cut, logits[..., : self.num_seen].argmax(-1), label)
-        found = allowed & self._believed(logits) & (score >= self.cuts[name])
+        found = allowed & (score >= self.cuts[name])
         label = torch.where(found, name + self.num_seen, label)
         full = F.interpolate(label[:, None].float(), size=image.shape[-2:], mode="nearest-exact")[:, 0].long()
         return torch.where(valid, full, ignore_index)
@@ -189,7 +164,7 @@ class Discovery(nn.Module):
                 kept.append([*(values[i].flatten(0, 1)[cells] for values in maps), torch.full_like(cells, len(kept))])
         return [torch.cat(values) for values in zip(*kept)]
 
-    def _make_clusters(self, features: torch.Tensor, logits: torch.Tensor, others: Iterable, source: Iterable) -> None:
+    def _make_clusters(self, features: torch.Tensor, others: Iterable, source: Iterable) -> None:
         self.centre.copy_(features.mean(0))
         self.spread.copy_(features.std(0).clamp(min=1e-6))
         self.centroids.copy_(kmeans(self._normalise(features), self.num_clusters))
@@ -201,15 +176,11 @@ class Discovery(nn.Module):
             self.log_ratio.copy_(
                 (in_target / in_target.sum() + 1e-5).log() - (in_others / in_others.sum() + 1e-5).log()
             )
-        if self.namer == "regression":
-            evidence = with_constant(self._centred(features)) @ self._word_regression(source)
-        else:
-            evidence = logits[:, self.num_seen :]
-        evidence = standardise(evidence)
+        evidence = standardise(with_constant(self._centred(features)) @ self._word_regression(source))
         if self.names is not None:
             evidence = standardise(evidence + standardise(self.names(features)))
         evidence = mean_by(cluster, evidence, self.num_clusters)
-        self.cluster_name.copy_(name_clusters(evidence, in_target, self.naming))
+        self.cluster_name.copy_(evidence.argmax(1))
         self.cluster_fit.copy_(evidence.gather(1, self.cluster_name[:, None])[:, 0])
 
     def _word_regression(self, source: Iterable) -> torch.Tensor:
@@ -244,10 +215,6 @@ class Discovery(nn.Module):
         if self.picture_gate < 1:
             allowed &= share_above(picture, score) < self.picture_gate
         return allowed
-
-    def _believed(self, logits: torch.Tensor) -> torch.Tensor:
-        """Where the calibrated teacher says an unseen class, [..., K] -> bool [...]."""
-        return unseen_wins(logits, self.num_seen, self.calibration)
 
     def _name(self, cluster: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         return self.cluster_name[cluster] if self.num_clusters else logits[..., self.num_seen :].argmax(-1)
@@ -322,38 +289,3 @@ def kmeans(points: torch.Tensor, num_clusters: int, iterations: int = 10, limit:
         empty = total.norm(dim=1, keepdim=True) < 1e-6
         centroids = torch.where(empty, centroids, F.normalize(total, dim=1))
     return centroids
-
-
-def name_clusters(evidence: torch.Tensor, size: torch.Tensor, naming: str = "mean") -> torch.Tensor:
-    """An unseen class for each cluster.
-
-    Args:
-        evidence: [clusters, U], how well each class fits a cluster's pixels on average.
-        size: [clusters], pixels in each.
-        naming: "mean" takes the best; "hungarian" first lets each class claim one cluster, so that their evidence
-            together is highest (`scipy.optimize.linear_sum_assignment`), and gives the others their best; "sinkhorn"
-            shares clusters out by optimal transport with a prior half way between the shares that "mean" gives and
-            equal ones (Cuturi, NeurIPS 2013).
-
-    Returns:
-        int64 [clusters], in [0, U).
-    """
-    best = evidence.argmax(1)
-    num_classes = evidence.shape[1]
-    if naming == "hungarian":
-        claim = evidence - evidence.amax(1, keepdim=True)
-        cluster, name = linear_sum_assignment(claim.cpu().numpy(), maximize=True)
-        best[torch.from_numpy(cluster).to(best.device)] = torch.from_numpy(name).to(best.device)
-    elif naming == "sinkhorn":
-        weight = size / size.sum()
-        share = torch.zeros(num_classes, device=size.device).index_add_(0, best, weight)
-        prior = (share + 1 / num_classes) / 2
-        logits, log_weight = evidence / 0.3, (weight + 1e-9).log()
-        column = torch.zeros(num_classes, device=size.device)
-        for _ in range(50):
-            row = log_weight - torch.logsumexp(logits + column, dim=1)
-            column = prior.log() - torch.logsumexp(logits + row[:, None], dim=0)
-        best = (logits + column).argmax(1)
-    elif naming != "mean":
-        raise ValueError(f"naming {naming!r}: choose one of {', '.join(NAMING)}")
-    return best

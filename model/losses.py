@@ -29,32 +29,31 @@ def undivided(count: torch.Tensor) -> torch.Tensor:
 
 
 def cross_entropy(
-    logits: torch.Tensor, label: torch.Tensor, ignore_index: int = 255, joined: Joined = alone
-) -> torch.Tensor:
-    """Mean cross-entropy over the labelled pixels; all K classes compete.
+    logits: torch.Tensor, label: torch.Tensor, weight: torch.Tensor | None = None, ignore_index: int = 255,
+    joined: Joined = alone,
+) -> torch.Tensor:  # fmt: skip
+    """Mean cross-entropy over the labelled pixels, sum(w * CE) / sum(w); all K classes compete.
 
     Args:
         logits: [N, K, H, W].
         label: integer [N, H, W] of class indices; `ignore_index` is left out.
+        weight: w, float [N, H, W], not negative; None: 1.
         joined: sums a count over processes.
 
     Returns:
-        A scalar, 0 (with a gradient of 0) where no pixel is labelled.
+        A scalar, 0 (with a gradient of 0) where no pixel is labelled or all weights are 0.
     """
-    label = label.long()
-    if torch.are_deterministic_algorithms_enabled():  # a GPU has no such sum over pixels in one go
-        loss = F.cross_entropy(logits, label, ignore_index=ignore_index, reduction="none").sum()
-    else:
-        loss = F.cross_entropy(logits, label, ignore_index=ignore_index, reduction="sum")
-    return loss / joined((label != ignore_index).sum()).clamp(min=1)
+    labelled = label != ignore_index
+    loss = F.cross_entropy(logits, label.long(), ignore_index=ignore_index, reduction="none")  # [N, H, W]
+    weight = labelled if weight is None else weight * labelled
+    total = joined(weight.sum())
+    return (loss * weight).sum() / torch.where(total > 0, total, 1)
 
 
 def bias_loss(
     logits: torch.Tensor,
     num_seen: int,
     valid: torch.Tensor,
-    gate: torch.Tensor | None = None,
-    keep_shape: bool = False,
     joined: Joined = alone,
 ) -> torch.Tensor:
     """B = mean over valid pixels of -log( sum over unseen c of softmax_c + 1e-5 ).
@@ -65,80 +64,14 @@ def bias_loss(
         logits: [N, K, H, W].
         num_seen: the first so many of the K classes are seen.
         valid: bool [N, H, W].
-        gate: [N, H, W] in [0, 1], the weight of each pixel in the mean, see `known_gate`; None: all count alike. Where
-            the weights add up to less than one pixel the sum is not divided, so that B fades out with them.
-        keep_shape: give all unseen logits of a pixel the same gradient (the mean of those of B), so that a step on them
-            leaves their shares of the unseen probability alone. Plain B feeds most the one that is highest already.
         joined: sums a count over processes.
 
     Returns:
         A scalar, 0 (with a gradient of 0) where no pixel is valid.
     """
-    if keep_shape:
-        seen, unseen = logits[:, :num_seen], logits[:, num_seen:]
-        mean = unseen.mean(dim=1, keepdim=True)
-        logits = torch.cat([seen, unseen.detach() + (mean - mean.detach())], dim=1)  # the values are as before
     probability = logits.softmax(dim=1)[:, num_seen:].sum(dim=1)  # of the unseen classes together, [N, H, W]
     loss = -torch.log(probability + EPSILON)
-    weight = valid if gate is None else valid * gate
-    return (loss * weight).sum() / joined(weight.sum()).clamp(min=1)
-
-
-@torch.no_grad()
-def known_gate(logits: torch.Tensor, num_seen: int, gamma: float) -> torch.Tensor:
-    """How little the network, calibrated, believes in any seen class: where B may act, without a mask.
-
-    gate = 1 - max( 0, max over seen c of softmax_c - gamma ) / (1 - gamma)
-
-    Args:
-        logits: [N, K, H, W].
-        num_seen: the first so many of the K classes are seen.
-        gamma: in [0, 1]; a seen class that is no surer than that does not close the gate at all.
-
-    Returns:
-        Weights [N, H, W] in [0, 1], without a gradient: 0 where a seen class is certain.
-    """
-    known = logits.softmax(dim=1)[:, :num_seen].amax(dim=1)  # [N, H, W]
-    return 1 - (known - gamma).clamp(min=0) / max(1 - gamma, EPSILON)
-
-
-def semantic_consistency(
-    projection: torch.Tensor,
-    label: torch.Tensor,
-    class_embeddings: torch.Tensor,
-    ignore_index: int = 255,
-    joined: Joined = alone,
-) -> torch.Tensor:
-    """Mean squared difference between the cosines of class prototypes and the cosines of their words.
-
-    A prototype is the mean projection of a class's labelled pixels in the batch. Classes that no label shows are found
-    by their words alone, so pictures should lie to each other as words do. The idea is the semantic consistency loss of
-    JoEm (Baek et al., ICCV 2021), which compares softmaxes of distances; cosines need no temperature, and two classes.
-
-    Args:
-        projection: [N, D, h, w].
-        label: integer [N, H, W] of class indices, read at the h x w points that upsampling with align_corners starts
-            from; `ignore_index` is left out.
-        class_embeddings: [K, D].
-        joined: sums over processes, with a gradient.
-
-    Returns:
-        A scalar, 0 (with a gradient of 0) where fewer than two classes are labelled.
-    """
-    rows, columns = (
-        torch.linspace(0, size - 1, points, device=label.device).round().long()
-        for size, points in zip(label.shape[-2:], projection.shape[-2:])
-    )
-    label = label[:, rows][:, :, columns].flatten()  # [P], P = N h w
-    classes = torch.arange(len(class_embeddings), device=label.device)
-    member = (label == classes[:, None]).to(projection.dtype)  # [K, P]; nothing else is a class, so void is out
-    count = joined(member.sum(dim=1, keepdim=True))  # [K, 1]
-    prototype = joined(member @ projection.movedim(1, -1).flatten(0, -2)) / count.clamp(min=1)  # [K, D]
-    pair = (count > 0) & (count > 0).T & (classes != classes[:, None])  # [K, K]
-    units = F.normalize(prototype, dim=1), F.normalize(class_embeddings, dim=1)
-    of_pixels, of_words = (unit @ unit.T for unit in units)
-    loss = ((of_pixels - of_words).square() * pair).sum() / pair.sum().clamp(min=1)
-    return loss / joined(torch.ones_like(loss))  # every process has it: each gives its share
+    return (loss * valid).sum() / joined(valid.sum()).clamp(min=1)
 
 
 @torch.no_grad()

@@ -1,11 +1,13 @@
 """Backbone and projection together: pictures in, a score for each class and pixel out."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torchvision.transforms.v2.functional import resize
 
 from model.backbone import Backbone, build_backbone, parameter_groups
 from model.parts import in_parts
@@ -32,7 +34,6 @@ class Segmenter(nn.Module):
         weights: "imagenet", "none" or a path, see `build_backbone`.
         frozen: never train the backbone's trunk.
         cache: folder to keep a frozen trunk's features in.
-        scoring: "dot" or "cosine", see `EmbeddingProjection`.
         loss_stride: in training mode, logits of every so manieth row and column of pixels only.
         num_auxiliary: classes without a word, before the K others: trained on, but no part of evaluation mode.
         amp: one of `AMP`, the precision of the backbone in training mode; weights and projection are float32 always.
@@ -50,7 +51,6 @@ class Segmenter(nn.Module):
         weights: str = "none",
         frozen: bool = False,
         cache: Path | None = None,
-        scoring: str = "dot",
         loss_stride: int = 1,
         num_auxiliary: int = 0,
         amp: str = "off",
@@ -61,22 +61,18 @@ class Segmenter(nn.Module):
         self.loss_stride, self.num_auxiliary, self.parts = loss_stride, num_auxiliary, parts
         self.amp, self.compiled = AMP[amp], compiled
         self.backbone = build_backbone(backbone, weights, frozen, cache)
-        self.projection = EmbeddingProjection(self.backbone.channels, class_embeddings, scoring, num_auxiliary)
+        self.projection = EmbeddingProjection(self.backbone.channels, class_embeddings, num_auxiliary)
         # Convolutions are fastest with the channels innermost, upsampling and the losses with the pixels: a
         # frozen EfficientNet-Lite0 step takes 0.8 of the time that it takes with either layout throughout.
         self.to(memory_format=torch.channels_last)
 
-    def forward(
-        self, image: torch.Tensor, with_features: bool = False
-    ) -> torch.Tensor | PixelLogits | tuple[torch.Tensor | PixelLogits, torch.Tensor]:
-        """uint8 image [N, 3, H, W] -> logits [N, K, H, W], and the features if asked for.
+    def forward(self, image: torch.Tensor) -> torch.Tensor | PixelLogits:
+        """uint8 image [N, 3, H, W] -> logits [N, K, H, W].
 
         In evaluation mode without the auxiliary classes. In training mode at every `loss_stride`-th pixel, and not yet
         upsampled: `model.pixel_losses` takes them like that.
         """
-        features = self.features(image)
-        logits = self.score(features, *image.shape[-2:])
-        return (logits, features) if with_features else logits
+        return self.score(self.features(image), *image.shape[-2:])
 
     def features(self, image: torch.Tensor) -> torch.Tensor:
         """uint8 image [N, 3, H, W] -> what the projection takes, float32 [N, C, h, w]."""
@@ -107,3 +103,29 @@ class Segmenter(nn.Module):
     def parameter_groups(self, learning_rate: float, factor: float = 10.0) -> list[dict]:
         """Optimiser groups: the trunk at `learning_rate`, classifier and projection `factor` times as fast."""
         return parameter_groups(self.backbone, self.projection, learning_rate, factor)
+
+
+@torch.no_grad()
+def mean_over_views(
+    model: Segmenter, image: torch.Tensor, scales: Sequence[float] = (1.0,), flip: bool = False
+) -> torch.Tensor:
+    """Logits [N, K, H, W] whose softmax is the mean of the softmax over views of images uint8 [N, 3, H, W].
+
+    Args:
+        model: in evaluation mode.
+        scales: sizes of the views, as multiples of the image's.
+        flip: each scale mirrored left to right too.
+    """
+    size, total = image.shape[-2:], 0.0
+    for scale in scales:  # one view at a time, summed at once: memory does not grow with their number
+        scaled_size = [max(1, round(side * scale)) for side in size]
+        scaled = image if scaled_size == list(size) else resize(image, scaled_size, antialias=True)
+        for mirrored in (False, True) if flip else (False,):
+            probability = model(scaled.flip(-1) if mirrored else scaled).float().softmax(dim=1)  # [N, K, h, w]
+            probability = probability.flip(-1) if mirrored else probability
+            if probability.shape[-2:] != size:
+                # Pixel centres as in the resizing of the image, which align_corners would shift.
+                probability = F.interpolate(probability, size, mode="bilinear", align_corners=False, antialias=True)
+            total = total + probability
+    mean = total / (len(scales) * (1 + flip))
+    return mean.clamp(min=torch.finfo(mean.dtype).tiny).log()

@@ -21,7 +21,7 @@ def content(step=1):
         "stage": 1, "step": step, "best": None, "selection": "last", "model": model.state_dict(),
         "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "arguments": {"split": 1},
         "teacher": {}, "scaler": {},
-        "setting": {"split": 1, "seen": ["a"], "scoring": "dot"},
+        "setting": {"split": 1, "seen": ["a"]},
     }  # fmt: skip
 
 

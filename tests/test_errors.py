@@ -302,7 +302,7 @@ def change_setting(path, **changes):
 
 
 OTHER_SETTINGS = {
-    "split": 4, "backbone": "vgg16", "embedding": ["word2vec", "fasttext"], "background": True, "scoring": "cosine",
+    "split": 4, "backbone": "vgg16", "embedding": ["word2vec", "fasttext"], "background": True,
 }  # fmt: skip
 
 

@@ -1,6 +1,5 @@
 """The network: shapes, weights from disk, what is frozen, how fast the parts learn."""
 
-import math
 import sys
 from urllib.error import URLError
 
@@ -12,7 +11,7 @@ from torchvision import models
 
 from model import backbone as backbones
 from model.backbone import BACKBONES, build_backbone
-from model.projection import SCORINGS, TEMPERATURE, EmbeddingProjection
+from model.projection import EmbeddingProjection
 from model.segmenter import Segmenter
 from utils.errors import UserError
 
@@ -121,37 +120,8 @@ def test_logits_are_projection_times_embeddings():
     np.testing.assert_allclose(projection(features).detach().numpy(), expected, atol=1e-5)
 
 
-def test_cosine_scoring_is_the_cosine_over_the_temperature():
-    projection = EmbeddingProjection(6, WORDS, scoring="cosine")
-    features = torch.randn(2, 6, 3, 4)
-    with torch.no_grad():
-        logits, projected = projection(features), projection.project(features)
-        cosine = nn.functional.cosine_similarity(projected[:, None], WORDS[:, :, None, None], dim=2)  # [N, K, h, w]
-        torch.testing.assert_close(logits, cosine / TEMPERATURE)
-        projection.log_temperature += math.log(2)
-        torch.testing.assert_close(projection(features), cosine / (2 * TEMPERATURE))
-
-
-def test_the_temperature_is_learnt_and_stays_positive():
-    projection = EmbeddingProjection(6, WORDS, scoring="cosine")
-    optimizer = torch.optim.SGD(projection.parameters(), lr=0.05)
-    for _ in range(5):
-        loss = projection(torch.randn(2, 6, 3, 4)).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    temperature = projection.log_temperature.exp()
-    assert temperature > 0 and temperature != TEMPERATURE
-
-
-def test_unknown_scoring_is_refused():
-    with pytest.raises(ValueError, match=r"euclid.*dot, cosine"):
-        EmbeddingProjection(6, WORDS, scoring="euclid")
-
-
-@pytest.mark.parametrize("scoring", SCORINGS)
-def test_features_scored_are_the_logits(scoring):
-    model = Segmenter("small", WORDS, scoring=scoring).eval()
+def test_features_scored_are_the_logits():
+    model = Segmenter("small", WORDS).eval()
     image = torch.randint(0, 256, (2, 3, 33, 40), dtype=torch.uint8)
     with torch.no_grad():
         features = model.features(image)

@@ -13,7 +13,6 @@ from model.segmenter import Segmenter
 
 FLAGS = {
     "lambda_": 0.2, "st_lambda": 0.4, "weak_proportion": 0.2, "keep": 0.6, "balance_classes": False, "loss_stride": 1,
-    "gated_bias": None, "keep_unseen_shape": False, "semantic_consistency": 0.0,
 }  # fmt: skip
 
 

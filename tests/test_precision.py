@@ -232,8 +232,7 @@ def one_step(stage, device="cpu", **changes):
 
 
 KINDS = [
-    (1, {}), (1, {"gated_bias": 0.2, "keep_unseen_shape": True}), (1, {"semantic_consistency": 1.0}),
-    (1, {"lambda_": 0.0}), (2, {}), (2, {"balance_classes": True, "loss_stride": 2}),
+    (1, {}), (1, {"lambda_": 0.0}), (2, {}), (2, {"balance_classes": True, "loss_stride": 2}),
 ]  # fmt: skip
 
 

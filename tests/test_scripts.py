@@ -149,19 +149,6 @@ def test_eval_repeats_what_training_logged(finished, capsys):
         assert result[name] == pytest.approx(record[name], abs=1e-6), name
 
 
-def test_eval_rebuilds_a_network_of_cosine_scoring(data, tmp_path, capsys):
-    """The score rule is in the checkpoint; eval.py needs no flag for it, and stage 2 refuses another one."""
-    folder = train(1, data, tmp_path, "--scoring", "cosine", max_steps=1)
-    assert "projection.log_temperature" in weights(folder)
-    capsys.readouterr()
-    evaluate(folder / "latest.pth", data, "--json")
-    result, record = json.loads(capsys.readouterr().out), read_log(folder)[-1]
-    assert all(result[name] == pytest.approx(record[name], abs=1e-6) for name in FIGURES)
-    assert "cosine scoring" in result["protocol"]
-    stage2 = helpers.arguments(data, tmp_path, restore_from_where="saved")
-    assert "--scoring cosine, not dot" in helpers.failure(capsys, helpers.STAGES[2].main, stage2)
-
-
 def recount(masks, data, split):
     """Per-class IoU (None without pixels) from the written masks and the true ones."""
     hits, unions = dict.fromkeys(split.mask_values, 0), dict.fromkeys(split.mask_values, 0)

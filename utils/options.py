@@ -113,20 +113,19 @@ positive = number(float, 0.0, exclusive=True)
 def shared_options(
     splits: Sequence[int | str],
     backbones: Sequence[str],
-    scorings: Sequence[str],
     restore: Sequence[str],
     batch_size: int,
 ) -> Parser:
     """The parser to name in `parents=[...]`.
 
     Args:
-        splits, backbones, scorings, restore: the choices of these flags, their default first.
+        splits, backbones, restore: the choices of these flags, their default first.
         batch_size: the stage's default.
     """
     parser = Parser(add_help=False)
     _data_options(parser.add_argument_group("data"), splits)
     _word_options(parser.add_argument_group("words"))
-    _model_options(parser.add_argument_group("model"), backbones, scorings, restore)
+    _model_options(parser.add_argument_group("model"), backbones, restore)
     _protocol_options(parser.add_argument_group("method"))
     _optimiser_options(parser.add_argument_group("optimiser"), batch_size)
     _speed_options(parser.add_argument_group("speed and memory"))
@@ -205,19 +204,12 @@ def _word_options(group) -> None:
     )
 
 
-def _model_options(group, backbones: Sequence[str], scorings: Sequence[str], restore: Sequence[str]) -> None:
+def _model_options(group, backbones: Sequence[str], restore: Sequence[str]) -> None:
     group.add_argument(
         "--backbone",
         choices=backbones,
         default=backbones[0],
         help="the network below the projection; the first choice is the published one",
-    )
-    group.add_argument(
-        "--scoring",
-        choices=scorings,
-        default=scorings[0],
-        help="projection against word vector: dot product as published, or their cosine over a learnt temperature, "
-        "which keeps long projections from deciding; both stages need the same",
     )
     group.add_argument(
         "--backbone-weights",
@@ -339,17 +331,13 @@ def self_training_options(group) -> None:
     """What stage 2 may do beyond the paper; the defaults are the paper's."""
     group.add_argument(
         "--teacher",
-        choices=["self", "frozen", "ema"],
+        choices=["self", "frozen"],
         default="self",
         help="who labels the target: self: the network in the same step, by its unseen logits, as published; frozen: "
-        "the network as it was when the round began; ema: the moving average of its weights",
+        "the network as it was when the round began",
     )
-    group.add_argument("--ema-decay", type=fraction, default=0.99, metavar="A", help="of --teacher ema, a step")
     group.add_argument(
         "--rounds", type=count, default=1, metavar="N", help="equal parts of the run; each begins with a new teacher"
-    )
-    group.add_argument(
-        "--keep-last", type=fraction, metavar="SHARE", help="of the last round; --keep rises to it (default: --keep)"
     )
     group.add_argument(
         "--keep-known",
@@ -366,28 +354,12 @@ def self_training_options(group) -> None:
 def _labelling_options(group) -> None:
     """Which pixels of the target a teacher of its own may label unseen, and what such a pixel weighs."""
     group.add_argument(
-        "--gate",
-        type=fraction,
-        default=1.0,
-        metavar="SHARE",
-        help="of the target's pixels at most so many, the likeliest, may be unseen at all; about the share of the "
-        "pictures that objects of unseen classes fill (not with --teacher self)",
-    )
-    group.add_argument(
         "--picture-gate",
         type=fraction,
         default=1.0,
         metavar="SHARE",
-        help="as --gate, of each picture's own pixels: 0.5 leaves the half that looks least unseen alone (not with "
-        "--teacher self)",
-    )
-    group.add_argument(
-        "--teacher-calibration",
-        type=fraction,
-        default=1.0,
-        metavar="GAMMA",
-        help="no pixel is labelled unseen unless the teacher says an unseen class once GAMMA is taken from the softmax "
-        "of its seen ones (SPNet; choose it on a validation split); 1: it is not asked (not with --teacher self)",
+        help="of each picture's pixels at most so many may be labelled unseen: 0.5 leaves the half that looks least "
+        "unseen alone (not with --teacher self)",
     )
     group.add_argument(
         "--one-name",
@@ -416,20 +388,6 @@ def _naming_options(group) -> None:
         help="clusters of the target's features over which doubt and names are pooled; 0: none; 100 is a good number",
     )
     group.add_argument(
-        "--naming",
-        choices=["mean", "hungarian", "sinkhorn"],
-        default="mean",
-        help="how a cluster gets its unseen class: the best on average, each class one cluster first, or by optimal "
-        "transport",
-    )
-    group.add_argument(
-        "--namer",
-        choices=["network", "regression"],
-        default="network",
-        help="what says how well an unseen word fits a cluster: the network's scores, or a ridge regression from "
-        "features to words in closed form (ESZSL), which no seed moves",
-    )
-    group.add_argument(
         "--imagenet-names",
         action=argparse.BooleanOptionalAction,
         default=False,
@@ -442,42 +400,6 @@ def _naming_options(group) -> None:
         default=0.6,
         metavar="COSINE",
         help="an ImageNet class nearer to an unseen one than this is left out, as is one that shares a word with it",
-    )
-
-
-def target_options(group) -> None:
-    """What else a teacher of its own, and its student, may do with a target picture."""
-    group.add_argument(
-        "--views",
-        type=positive,
-        nargs="+",
-        default=[],
-        metavar="SCALE",
-        help="label only where the teacher names the same unseen class under these scales and a flip, as 1 1.5 1.75 "
-        "(STRICT); slow",
-    )
-    group.add_argument(
-        "--soft-weights",
-        type=weight,
-        default=0.0,
-        metavar="T",
-        help="weigh a pixel of an unseen class by softmax(T * probability) over its picture (SIGN); 0: not",
-    )
-    group.add_argument(
-        "--min-segment", type=natural, default=0, metavar="PIXELS", help="drop pseudo-labels of smaller connected parts"
-    )
-    group.add_argument(
-        "--mix",
-        choices=["none", "cutmix", "classmix"],
-        default="none",
-        help="what the student sees: labelled source pixels pasted into the target, a rectangle or half of the classes",
-    )
-    group.add_argument(
-        "--colour",
-        type=weight,
-        default=0.0,
-        metavar="STRENGTH",
-        help="shift the target's colours for the student; 0: not, 0.5: strongly",
     )
 
 

@@ -14,7 +14,6 @@ RECIPES: dict[str, dict[int, dict]] = {
             "keep_known": 0.5,
             "rare_power": 0.5,
             "num_clusters": 100,
-            "namer": "regression",
             "imagenet_names": True,
             "weak_proportion": 1.0,
             "st_lambda": 1.0,

@@ -42,7 +42,7 @@ from utils.records import (
 from utils.sheets import label_rows, pictures_showing, prediction_rows, save_sheet, scores
 from utils.waiting import watched
 
-SAME_NETWORK = ("split", "background", "auxiliary_background", "backbone", "embedding", "scoring")
+SAME_NETWORK = ("split", "background", "auxiliary_background", "backbone", "embedding")
 """Keys of a setting, and flags, that a checkpoint and the run that starts from it must share."""
 
 SAME_RUN = (*SAME_NETWORK, "target_pixels", "target_images")
@@ -124,7 +124,7 @@ def build_optimizer(groups: list[dict], args: argparse.Namespace) -> torch.optim
 
 def setting(args: argparse.Namespace, split: dict[str, list], embedding: Sequence[str]) -> dict[str, Any]:
     """What a checkpoint must say of itself: the classes, the network and the protocol, in plain types."""
-    chosen = ("split", "background", "auxiliary_background", "backbone", "scoring", "target_pixels", "target_images")
+    chosen = ("split", "background", "auxiliary_background", "backbone", "target_pixels", "target_images")
     supervised = getattr(args, "supervised", False)  # stage 2 has no such thing
     return {
         **split,
@@ -492,7 +492,6 @@ def describe_protocol(setting: dict[str, Any]) -> str:
         f"split {setting['split']}, target pixels {setting['target_pixels']} "
         f"({pixels[setting['target_pixels']]}), target images {setting['target_images']}, {background}, "
         f"{setting['backbone']}, {' + '.join(setting['embedding'])}"
-        f"{'' if setting['scoring'] == 'dot' else ', ' + setting['scoring'] + ' scoring'}"
     )
 
 
