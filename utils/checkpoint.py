@@ -8,12 +8,12 @@ A checkpoint is a dict of plain types and tensors:
     model       state dict
     optimizer   state dict
     scheduler   state dict
-    scaler      state dict of the loss's scale in fp16; empty in other precisions, and in checkpoints of before
-    best        the best score met so far, or None
-    selection   how this checkpoint was chosen: "last", or by which figure on the evaluation pictures
-    arguments   every flag of the run
-    teacher     state dict of what labels the target pictures; empty where nothing is kept of it
-    setting     what rebuilds the model and says under which protocol it was trained (a flat dict)
+    scaler      state dict of the gradient scaler in fp16; empty in other precisions
+    best        the best score so far, or None
+    selection   how this checkpoint was chosen: "last", or by which figure on the evaluation images
+    settings    every setting of the run
+    metadata    what rebuilds the network and says under which protocol it was trained (a flat dict)
+    pseudo_labeler  state dict of the module that labels the target images; empty without one
 """
 
 import math
@@ -26,9 +26,19 @@ import torch
 
 from utils.errors import UserError, atomic_write
 
-FORMAT = 2
+SAME_NETWORK = ("split", "background", "backbone", "embedding")
+"""Metadata that a checkpoint and the run that starts from it must share."""
+
+SAME_RUN = (*SAME_NETWORK, "target_pixels", "target_images")
+"""As above, for a run that continues: it has one protocol from its first step to its last."""
+
+SAME_SCHEDULE = ("head_factor", "optimizer", "momentum", "weight_decay", "poly_power")
+"""Settings that a run that continues can't change: they are part of the state of its optimiser and schedule."""
+
+FORMAT = 3
 KEYS = (
-    "stage", "step", "model", "optimizer", "scheduler", "scaler", "best", "selection", "arguments", "teacher", "setting"
+    "stage", "step", "model", "optimizer", "scheduler", "scaler", "best", "selection", "settings", "pseudo_labeler",
+    "metadata",
 )  # fmt: skip
 
 
@@ -68,17 +78,19 @@ def load_checkpoint(path: Path, hint: str = "") -> dict[str, Any]:
             if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
                 raise ValueError("packed")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # there is hardly a type that a spoilt pickle does not end in
+    except Exception as error:  # a damaged pickle raises almost any type
         raise UserError(f"{path} is no readable checkpoint: give a latest.pth or best.pth of this project") from error
-    strange = f"{path} is not a checkpoint of this project: give a latest.pth or best.pth"
+    foreign = f"{path} is not a checkpoint of this project: give a latest.pth or best.pth"
     if not isinstance(checkpoint, dict) or "format" not in checkpoint:
-        raise UserError(strange)
+        raise UserError(foreign)
     if checkpoint["format"] != FORMAT:
-        raise UserError(f"{path} has checkpoint format {checkpoint['format']}, this code reads {FORMAT}")
-    checkpoint.setdefault("scaler", {})
+        raise UserError(
+            f"{path} has checkpoint format {checkpoint['format']} and this code reads {FORMAT}: train again, or use the "
+            "code that wrote it"
+        )
     if not set(KEYS) <= set(checkpoint):
-        raise UserError(strange)
-    wrong = next((key for key, right in _RIGHT.items() if not right(checkpoint[key])), None)
+        raise UserError(foreign)
+    wrong = next((key for key, valid in _VALID.items() if not valid(checkpoint[key])), None)
     if wrong is not None:
         raise UserError(f"{path} is not a checkpoint of this project ({wrong} is not right): give another one")
     return checkpoint
@@ -109,7 +121,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-_RIGHT = {
+_VALID = {
     "stage": lambda value: type(value) is int,
     "step": lambda value: type(value) is int and value >= 0,
     "model": _is_weights,
@@ -118,14 +130,14 @@ _RIGHT = {
     "scaler": lambda value: isinstance(value, dict) and all(map(_is_number, value.values())),
     "best": lambda value: value is None or _is_number(value),
     "selection": lambda value: isinstance(value, str),
-    "teacher": _is_weights,
-    "arguments": _is_flat,
-    "setting": _is_flat,
+    "pseudo_labeler": _is_weights,
+    "settings": _is_flat,
+    "metadata": _is_flat,
 }
 """What each key must hold; looked at before anything is made of it."""
 
 
-def check_setting(path: Path, saved: dict[str, Any], wanted: dict[str, Any], flags: Iterable[str]) -> None:
+def check_settings(path: Path, saved: dict[str, Any], wanted: dict[str, Any], flags: Iterable[str]) -> None:
     """Refuses a checkpoint that was made with other values of `flags` than are wanted now.
 
     Args:
@@ -189,7 +201,8 @@ def load_schedule(optimizer: torch.optim.Optimizer, scheduler: Any, checkpoint: 
     saved, groups = checkpoint["optimizer"], optimizer.state_dict()["param_groups"]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     fits = (
-        _is_alike([{**group, "fused": None} for group in saved["param_groups"]], groups)
+        _is_alike([{**group, "fused": None} for group in saved["param_groups"]],
+                  [{**group, "fused": None} for group in groups])
         and isinstance(saved["state"], dict)
         and all(_is_state(state, index, parameters, optimizer) for index, state in saved["state"].items())
         and _is_alike(checkpoint["scheduler"], scheduler.state_dict())

@@ -1,10 +1,10 @@
 """Several processes that train one network: `torchrun --nproc-per-node N train_split_lambda.py ...`.
 
-Each process takes its share of every batch. What a loss divides by is counted over all of them (`joined`), batch norm
-takes its statistics from all of them, and gradients are added up, so N processes take the step that one would take
-with the whole batch. The first of them, rank 0, alone writes and speaks.
+Each process takes its part of every batch. The number of pixels that a loss divides by is summed over all of them
+(`all_reduce_sum`), batch norm on GPUs is synchronised, and gradients are summed, so N processes take the step that one
+would take with the whole batch. Rank 0 alone writes and prints.
 
-torchrun tells each process its place in the environment. Without that there is one, and everything here does nothing.
+torchrun sets RANK and WORLD_SIZE in the environment. Without them there is one process, and nothing here does anything.
 """
 
 import contextlib
@@ -23,57 +23,69 @@ from torch.nn.parallel import DistributedDataParallel
 PATIENCE = timedelta(hours=1)
 """How long a process waits for another, which may be reading all pictures for a teacher, before it gives up."""
 
-_store: Any = None  # torchrun's notice board, while the processes are connected
-_silent: list = []  # the streams that a process without a voice would write to
-_turns = 0  # blocks of `main_first` so far
+_store: Any = None  # torchrun's key-value store, while the processes are connected
+_silenced: list = []  # the streams that a silent process would write to
+_turns = 0  # blocks of `rank_zero_first` so far
 
 
-def share() -> tuple[int, int]:
-    """The number of this process among all (its rank) and how many there are."""
-    if "RANK" not in os.environ:
-        return 0, 1
-    return int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", 1))
+def rank() -> int:
+    """The number of this process, from 0."""
+    return int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    """The number of processes."""
+    return int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
+
+
+def place() -> tuple[int, int]:
+    """(rank, world size), which says what part of a batch is this process's."""
+    return rank(), world_size()
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes and speaks."""
-    return share()[0] == 0
+    """Whether this process is the one that writes and prints."""
+    return rank() == 0
 
 
-def connect() -> None:
-    """Waits for the other processes, and takes the voice of all but the main one until `disconnect`.
+def connect(device: str = "auto") -> None:
+    """Waits for the other processes, and silences all but rank 0 until `disconnect`.
 
-    What is on a GPU will go through NCCL, what is on the CPU through Gloo.
+    Tensors on a GPU go through NCCL, those on the CPU through Gloo. Without a GPU for each process of this machine
+    there is Gloo alone, since NCCL connects at once and fails.
+
+    Args:
+        device: the setting; "cpu" needs no NCCL.
     """
     global _store
-    rank, world = share()
-    if world == 1:
+    if world_size() == 1:
         return
     _store, *_ = next(dist.rendezvous("env://", timeout=PATIENCE))
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    enough = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 0
+    backend = "cpu:gloo,cuda:nccl" if enough and device != "cpu" and dist.is_nccl_available() else "gloo"
     dist.init_process_group(
-        backend, store=dist.PrefixStore("run", _store), rank=rank, world_size=world, timeout=PATIENCE
+        backend, store=dist.PrefixStore("run", _store), rank=rank(), world_size=world_size(), timeout=PATIENCE
     )
-    if rank != 0:
+    if not is_main():
         nowhere = open(os.devnull, "w")  # noqa: SIM115
-        _silent.extend((sys.stdout, sys.stderr, nowhere))
+        _silenced.extend((sys.stdout, sys.stderr, nowhere))
         sys.stdout = sys.stderr = nowhere
 
 
 def disconnect(failed: bool) -> None:
-    """Gives the process its voice back, and parts from the others.
+    """Lets the process print again and leaves the group.
 
     Args:
-        failed: leave them as they are: they learn of it when this process ends. To part in order would be to wait.
+        failed: do not wait for the others: they notice when this process ends.
     """
     global _store, _turns
-    if _silent:
-        sys.stdout, sys.stderr, nowhere = _silent
-        _silent.clear()
+    if _silenced:
+        sys.stdout, sys.stderr, nowhere = _silenced
+        _silenced.clear()
         nowhere.close()
     if dist.is_initialized():
-        # Gloo's threads need Python's lock to let go of the last sums. Once the process ends, it holds that lock while
-        # it waits for them, for ever: pytorch/pytorch#56297. Here it is free for as long as they may want it.
+        # Gloo's threads need Python's lock to release the last tensors. A process that ends holds that lock while it
+        # waits for them: pytorch/pytorch#56297. This sleep leaves them time.
         time.sleep(0.2)
         if not failed:
             dist.destroy_process_group()
@@ -81,8 +93,8 @@ def disconnect(failed: bool) -> None:
 
 
 @contextlib.contextmanager
-def main_first() -> Iterator[None]:
-    """The main process goes through the block before the others do, who find on the disk what it left there."""
+def rank_zero_first() -> Iterator[None]:
+    """Rank 0 runs the block before the others, which then find its files on the disk."""
     global _turns
     _turns += 1
     if _store is not None and not is_main():
@@ -95,10 +107,10 @@ def main_first() -> Iterator[None]:
 
 
 def is_first_failure() -> bool:
-    """Whether this process is the first to fail, so that it has something to say: the others fail for want of it."""
+    """Whether this process is the first to fail: the others fail because it is gone, and need not print."""
     if _store is None:
-        return is_main()  # what fails before they are connected fails in each of them
-    with contextlib.suppress(RuntimeError):  # the board went with the process that kept it
+        return is_main()  # before they are connected each fails alike
+    with contextlib.suppress(RuntimeError):  # the store ended with the process that kept it
         return _store.add("failures", 1) == 1
     return True
 
@@ -106,7 +118,7 @@ def is_first_failure() -> bool:
 # --- sums over all processes ----------------------------------------------------------------------------
 
 
-class _Joined(torch.autograd.Function):
+class _AllReduceSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, part: torch.Tensor) -> torch.Tensor:
         total = part.detach().clone(memory_format=torch.contiguous_format)
@@ -115,16 +127,16 @@ class _Joined(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
-        return _Joined.apply(gradient)  # the loss is the sum of all processes' parts
+        return _AllReduceSum.apply(gradient)  # the loss is the sum of all processes' parts
 
 
-def joined(part: torch.Tensor) -> torch.Tensor:
+def all_reduce_sum(part: torch.Tensor) -> torch.Tensor:
     """The sum of all processes' `part`, with a gradient. Every process must call it, with tensors of one shape."""
-    return _Joined.apply(part) if dist.is_initialized() else part
+    return _AllReduceSum.apply(part) if dist.is_initialized() else part
 
 
-def highest(number: int) -> int:
-    """The highest of all processes' `number`. They wait for each other, but not for a GPU."""
+def all_reduce_max(number: int) -> int:
+    """The highest of all processes' `number`; goes over the CPU."""
     if not dist.is_initialized():
         return number
     found = torch.tensor(number)
@@ -132,7 +144,7 @@ def highest(number: int) -> int:
     return int(found)
 
 
-def gathered(items: Sequence) -> list:
+def gather_list(items: Sequence) -> list:
     """All processes' items, those of rank 0 first."""
     if not dist.is_initialized():
         return list(items)
@@ -151,28 +163,23 @@ def broadcast(module: nn.Module) -> None:
 # --- the network ----------------------------------------------------------------------------------------
 
 
-def replicated(model: nn.Module) -> nn.Module:
-    """What to train in place of `model`, which it shares its parameters with: each backward pass adds up the gradients
-    of all processes, and batch norm is over all of them. With one process `model` itself.
+def replicate(model: nn.Module) -> nn.Module:
+    """What to call in training in place of `model`: each backward pass sums the gradients of all processes.
 
-    The weights of the main process are taken to the others here, so load them before.
+    Parameters are shared with `model`, and those of rank 0 are sent to the others here, so load weights before. On GPUs
+    batch norm is synchronised; on a CPU its statistics are of each process's own part. With one process: `model`.
     """
     if not dist.is_initialized():
         return model
-    on_gpu = next(model.parameters()).is_cuda
-    if on_gpu:
+    if next(model.parameters()).is_cuda:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    else:
-        for module in model.modules():
-            if type(module) is nn.BatchNorm2d:
-                module.__class__ = JoinedBatchNorm
     replica = Replica(model, gradient_as_bucket_view=True, broadcast_buffers=False)  # they are the same everywhere
     replica.register_comm_hook(None, _add_up)
     return replica
 
 
 class Replica(DistributedDataParallel):
-    """What `replicated` gives: it has the attributes of the network that it wraps, too."""
+    """What `replicate` gives: it has the attributes of the network that it wraps, too."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -184,27 +191,3 @@ class Replica(DistributedDataParallel):
 def _add_up(_, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
     """The sum where DDP takes the mean: a loss is divided by what is counted over all processes already."""
     return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda done: done.value()[0])
-
-
-class JoinedBatchNorm(nn.BatchNorm2d):
-    """Batch norm over the pictures of all processes, for a CPU: `nn.SyncBatchNorm` knows GPUs only.
-
-    The same parameters and buffers as those of `nn.BatchNorm2d`, and outside training the same numbers.
-    """
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """[N, C, H, W] -> the same shape."""
-        if not self.training:
-            return super().forward(input)
-        x = input.float()
-        number = x.new_tensor([x.numel() / x.shape[1]])
-        sums = joined(torch.cat([x.sum(dim=(0, 2, 3)), number]))  # [C + 1]
-        number = sums[-1].detach()
-        centred = x - (mean := sums[:-1] / number)[:, None, None]
-        variance = joined(centred.square().sum(dim=(0, 2, 3))) / number
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * number / (number - 1), self.momentum)
-        scale = self.weight / (variance + self.eps).sqrt()
-        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)

@@ -1,0 +1,396 @@
+"""Settings of both stages: one table, read from a TOML file, `--set` and flags.
+
+    defaults  <  --config FILE  <  --set NAME=VALUE  <  --flag VALUE
+
+A file in `configs/` is one measured result, whole. Keys at its top are for both stages, those under [stage1] and
+[stage2] for one. Frequent settings have a flag of the same name; the rare ones are written with `--set`. A checkpoint
+keeps the value of every setting.
+"""
+
+import argparse
+import difflib
+import math
+import os
+import re
+import sys
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils.distributed import is_main
+from utils.errors import UserError
+
+
+def number(kind: type, low: float, high: float = math.inf, exclusive: bool = False) -> Callable[[str], float]:
+    """A type for argparse: a finite number of `kind` from `low` (above it, if `exclusive`) to `high`."""
+    bound = f"{'above' if exclusive else 'of at least'} {low}" + (f" and at most {high}" if high < math.inf else "")
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and low <= value <= high and not (exclusive and value == low)):
+            what = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r}: give {what} {bound}")
+        return value
+
+    return parse
+
+
+def class_names(text: str) -> list[str]:
+    """A type for argparse: class names separated by commas."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError(f"{text!r}: give class names separated by commas, like sheep,sofa")
+    return names
+
+
+count, natural = number(int, 1), number(int, 0)
+fraction, weight, positive = number(float, 0.0, 1.0), number(float, 0.0), number(float, 0.0, exclusive=True)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the table.
+
+    Args:
+        name: the key in a TOML file; the flag has - for _.
+        kind: a type for argparse, `bool`, or a tuple of choices.
+        default: one value, or {stage: value}.
+        help: one sentence, with advice.
+        metavar: what the help shows for the value.
+        nargs: number of values, as in argparse.
+        flag: False where the setting is written with `--set`.
+    """
+
+    name: str
+    kind: Any
+    default: Any
+    help: str
+    metavar: str | tuple | None = None
+    nargs: int | str | None = None
+    flag: bool = True
+
+
+RARE = {"flag": False}
+SETTINGS: dict[str, list[Setting]] = {
+    "data": [
+        Setting("data_path", Path, Path("data/VOCdevkit/VOC2012"), "folder in VOC layout, see DATA_PATH.md", "FOLDER"),
+        Setting("split", str, "1", "which classes are unseen: 1-4, or a name that python -m dataset.splits prints"),
+        Setting("unseen", class_names, None, "unseen classes of your own data, in place of --split", "A,B"),
+        Setting("train_list", str, None, "training images: a list of ImageSets/Segmentation or a text file "
+                "(default: train_aug, else train)", "LIST"),
+        Setting("evaluation_list", str, None, "evaluation images, likewise (default: val)", "LIST"),
+        Setting("input_size", number(int, 16), 512, "side of a training image; memory and time grow with its square, "
+                "256 is enough to try things out", "PIXELS"),
+        Setting("scale", positive, [0.8, 2.5], "range of the random scale", ("LOW", "HIGH"), 2, **RARE),
+        Setting("rotation", number(float, 0.0, 180.0), 15.0, "largest random rotation in degrees", "DEGREES", **RARE),
+        Setting("flip", fraction, 0.5, "probability of a horizontal flip", "P", **RARE),
+    ],
+    "words": [
+        Setting("embedding", str, None, "word vectors, concatenated if several (default: word2vec fasttext where their "
+                "files exist, else the shipped glove)", "NAME", "+"),
+        Setting("embedding_path", Path, None, "folder with word vectors (default: embeddings/)", "FOLDER"),
+    ],
+    "network": [
+        Setting("backbone", str, "vgg16", "the network below the projection; vgg16 is the published one"),
+        Setting("backbone_weights", str, "imagenet", "where the backbone starts: ImageNet weights (downloaded once), "
+                "random ones, or a state dict on disk", "{imagenet,none,PATH}"),
+        Setting("freeze_backbone", bool, False, "train only what follows the ImageNet weights: faster on a CPU, less "
+                "accurate"),
+        Setting("cache_features", Path, None, "keep a frozen backbone's features there: later epochs and runs need no "
+                "forward pass through it (0.7 MB for an image of 320 pixels and efficientnet_lite0)", "FOLDER"),
+        Setting("restore_from_where", str, None, "pretrained: ImageNet weights; continue: resume this stage exactly "
+                "where it stopped; saved: start stage 2 from stage 1's checkpoint"),
+    ],
+    "method": [
+        Setting("background", ("ignore", "score", "auxiliary"), "ignore", "ignore: void; score: a seen class, as in "
+                "ZS3Net; auxiliary: trained as a seen class and ignored in the evaluation"),
+        Setting("target_pixels", ("all", "oracle"), "all", "all: no target mask is opened; oracle: only the pixels "
+                "that the target's own mask calls unseen, as the published code does"),
+        Setting("target_images", ("unseen", "all"), "unseen", "unseen: training images known to show an unseen class; "
+                "all: every training image"),
+        Setting("weak_proportion", fraction, 0.2, "w, the target's share of the loss", "W"),
+        Setting("lambda", weight, 0.2, "weight of the bias term: raise it if unseen classes stay at 0; 0 trains on "
+                "the source alone"),
+        Setting("supervised", bool, False, "NOT zero-shot: train on the labels of unseen classes too, for an upper "
+                "bound"),
+        Setting("stage1_checkpoint", Path, None, "where `saved` starts (default: latest.pth of stage 1)", "PATH"),
+        Setting("self_training_weight", weight, 0.4, "weight of the self-training term; the published code calls it "
+                "lambdaa", "WEIGHT"),
+        Setting("keep", fraction, 0.6, "share of the valid target pixels that get a pseudo-label; the published code "
+                "calls it st_lambda", "SHARE"),
+        Setting("balance_classes", bool, False, "keep the share --keep of each unseen class's pixels, not of all "
+                "together"),
+        Setting("pseudo_labels", ("network", "clusters"), "network", "network: the network's own unseen logits, as "
+                "published; clusters: a frozen teacher and clusters of features"),
+        Setting("imagenet_names", bool, False, "use the names of the ImageNet classes as evidence for a class (with "
+                "--pseudo-labels clusters)"),
+        Setting("num_clusters", count, 100, "clusters of the target's features", "N", **RARE),
+        Setting("keep_seen", fraction, 0.5, "share of the target's pixels, those with the lowest unseen score, that "
+                "keep the teacher's seen class", "SHARE", **RARE),
+        Setting("rare_power", weight, 0.5, "a pixel labelled with an unseen class weighs (mean count / its count) ** "
+                "P", "P", **RARE),
+    ],
+    "optimiser": [
+        Setting("optimizer", ("sgd", "adamw"), "sgd", "sgd as published; adamw learns rare classes in fewer steps"),
+        Setting("learning_rate", positive, 1e-4, "of the backbone; raise it for a frozen or untrained one", "LR"),
+        Setting("batch_size", count, {1: 9, 2: 10}, "source images a step, of all processes together; lower it where "
+                "memory runs out, and --learning-rate with it", "N"),
+        Setting("target_batch_size", count, None, "target images a step (default: as --batch-size)", "N"),
+        Setting("num_epochs", count, 50, "passes over the source images", "N"),
+        Setting("max_steps", count, None, "end after so many steps; the schedule ends there too", "N"),
+        Setting("head_factor", positive, 10.0, "the layers after the trunk learn so many times as fast", "F", **RARE),
+        Setting("momentum", fraction, 0.9, "of SGD", **RARE),
+        Setting("weight_decay", weight, 5e-4, "of either optimiser", **RARE),
+        Setting("poly_power", weight, 0.9, "the rate falls as (1 - step / steps) ** power", **RARE),
+        Setting("loss_stride", count, 1, "compute the losses at every N-th row and column", "N", **RARE),
+    ],
+    "speed and memory": [
+        Setting("amp", ("auto", "off", "bf16", "fp16"), "auto", "precision of the convolutions; auto: bf16 on a GPU "
+                "that has it, else off; weights and losses are always float32"),
+        Setting("compile", bool, False, "compile the network first: takes minutes, pays in long runs on a GPU"),
+        Setting("checkpoint_activations", bool, False, "compute the backbone's activations again in the backward "
+                "pass: less memory, a third more time"),
+        Setting("num_workers", natural, min(4, os.cpu_count() or 1), "processes that read images, for each process of "
+                "torchrun; results do not depend on it", "N"),
+        Setting("device", str, "auto", "cpu, cuda, cuda:1, mps, or auto: the first there is; under torchrun cpu or "
+                "cuda"),
+        Setting("deterministic", bool, False, "the same bits in each run on a GPU too, where it is slower; a CPU gives "
+                "them anyway"),
+    ],
+    "running": [
+        Setting("output_dir", Path, Path("runs"), "the run is kept in FOLDER/split<name>/stage<n>", "FOLDER"),
+        Setting("save_every", natural, 1000, "steps between checkpoints; 0: at the end", "STEPS"),
+        Setting("evaluate_every", natural, 5000, "steps between evaluations; 0: at the end", "STEPS"),
+        Setting("dry_run", bool, False, "check data, words and weights, take a few steps, print time and memory of the "
+                "run, and keep nothing: do this first"),
+        Setting("tensorboard", bool, False, "write TensorBoard files too (pip install tensorboard)"),
+        Setting("seed", number(int, 0, 2**63 - 1), 1234, "of everything random"),
+        Setting("log_every", count, 20, "steps between looks at the losses; each waits for a GPU", "STEPS", **RARE),
+        Setting("evaluation_batch_size", count, None, "evaluation images of one size at a time (default: 8 on a GPU, "
+                "1 on a CPU)", "N", **RARE),
+    ],
+}  # fmt: skip
+"""All settings of both stages, by the headings of the help."""
+
+TABLE = {setting.name: setting for group in SETTINGS.values() for setting in group}
+ONLY_STAGE = {
+    1: {"lambda", "supervised"},
+    2: {"stage1_checkpoint", "self_training_weight", "keep", "balance_classes", "pseudo_labels", "imagenet_names",
+        "num_clusters", "keep_seen", "rare_power"},
+}  # fmt: skip
+"""Settings that one stage alone has."""
+
+OTHER_NAMES = {
+    "--st-lambda": "write --self-training-weight for the weight of the loss (0.4; the published lambdaa), or --keep "
+    "for the share of pixels (0.6; the published st_lambda)",
+    "--recipe": "write --config configs/best_cpu.toml",
+    "--auxiliary-background": "write --background auxiliary",
+    "--teacher": "write --pseudo-labels clusters",
+    "--accumulate": "write --checkpoint-activations",
+    "--power": "write --set poly_power=0.9",
+    "--random-seed": "write --seed",
+    "--dataroot": "write --data-path",
+    "--data-dir": "write --data-path",
+    "--snapshot-dir": "write --output-dir",
+    "--save-pred-every": "write --save-every",
+    "--cpu": "write --device cpu",
+    "--gpu": "write --device cuda:N",
+    "--iter-size": "write a larger --batch-size, with --checkpoint-activations where memory runs out",
+    "--num-steps": "write --max-steps",
+    "--lambdaa": "write --lambda in stage 1, --self-training-weight in stage 2",
+}
+"""What does the work of flags of the published scripts, and of earlier versions of these."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, with the nearest flag for one that is misspelt.
+
+    Lines of `description` that begin with "python" are shown as examples at the end of the help.
+    """
+
+    def __init__(self, description: str = "", **options):
+        lines = description.splitlines()
+        examples = [line for line in lines if line.lstrip().startswith("python ")]
+        text = "\n".join(line for line in lines if line not in examples)
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        options.setdefault("epilog", "\n".join(["examples:", *examples]) if examples else None)
+        super().__init__(description=re.sub(r"\n{3,}", "\n\n", text), allow_abbrev=False, **options)
+
+    def parse_args(self, args=None, namespace=None):
+        namespace, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unknown argument {unknown[0]}: {self._advice(unknown[0].split('=')[0])}")
+        return namespace
+
+    def _advice(self, flag: str) -> str:
+        name = flag.strip("-").replace("-", "_")
+        if flag in OTHER_NAMES:
+            return OTHER_NAMES[flag]
+        if flag.startswith("--") and name in TABLE and "--set" in self._option_string_actions:
+            return f"write --set {name}=VALUE"
+        near = difflib.get_close_matches(flag, self._option_string_actions, n=1)
+        return f"did you mean {near[0]}?" if near else "see --help"
+
+    def error(self, message: str):
+        if is_main():  # every process was given the same flags
+            print(f"error: {message}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def add_settings(parser: Any, names: Sequence[str], choices: Mapping[str, Sequence] | None = None, stage: int = 1):
+    """Adds the flags of some settings to an argparse parser or group; a flag that is not given leaves no attribute.
+
+    Args:
+        parser: the parser or group.
+        names: keys of the table.
+        choices: the values that a setting may have, where a package knows them.
+        stage: whose defaults the help shows.
+    """
+    for setting in map(TABLE.get, names):
+        flags = ["--" + setting.name.replace("_", "-")]
+        flags += ["--RESTORE_FROM_WHERE"] if setting.name == "restore_from_where" else []
+        default = _default(setting, stage)
+        shown = "" if default in (None, False) else f" (default: {_as_text(default)})"
+        options = {"dest": _attribute(setting.name), "default": argparse.SUPPRESS, "help": setting.help + shown}
+        if setting.kind is bool:
+            parser.add_argument(*flags, action=argparse.BooleanOptionalAction, **options)
+            continue
+        allowed = (choices or {}).get(setting.name) or (setting.kind if isinstance(setting.kind, tuple) else None)
+        metavar = setting.metavar or (None if allowed and len(allowed) < 8 else setting.name.split("_")[-1].upper())
+        kind = str if isinstance(setting.kind, tuple) else setting.kind
+        parser.add_argument(*flags, type=kind, choices=allowed, nargs=setting.nargs, metavar=metavar, **options)
+
+
+def parse_settings(
+    argv: Sequence[str] | None, stage: int, description: str, choices: Mapping[str, Sequence[str]]
+) -> argparse.Namespace:
+    """The settings of a stage, from flags, `--set`, a TOML file and the defaults.
+
+    The other stage's settings are read and checked too, so that a mistake in them shows before the first stage runs.
+
+    Args:
+        argv: the command line; None: that of the process.
+        stage: 1 or 2.
+        description: the script's docstring.
+        choices: the values of `split`, `backbone` and `restore_from_where`; the default of the last is its first.
+
+    Returns:
+        Every setting as an attribute (`lambda` as `lambda_`), and `other`, the same of the other stage.
+    """
+    parser = Parser(description)
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings of both stages, such as "
+                        "configs/best_cpu.toml; flags override them")  # fmt: skip
+    rare = ", ".join(s.name for s in TABLE.values() if not s.flag and s.name not in ONLY_STAGE[3 - stage])
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
+                        help=f"settings without a flag of their own: {rare}")  # fmt: skip
+    for title, group in SETTINGS.items():
+        names = [setting.name for setting in group if setting.flag and setting.name not in ONLY_STAGE[3 - stage]]
+        add_settings(parser.add_argument_group(title), names, choices, stage)
+    given = vars(parser.parse_args(argv))
+    config, pairs = given.pop("config"), given.pop("set")
+    stages = {}
+    try:
+        file = read_config(config) if config else {1: {}, 2: {}}
+        for number in (1, 2):
+            values = {_attribute(name): _default(setting, number) for name, setting in TABLE.items()
+                      if name not in ONLY_STAGE[3 - number]}  # fmt: skip
+            values |= file[number] | _read_pairs(pairs)
+            values |= {key: value for key, value in given.items() if key in values}
+            stages[number] = argparse.Namespace(**{key: values[key] for key in values if key in values})
+    except UserError as error:
+        parser.error(str(error))
+    args = stages[stage]
+    for name, allowed in choices.items():
+        if name == "restore_from_where" and args.restore_from_where is None:
+            args.restore_from_where = allowed[0]
+        if getattr(args, name) not in allowed:
+            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: choose one of {', '.join(allowed)}")
+    if "unseen" in given and "split" in given:
+        parser.error("--unseen and --split exclude each other: give one of them")
+    if args.scale[0] > args.scale[1]:
+        parser.error(f"scale {args.scale[0]} is above {args.scale[1]}: give the lower one first")
+    args.config, args.other = config, stages[3 - stage]
+    return args
+
+
+def read_config(path: Path) -> dict[int, dict[str, Any]]:
+    """The settings of each stage in a TOML file, {1: {...}, 2: {...}}, by attribute name.
+
+    Raises:
+        UserError: if the file is missing or no TOML, or a key or value is none of the table's.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config {path} can't be read ({error.strerror}): give a file like configs/paper.toml") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path} is no TOML ({error}): see configs/paper.toml") from error
+    parts = {number: content.pop(f"stage{number}", {}) for number in (1, 2)}
+    shared = _checked(content, f"--config {path}")
+    return {
+        number: {key: value for key, value in shared.items() if key.strip("_") not in ONLY_STAGE[3 - number]}
+        | _checked(part, f"--config {path}, [stage{number}]", ONLY_STAGE[3 - number])
+        for number, part in parts.items()
+    }
+
+
+def _checked(values: Any, where: str, excluded: Sequence[str] = ()) -> dict[str, Any]:
+    """Values of a TOML table as those that flags give. Raises `UserError`."""
+    checked = {}
+    for name, value in (values if isinstance(values, dict) else {}).items():
+        setting = TABLE.get(name)
+        if setting is None or name in excluded:
+            near = difflib.get_close_matches(name, TABLE, n=1)
+            raise UserError(f"{where}: no setting {name!r} there" + (f": did you mean {near[0]}?" if near else ""))
+        many = setting.nargs is not None
+        if (setting.kind is bool) != isinstance(value, bool) or many != isinstance(value, list):
+            raise UserError(f"{where}: {name} = {value!r} is of another type than {_default(setting, 1)!r}")
+        checked[_attribute(name)] = [_convert(setting, item, where) for item in value] if many else _convert(
+            setting, value, where)  # fmt: skip
+    return checked
+
+
+def _convert(setting: Setting, value: Any, where: str) -> Any:
+    if setting.kind is bool:
+        return value
+    if isinstance(setting.kind, tuple):
+        if value not in setting.kind:
+            raise UserError(f"{where}: {setting.name} = {value!r}: choose one of {', '.join(setting.kind)}")
+        return value
+    try:
+        return setting.kind(",".join(value) if isinstance(value, list) else str(value))
+    except (argparse.ArgumentTypeError, ValueError) as error:
+        raise UserError(f"{where}: {setting.name} = {error}") from error
+
+
+def _read_pairs(pairs: Sequence[str]) -> dict[str, Any]:
+    """NAME=VALUE texts as settings. Raises `UserError`."""
+    values = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        setting = TABLE.get(name)
+        if not equals or setting is None:
+            raise UserError(f"--set {pair}: write NAME=VALUE with a name that --help lists")
+        if setting.kind is bool:
+            value: Any = {"true": True, "false": False}.get(text.lower(), text)
+        else:
+            value = text.split(",") if setting.nargs is not None else text
+        values |= _checked({name: value}, f"--set {pair}")
+    return values
+
+
+def _attribute(name: str) -> str:
+    return "lambda_" if name == "lambda" else name
+
+
+def _default(setting: Setting, stage: int) -> Any:
+    return setting.default[stage] if isinstance(setting.default, dict) else setting.default
+
+
+def _as_text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

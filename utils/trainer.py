@@ -1,0 +1,582 @@
+"""What both stages do alike: device, data, network, optimiser, resume, log, evaluation, signals.
+
+A script makes a `Trainer`, restores it, and steps:
+
+    trainer = Trainer(STAGE, args)
+    trainer.restore()
+    for source, target in trainer.steps():
+        trainer.end_step(train_step(...))
+    return trainer.finish()
+"""
+
+import argparse
+import contextlib
+import ctypes
+import itertools
+import math
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dataset.loaders import empty_batches, evaluation_loader, training_loader
+from dataset.transforms import training_transform
+from dataset.voc import choose_split, evaluation_dataset, training_datasets
+from embeddings import load_class_embeddings
+from model.segmenter import Segmenter
+from utils import distributed
+from utils.checkpoint import (
+    SAME_NETWORK,
+    SAME_RUN,
+    SAME_SCHEDULE,
+    check_settings,
+    load_checkpoint,
+    load_model,
+    load_scaler,
+    load_schedule,
+    save_checkpoint,
+)
+from utils.errors import UserError, check_writable
+from utils.logging import (
+    LossMeter,
+    append_log,
+    duration,
+    open_run_folder,
+    peak_memory,
+    progress,
+    summary_writer,
+    warn_if_loader_slow,
+    write_json,
+)
+from utils.metrics import DETAILS, HEADLINES, ZeroShotMetrics, as_json, evaluate, format_table, predictions
+from utils.visualize import Sheets
+
+DRY_RUN_STEPS = 4
+"""Steps, and evaluation batches, of --dry-run; the first of them warms up and is not timed."""
+
+SELECTED_BY = "miou_unseen"
+"""The figure on the evaluation images by which best.pth is chosen."""
+
+NO_SCALER = torch.amp.GradScaler("cuda", enabled=False)
+"""The gradient scaler of any precision but fp16: it scales nothing."""
+
+
+def choose_device(name: str, deterministic: bool = False) -> torch.device:
+    """The device `name`; "auto" is cuda, else mps, else cpu. Of several processes each takes its own GPU.
+
+    Raises:
+        UserError: if it can't be used here.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
+        torch.utils.deterministic.fill_uninitialized_memory = False  # no code here reads such memory
+    torch.backends.cudnn.allow_tf32 = not deterministic
+    torch.use_deterministic_algorithms(deterministic)
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = _device_of_process(torch.device(name))
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        raise UserError(f"--device {name} can't be used here: choose cpu, or auto for what there is") from error
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def _device_of_process(device: torch.device) -> torch.device:
+    if distributed.world_size() == 1 or device.type == "cpu":
+        return device
+    if device.type != "cuda" or device.index is not None:
+        raise UserError(f"--device {device} is not for several processes: give cuda or cpu")
+    number, found = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if number >= found:
+        raise UserError(f"there are {found} GPUs here: give torchrun no higher --nproc-per-node, or --device cpu")
+    return torch.device("cuda", number)
+
+
+def choose_amp(name: str, device: torch.device) -> str:
+    """The precision of the convolutions; "auto" is bf16 on a GPU that has it, else off."""
+    if name != "auto":
+        return name
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if has_bf16 else "off"
+
+
+def keep_freed_memory(device: torch.device) -> None:
+    """On a CPU, glibc keeps freed memory for the next step: a step of VGG16 is a sixth faster, and memory is higher.
+
+    glibc returns blocks above 32 MiB to the system, which clears each page that it hands out again. Where memory is
+    short, MALLOC_TRIM_THRESHOLD_ or MALLOC_MMAP_MAX_ in the environment leaves glibc as it is.
+    """
+    if device.type != "cpu" or {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_"} & os.environ.keys():
+        return
+    with contextlib.suppress(AttributeError, OSError, TypeError, ValueError):  # macOS, musl, Windows
+        if os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >= 15 * 2**30:
+            mallopt = ctypes.CDLL(None).mallopt
+            mallopt(-4, 0)  # M_MMAP_MAX: everything from the heap
+            mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink it
+
+
+def stage_folder(output_dir: Path, split: str, stage: int) -> Path:
+    """Where a stage keeps its run below `--output-dir`."""
+    return output_dir / f"split{split}" / f"stage{stage}"
+
+
+def count_steps(num_images: int, batch_size: int, num_epochs: int, max_steps: int | None) -> int:
+    """Optimiser steps of a run: `num_epochs` passes over the images, but at most `max_steps`."""
+    steps = -(-num_epochs * num_images // batch_size)
+    return steps if max_steps is None else min(steps, max_steps)
+
+
+def build_optimizer(groups: list[dict], args: argparse.Namespace) -> torch.optim.Optimizer:
+    """The optimiser of `--optimizer` over parameter groups that bring their own rates."""
+    fused = groups[0]["params"][0].is_cuda or None  # one kernel a step on a GPU; a CPU keeps its rounding
+    if args.optimizer == "adamw":
+        return torch.optim.AdamW(groups, weight_decay=args.weight_decay, fused=fused)
+    optimizer = torch.optim.SGD(groups, momentum=args.momentum, weight_decay=args.weight_decay, fused=fused)
+    if fused and args.momentum:  # a first step that fp16 skips would leave the fused kernel's buffers unwritten
+        for parameter in (parameter for group in groups for parameter in group["params"]):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def optimizer_step(loss: torch.Tensor, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
+    """Backward pass and update."""
+    optimizer.zero_grad()
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
+
+
+@contextlib.contextmanager
+def caught_signals() -> Iterator[list[int]]:
+    """Within it Ctrl-C and SIGTERM only add their numbers to the list that it gives; a second Ctrl-C ends the process.
+
+    Outside the main thread, which alone gets signals, it does nothing. torchrun passes a Ctrl-C on to processes that
+    the terminal has interrupted already, so under it a third one ends them.
+    """
+    caught: list[int] = []
+    several = distributed.world_size() > 1
+
+    def catch(number: int, _) -> None:
+        if caught or not several:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if not caught and distributed.is_main():  # a plain write: a signal may come in the middle of a print
+            os.write(2, b"\nstopping: finishes the step, then saves; Ctrl-C leaves at once\n")
+        caught.append(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, catch) for number in numbers}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def on_device(batches: Iterable[tuple], device: torch.device) -> Iterator[tuple]:
+    """The same batches on `device`; to a GPU each is copied on a stream of its own, one step ahead.
+
+    Args:
+        batches: each a tuple of groups of tensors, in pinned memory for a GPU.
+        device: where they go.
+    """
+    if device.type != "cuda":
+        yield from (_move(batch, device) for batch in batches)
+        return
+    stream = torch.cuda.Stream(device)
+    batches, ready = iter(batches), None
+    while True:
+        with torch.cuda.stream(stream):
+            coming = next(batches, None)
+            coming = coming and _move(coming, device)
+        if ready is not None:
+            yield ready
+        if coming is None:
+            return
+        torch.cuda.current_stream(device).wait_stream(stream)
+        for tensor in (tensor for group in coming for tensor in group):
+            tensor.record_stream(torch.cuda.current_stream(device))  # its memory is not reused before that stream is done
+        ready = coming
+
+
+def _move(batch: tuple, device: torch.device) -> tuple:
+    return tuple([tensor.to(device, non_blocking=True) for tensor in group] for group in batch)
+
+
+class Trainer:
+    """A stage's data, network, optimiser and schedule, and the folder that the run is kept in.
+
+    `latest.pth` is the checkpoint to report. `best.pth` has the highest unseen mIoU on the evaluation images, and says
+    so in itself.
+
+    Args:
+        stage: 1 or 2.
+        args: the settings, see `utils.config`.
+
+    Attributes:
+        network: the segmenter; `replica` is what to call in a training step (the same, with one process).
+        pseudo_labeler: a module whose state belongs to the run's checkpoint; a script sets it before `restore`.
+        preview: (image, valid, logits) of target images -> {heading: class indices [N, H, W]}, to be drawn at an
+            evaluation; a script may set it.
+    """
+
+    def __init__(self, stage: int, args: argparse.Namespace):
+        distributed.connect(args.device)
+        self.stage, self.args = stage, args
+        self.device = choose_device(args.device, args.deterministic)
+        args.amp = choose_amp(args.amp, self.device)
+        torch.manual_seed(args.seed)
+        self._load_data()
+        self._build_network()
+        self.pseudo_labeler: nn.Module | None = None
+        self.preview: Callable[..., Mapping[str, torch.Tensor]] | None = None
+        self.step = 0
+        self.best: float | None = None
+        self._losses = LossMeter(distributed.all_reduce_sum)
+        self._writer = summary_writer() if args.tensorboard else None
+        self._board, self._bar, self._evaluation = None, None, {}
+        self._images_a_step, self._times, self._last_look = 0, [], (0, 0.0)
+
+    def _load_data(self) -> None:
+        """Labelled source images, unlabelled target images, evaluation images."""
+        args = self.args
+        self.split, args.split = choose_split(args.data_path, args.split, args.unseen, args.background)
+        transform = training_transform(args.input_size, tuple(args.scale), args.rotation, args.flip)
+        supervised = getattr(args, "supervised", False)
+        if supervised:
+            args.lambda_ = 0.0
+        source_only = self.stage == 1 and args.lambda_ == 0
+        with distributed.rank_zero_first():  # it lists once which classes the images show
+            self.source, self.target = training_datasets(
+                args.data_path, self.split, transform, "all" if source_only else args.target_images,
+                args.target_pixels, args.train_list, supervised,
+            )  # fmt: skip
+        images = evaluation_dataset(args.data_path, self.split, args.evaluation_list)
+        at_once = args.evaluation_batch_size or (1 if self.device.type == "cpu" else 8)
+        self.evaluation = evaluation_loader(images, args.num_workers, at_once, distributed.place())
+        self.sheets = Sheets(images, self.split)
+        self.num_steps = count_steps(len(self.source), args.batch_size, args.num_epochs, args.max_steps)
+        self._source_only = source_only
+
+    def _build_network(self) -> None:
+        args = self.args
+        class_embeddings, embedding = load_class_embeddings(self.split.names, args.embedding, args.embedding_path)
+        with distributed.rank_zero_first():  # it downloads the weights, once
+            self.network = Segmenter.from_settings(
+                args, torch.from_numpy(class_embeddings), self.split.num_auxiliary,
+                args.backbone_weights if args.restore_from_where == "pretrained" else "none",
+            ).to(self.device)  # fmt: skip
+        self.replica = self.network
+        self.folder = stage_folder(args.output_dir, args.split, self.stage)
+        check_writable(self.folder, f"--output-dir {args.output_dir}")
+        keep_freed_memory(self.device)
+        self.optimizer = build_optimizer(self.network.parameter_groups(args.learning_rate, args.head_factor), args)
+        self.scheduler = torch.optim.lr_scheduler.PolynomialLR(self.optimizer, self.num_steps, args.poly_power)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=args.amp == "fp16")
+        if self.scaler.is_enabled():  # which may skip the first steps
+            warnings.filterwarnings("ignore", "Detected call of .lr_scheduler.step")
+        self.settings = {key: _plain(value) for key, value in vars(args).items() if key != "other"}
+        names = ("split", "background", "backbone", "target_pixels", "target_images")
+        self.metadata = {
+            **self.split.as_dict(), **{name: getattr(args, name) for name in names},
+            "supervised": getattr(args, "supervised", False), "embedding": list(embedding),
+        }  # fmt: skip
+
+    # Start
+
+    def restore(self) -> None:
+        """Does what `--restore-from-where` says, then shares the weights with the other processes.
+
+        Raises:
+            UserError: if the checkpoint is missing or does not fit, or the folder holds another run.
+        """
+        args = self.args
+        if args.restore_from_where == "continue":
+            self._resume()
+        elif os.path.exists(self.latest) and not args.dry_run:
+            raise UserError(
+                f"{self.latest} is there: --restore-from-where continue resumes that run; to begin another, give "
+                "another --output-dir or delete the file"
+            )
+        elif args.restore_from_where == "saved":
+            self._start_from(args.stage1_checkpoint or stage_folder(args.output_dir, args.split, 1) / "latest.pth")
+        self.replica = distributed.replicate(self.network)
+        print(f"{len(self.source)} source and {len(self.target)} target images, {self.num_steps} steps, {self.folder}")
+
+    @property
+    def latest(self) -> Path:
+        return self.folder / "latest.pth"
+
+    def _resume(self) -> None:
+        """Takes everything from latest.pth, to continue exactly where it stopped."""
+        checkpoint = load_checkpoint(self.latest, "begin with --restore-from-where pretrained or saved")
+        if checkpoint["stage"] != self.stage:
+            raise UserError(f"{self.latest} is of stage {checkpoint['stage']}: give another --output-dir")
+        before = checkpoint["settings"]
+        check_settings(self.latest, checkpoint["metadata"], self.metadata, SAME_RUN)
+        check_settings(self.latest, before, self.settings, SAME_SCHEDULE)
+        load_model(self.network, checkpoint, self.latest)
+        if self.pseudo_labeler is not None:
+            load_model(self.pseudo_labeler, checkpoint, self.latest, "pseudo_labeler")
+        load_schedule(self.optimizer, self.scheduler, checkpoint, self.latest)
+        load_scaler(self.scaler, checkpoint, self.latest)
+        if self.scheduler.total_iters != self.num_steps:
+            raise UserError(
+                f"{self.latest} is of a run of {self.scheduler.total_iters} steps, not {self.num_steps}: give the same "
+                "--max-steps, --num-epochs, --batch-size and training list"
+            )
+        self.step, self.best = checkpoint["step"], checkpoint["best"]
+        if before["learning_rate"] != self.args.learning_rate:
+            self._scale_rates(self.args.learning_rate / before["learning_rate"])
+        ignored = ("restore_from_where", "cache_features", "num_workers", "device", "output_dir", "data_path", "config")
+        for key, value in self.settings.items():
+            if key not in ignored and before.get(key) != value:
+                flag = "--" + key.strip("_").replace("_", "-")
+                print(f"note: continues with {flag} {value}, was {before.get(key)}", file=sys.stderr)
+        if self.step >= self.num_steps:
+            print(f"{self.latest} has all {self.num_steps} steps: nothing to do")
+
+    def _scale_rates(self, factor: float) -> None:
+        """Multiplies the rates of all groups from this step on; the schedule is recursive and follows."""
+        for group in self.optimizer.param_groups:
+            group["lr"] *= factor
+            group["initial_lr"] *= factor
+        self.scheduler.base_lrs = [rate * factor for rate in self.scheduler.base_lrs]
+        self.scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
+    def _start_from(self, path: Path) -> None:
+        """Takes the network, and nothing else, of another stage's checkpoint."""
+        checkpoint = load_checkpoint(path, "run stage 1 first, or give --stage1-checkpoint")
+        saved = checkpoint["metadata"]
+        check_settings(path, saved, self.metadata, SAME_NETWORK)
+        if saved["supervised"]:
+            raise UserError(f"{path} was trained with --supervised, which is not zero-shot: give another checkpoint")
+        if saved["target_pixels"] == "oracle":  # otherwise the result would be reported without the oracle
+            check_settings(path, saved, self.metadata, ["target_pixels"])
+        load_model(self.network, checkpoint, path)
+
+    # Steps
+
+    def training_batches(self, dataset: Any, batch_size: int, seed: int) -> Iterable:
+        """The batches of the steps that are left; each depends on seed and step alone."""
+        workers, place = self.args.num_workers, distributed.place()
+        return training_loader(dataset, batch_size, self.step, self.num_steps, seed, workers, place)
+
+    def steps(self) -> Iterator[tuple]:
+        """Source and target batch of each step that is left, on the device, with a progress bar.
+
+        Before each step the random state is set from seed, step and rank alone, so that a resumed run draws the same
+        numbers. Nothing is written before the first batch is there. After Ctrl-C or SIGTERM the step is finished,
+        with an evaluation that belongs to it, then latest.pth is saved. Several processes agree on the step.
+
+        Raises:
+            SystemExit: with 130 after Ctrl-C and 143 after SIGTERM.
+        """
+        args = self.args
+        target_size = args.target_batch_size or args.batch_size
+        last = DRY_RUN_STEPS if args.dry_run else None
+        self._images_a_step = args.batch_size + (0 if self._source_only else target_size)
+        with caught_signals() as signals:  # before zip starts the loaders' workers
+            source = self.training_batches(self.source, args.batch_size, args.seed)
+            target = empty_batches(args.input_size)
+            if not self._source_only:
+                target = self.training_batches(self.target, target_size, args.seed + 1)
+            batches = itertools.islice(zip(warn_if_loader_slow(source), warn_if_loader_slow(target)), last)
+            self._bar = progress(
+                on_device(batches, self.device), total=self.num_steps, initial=self.step, desc=f"stage {self.stage}",
+                bar_format="{l_bar}{bar:20}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}{postfix}]",
+            )  # fmt: skip
+            try:
+                for number, pair in enumerate(self._bar):
+                    if number == 0:
+                        self._open_folder()
+                    seed = args.seed * 1_000_003 + self.step + distributed.rank() * 0x9E3779B97F4A7C15
+                    torch.manual_seed(seed % 2**63)
+                    yield pair
+                    self._stop_if_asked(signals)
+            finally:
+                self._bar = source = target = None  # and with them the loaders' workers
+                if self._board is not None:
+                    self._board.close()
+
+    def _open_folder(self) -> None:
+        self._last_look = self.step, time.perf_counter()
+        if self.args.dry_run or not distributed.is_main():
+            return
+        more = {"continued_at": self.step} if self.step else {}
+        open_run_folder(self.folder, self.step, self.settings, metadata=self.metadata, **more)
+        if self._writer is not None:
+            self._board = self._writer(self.folder / "tensorboard", purge_step=self.step + 1)
+
+    def _stop_if_asked(self, signals: list[int]) -> None:
+        stop = distributed.all_reduce_max(signals[0] if signals else 0)
+        if not stop:
+            return
+        if not self.args.dry_run:
+            self.save()
+            print(
+                f"stopped: {self.latest} has step {self.step} of {self.num_steps}; --restore-from-where continue "
+                "resumes there",
+                flush=True,
+            )
+        distributed.disconnect(failed=False)
+        raise SystemExit(128 + stop)
+
+    def end_step(self, losses: dict[str, torch.Tensor]) -> None:
+        """Counts a step as done: lowers the rate, and logs, saves and evaluates where that is due.
+
+        Args:
+            losses: scalars on the device; they are read at the log interval only.
+        """
+        args = self.args
+        rate = self.scheduler.get_last_lr()[0]
+        self.scheduler.step()
+        self.step += 1
+        self._losses.add(self.step, losses)
+        evaluates = self.is_due(args.evaluate_every)
+        if args.dry_run or self.is_due(args.log_every) or evaluates:
+            self._show_losses(rate)
+        if evaluates or self.is_due(args.save_every):  # before the evaluation: a bad image there loses no training
+            self.save()
+        if evaluates:
+            self._evaluate()
+
+    def _show_losses(self, rate: float) -> None:
+        means = self._losses.means()
+        (step, before), now = self._last_look, time.perf_counter()
+        self._last_look = self.step, now
+        self._times.append(now)
+        speed = self._images_a_step * (self.step - step) / max(now - before, 1e-9)
+        losses = " ".join(f"{name} {value:.3f}" for name, value in means.items())
+        self._bar.set_postfix_str(f"{speed:.1f} images/s, lr {rate:.1e}, {losses}")
+        if self._board is not None:
+            self._scalars({**{f"loss/{name}": value for name, value in means.items()}, "learning rate": rate})
+
+    def is_due(self, every: int) -> bool:
+        """Whether something done `every` so many steps, and at the end, is due now; 0: only at the end.
+
+        In a dry run nothing is.
+        """
+        due = self.step == self.num_steps or (every > 0 and self.step % every == 0)
+        return due and not self.args.dry_run
+
+    def save(self, name: str = "latest.pth", selection: str = "last") -> None:
+        """Writes a checkpoint. Raises `UserError` instead if a loss or a weight is not finite."""
+        self._losses.means()
+        weights = self.network.state_dict()
+        if not all(tensor.isfinite().all() for tensor in weights.values()):
+            raise UserError(
+                f"the weights are not finite after step {self.step}: the last checkpoint is kept; continue from it with "
+                "a lower --learning-rate"
+            )
+        if not distributed.is_main():
+            return
+        labeler = self.pseudo_labeler
+        save_checkpoint(
+            self.folder / name, stage=self.stage, step=self.step, model=weights, best=self.best,
+            optimizer=self.optimizer.state_dict(), scheduler=self.scheduler.state_dict(),
+            scaler=self.scaler.state_dict(), pseudo_labeler={} if labeler is None else labeler.state_dict(),
+            selection=selection, settings=self.settings, metadata=self.metadata,
+        )  # fmt: skip
+
+    # Evaluation
+
+    def _evaluate(self) -> None:
+        """Evaluates, logs, prints the table, draws, and keeps best.pth if it is the best so far."""
+        result = evaluate(self.network, self.evaluation, ZeroShotMetrics(self.split.names, self.split.num_seen),
+                          self.device)  # fmt: skip
+        losses = {f"loss_{name}": value for name, value in self._losses.last.items()}
+        protocol = {key: self.metadata[key] for key in ("target_pixels", "target_images", "background")}
+        figures = {key: value for key, value in as_json(result).items() if key not in DETAILS}
+        entry = {"stage": self.stage, "step": self.step, **protocol, **losses, **figures}
+        described = {"selection": "last", "protocol": describe_protocol(self.metadata)}
+        self._evaluation = {**entry, **described, **{key: result[key] for key in DETAILS}}
+        if distributed.is_main():
+            append_log(self.folder, entry)
+            write_json(self.folder / "evaluation.json", self._evaluation)
+        self._bar.clear()
+        print(f"\nstage {self.stage}, step {self.step}: {described['protocol']}")
+        print(format_table(result, result["seen"] + result["unseen"], len(result["seen"])), flush=True)
+        if self._board is not None:
+            self._scalars({f"evaluation/{title}": figures[key] for title, key in HEADLINES if figures[key] is not None})
+        score = result[SELECTED_BY]
+        score = -1.0 if math.isnan(score) else score  # no unseen pixel: worse than any
+        if self.best is None or score > self.best:
+            self.best = score
+            self.save("best.pth", f"highest {SELECTED_BY} on the evaluation images")
+            self.save()  # with the new best score
+        if distributed.is_main():
+            self._draw()
+
+    def _draw(self) -> None:
+        """Draws sheets of the same images at each evaluation, and of the ones with the worst and best IoU."""
+        title = f"stage {self.stage}, step {self.step}: " + ", ".join(
+            f"{name} {'-' if self._evaluation[key] is None else f'{self._evaluation[key]:.1%}'}"
+            for name, key in HEADLINES[:3]
+        )
+        drawn = self.sheets.draw(self.network, self.folder / "images", self.step, title, self._evaluation)
+        write_json(self.folder / "evaluation.json", {**self._evaluation, "drawn": drawn})
+        if self.preview is not None:
+            self.sheets.draw_pseudo_labels(self.network, self.target, self.preview, self.folder / "images", self.step, title)
+
+    def finish(self) -> int:
+        """Ends a run; after a dry run prints how long the run will take and what it needs. Returns exit code 0."""
+        if not self.args.dry_run or not distributed.is_main():
+            return 0
+        if not self._times:
+            print(f"dry run: {self.latest} has all {self.num_steps} steps: nothing to do")
+            return 0
+        step_time = (self._times[-1] - self._times[0]) / max(1, len(self._times) - 1)
+        times, counts = [], []
+        for _, _, index, logits in itertools.islice(predictions(self.network, self.evaluation, self.device), DRY_RUN_STEPS):
+            logits[0, 0, 0, 0].item()  # waits for the device
+            times.append(time.perf_counter())
+            counts.append(len(index))
+        num_images, left = len(self.evaluation.dataset), self.num_steps - self.step + len(self._times)
+        evaluation_time = num_images * (times[-1] - times[0]) / max(1, sum(counts[1:])) / distributed.world_size()
+        every = self.args.evaluate_every
+        evaluations = max(1, -(-left // every)) if every else 1
+        total = left * step_time + evaluations * evaluation_time
+        print(
+            f"dry run: data, words, weights and {len(self._times)} steps are in order; nothing of them is kept\n"
+            f"a step: {step_time:.2f} s, {self._images_a_step / max(step_time, 1e-9):.1f} images a second; "
+            f"{left} steps: {duration(left * step_time)}\n"
+            f"an evaluation: {num_images} images, {duration(evaluation_time)}; {evaluations} of them: "
+            f"{duration(evaluations * evaluation_time)}\n"
+            f"memory, at most: {peak_memory(self.device):.1f} GB "
+            f"{'of the GPU' if self.device.type == 'cuda' else 'of this process'}\n"
+            f"altogether about {duration(total)} on {self.device.type}"
+        )
+        return 0
+
+    def _scalars(self, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._board.add_scalar(name, value, self.step)
+
+
+def describe_protocol(metadata: dict[str, Any]) -> str:
+    """One line on how a network was trained, for tables and logs."""
+    pixels = {"all": "no target mask opened", "oracle": "ORACLE: target masks say where unseen pixels are"}
+    background = {"ignore": "background ignored", "score": "background a seen class",
+                  "auxiliary": "background trained, not evaluated"}[metadata["background"]]  # fmt: skip
+    if metadata["supervised"]:
+        return f"split {metadata['split']}, SUPERVISED with all labels, {background}, {metadata['backbone']}"
+    return (
+        f"split {metadata['split']}, target pixels {metadata['target_pixels']} "
+        f"({pixels[metadata['target_pixels']]}), target images {metadata['target_images']}, {background}, "
+        f"{metadata['backbone']}, {' + '.join(metadata['embedding'])}"
+    )
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
