@@ -25,15 +25,15 @@ from dataset.splits import SPLITS, Split, split_name
 from dataset.voc import EvaluationDataset, evaluation_dataset
 from model.calibration import calibrate
 from model.segmenter import Segmenter, mean_over_views
-from utils.checkpoint import check_setting, check_weights, load_checkpoint, load_model
-from utils.distributed import connect, is_main, share
+from utils.checkpoint import check_settings, check_weights, describe_protocol, load_checkpoint, load_model
+from utils.config import Parser, add_settings, fraction, positive
+from utils.device import choose_device
+from utils.distributed import connect, is_main, place
 from utils.errors import UserError, atomic_write, check_writable, one_line_errors
 from utils.evaluation import pictures_at_once, predictions
+from utils.logging import json_lines, write_json
 from utils.metrics import ZeroShotMetrics, as_json, format_rows, format_table
-from utils.options import Parser, add_running_options, fraction, positive
 from utils.pictures import comparison, save_index_png
-from utils.records import lines_json
-from utils.run import choose_device, describe_protocol
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -88,7 +88,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     model.add_argument(
         "--flip", action="store_true", help="mean over the picture and its mirror image too, which doubles the time"
     )
-    add_running_options(running)
+    add_settings(running, ["num_workers", "device", "deterministic"])
     args = parser.parse_args(argv)
     if args.save_dir is not None and len(args.calibration) > 1:
         parser.error("--save-dir draws one prediction: give one value of --calibration")
@@ -103,13 +103,13 @@ def load_segmenter(path: Path) -> tuple[Segmenter, Split, dict]:
     """
     checkpoint = load_checkpoint(path)
     try:
-        split = Split.from_dict(checkpoint["setting"])
-        describe_protocol(checkpoint["setting"])
+        split = Split.from_dict(checkpoint["metadata"])
+        describe_protocol(checkpoint["metadata"])
         class_embeddings = checkpoint["model"]["projection.class_embeddings"]
         if len(class_embeddings) != len(split.names):
             raise ValueError(f"{len(class_embeddings)} class embeddings for {len(split.names)} classes")
         build = functools.partial(
-            Segmenter, checkpoint["setting"]["backbone"], class_embeddings,
+            Segmenter, checkpoint["metadata"]["backbone"], class_embeddings,
             num_auxiliary=split.num_auxiliary,
         )  # fmt: skip
         with torch.device("meta"):  # a network without numbers: names and shapes are compared before one is built
@@ -146,9 +146,9 @@ def main(argv: list[str] | None = None) -> int:
     connect()
     device = choose_device(args.device, args.deterministic)
     model, split, checkpoint = load_segmenter(args.checkpoint)
-    setting = checkpoint["setting"]
+    setting = checkpoint["metadata"]
     if args.split is not None:
-        check_setting(args.checkpoint, setting, {"split": args.split}, ["split"])
+        check_settings(args.checkpoint, setting, {"split": args.split}, ["split"])
     dataset = evaluation_dataset(args.data_path, split, args.list)
     if args.save_dir is not None:
         check_writable(args.save_dir, f"--save-dir {args.save_dir}")
@@ -158,8 +158,8 @@ def main(argv: list[str] | None = None) -> int:
     gammas = list(dict.fromkeys(args.calibration))
     metrics = [ZeroShotMetrics(split.names, split.num_seen) for _ in gammas]
     model.to(device)
-    at_once = pictures_at_once(args.evaluation_batch_size, device)
-    loader = evaluation_loader(dataset, args.num_workers, at_once, share())
+    at_once = pictures_at_once(None, device)
+    loader = evaluation_loader(dataset, args.num_workers, at_once, place())
     views = args.scales != [1.0] or args.flip
     score = functools.partial(mean_over_views, model, scales=args.scales, flip=args.flip) if views else None
     for image, label, index, logits in predictions(model, loader, device, score):
@@ -187,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
     several = {"best_calibration": best["calibration"], "calibrations": results}
     report = as_json({**(several if len(results) > 1 else best), **about})
     if args.json == "-":
-        print(lines_json(report), end="")
+        print(json_lines(report), end="")
         return 0
     print_results(results, best, about, split)
     if args.json is not None:
@@ -197,7 +197,7 @@ def main(argv: list[str] | None = None) -> int:
             if args.save_dir
             else {}
         )
-        write_text(Path(args.json), lines_json({**report, **details, "drawn": drawn}))
+        write_json(Path(args.json), {**report, **details, "drawn": drawn})
     return 0
 
 

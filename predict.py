@@ -25,11 +25,12 @@ from dataset.splits import BACKGROUND, VOID, Split
 from embeddings import embed_words
 from eval import load_segmenter
 from model.segmenter import Segmenter, upsample
+from utils.checkpoint import describe_protocol
+from utils.config import Parser, add_settings, fraction, number
+from utils.device import choose_device
 from utils.errors import UserError, one_line_errors
-from utils.options import Parser, add_device_option, fraction, number
+from utils.logging import progress
 from utils.pictures import comparison, read_photo, save_index_png
-from utils.records import progress
-from utils.run import choose_device, describe_protocol
 from utils.sheets import save_picture
 
 SMALLEST_SIDE = 32  # pixels; the networks' strides leave nothing of less
@@ -77,7 +78,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--min-confidence", type=fraction, default=0.0, metavar="P",
         help="leave pixels below this probability without a class (255 in the mask): try 0.5",
     )  # fmt: skip
-    add_device_option(running)
+    add_settings(running, ["device", "deterministic"])
     return parser.parse_args(argv)
 
 
@@ -156,7 +157,7 @@ def main(argv: list[str] | None = None) -> int:
 
     # Network, and the words that its pixels are scored against
     model, split, checkpoint = load_segmenter(args.checkpoint)
-    setting = checkpoint["setting"]
+    setting = checkpoint["metadata"]
     classes = choose_classes(args.classes, split)
     known = dict(zip(split.names, model.projection.class_embeddings.numpy()))
     embeddings = embed_words(

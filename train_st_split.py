@@ -20,8 +20,8 @@ import torch
 
 from dataset.splits import SPLITS
 from model.backbone import BACKBONES
-from model.losses import cross_entropy, pseudo_labels
-from model.pseudo_labels import ClusterPseudoLabeler
+from model.discovery import from_settings
+from model.pixel_losses import cross_entropy, pseudo_labels
 from utils.config import parse_settings
 from utils.distributed import all_reduce_sum
 from utils.errors import one_line_errors
@@ -60,10 +60,10 @@ def train_step(
 
     if pseudo_label is None:
         pseudo_label = pseudo_labels(
-            target_logits, num_seen, valid, args.keep, args.balance_classes, all_reduce_sum=all_reduce_sum
+            target_logits, num_seen, valid, args.keep, balanced=args.balance_classes, joined=all_reduce_sum
         )
-    ce = cross_entropy(source_logits, label, all_reduce_sum=all_reduce_sum)
-    self_training = cross_entropy(target_logits, pseudo_label, pixel_weight, all_reduce_sum=all_reduce_sum)
+    ce = cross_entropy(source_logits, label, joined=all_reduce_sum)
+    self_training = cross_entropy(target_logits, pseudo_label, pixel_weight, joined=all_reduce_sum)
     total = ce + args.weak_proportion * args.self_training_weight * self_training
     optimizer_step(total, optimizer, scaler)
     return {"total": total, "ce": ce, "self_training": self_training}
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_settings(argv, STAGE, __doc__, CHOICES)
     trainer = Trainer(STAGE, args)  # data, network, optimiser, run folder
     if args.pseudo_labels == "clusters":
-        trainer.pseudo_labeler = ClusterPseudoLabeler.from_settings(args, trainer.network, trainer.split)
+        trainer.pseudo_labeler = from_settings(args, trainer.network, trainer.split, trainer.device)
     trainer.restore()
     trainer.fit_pseudo_labeler()
     num_seen, labeler = trainer.split.num_trained_seen, trainer.pseudo_labeler

@@ -289,3 +289,30 @@ def kmeans(points: torch.Tensor, num_clusters: int, iterations: int = 10, limit:
         empty = total.norm(dim=1, keepdim=True) < 1e-6
         centroids = torch.where(empty, centroids, F.normalize(total, dim=1))
     return centroids
+
+
+class ClusterTeacher(Discovery):
+    """`Discovery` with the interface of the scripts: `fit` once, then (pseudo-label, weight) of a batch."""
+
+    def __init__(self, args, student: Segmenter, num_seen: int, names: ImageNetNames | None):
+        super().__init__(student, num_seen, args.num_clusters, names=names, one_name=True)
+        self.keep, self.keep_seen, self.rare_power = args.keep, args.keep_seen, args.rare_power
+
+    def fit(self, network: Segmenter, target: Iterable, others: Iterable, source: Iterable) -> None:
+        self.begin_round(network, target, others, source, self.keep, self.keep_seen, self.rare_power)
+
+    def forward(self, image: torch.Tensor, valid: torch.Tensor, ignore_index: int = 255):
+        label = super().forward(image, valid, ignore_index)
+        return label, self.class_weight[label * (label != ignore_index)]
+
+
+def from_settings(args, student: Segmenter, split, device: torch.device) -> ClusterTeacher:
+    """The teacher of `--pseudo-labels clusters`."""
+    from embeddings import imagenet_similarity
+    from model.backbone import IMAGENET_CLASSES, imagenet_head
+
+    names = None
+    if args.imagenet_names:
+        similarity = imagenet_similarity(IMAGENET_CLASSES, split.unseen, 0.6)
+        names = ImageNetNames(imagenet_head(args.backbone, args.backbone_weights), torch.from_numpy(similarity))
+    return ClusterTeacher(args, student, split.num_trained_seen, names).to(device)

@@ -26,7 +26,9 @@ SHARED = ["--split", SPLIT, "--embedding", "glove", "--input-size", "64", "--bat
 NETWORKS = {"small": ["--backbone", "small", "--backbone-weights", "none"],
             "efficientnet": ["--backbone", "efficientnet_lite0", "--freeze-backbone"]}  # fmt: skip
 PAPER: tuple[list, list] = ([], [])
-BEST = (["--recipe", "best"], ["--recipe", "best"])
+BEST = (
+    ["--config", "configs/best_cpu.toml", "--set", "loss_stride=1", "scale=0.8,2.5", "rotation=15", "flip=0.5"],
+) * 2
 
 
 def write_images(folder: Path) -> Path:

@@ -85,8 +85,8 @@ def load_checkpoint(path: Path, hint: str = "") -> dict[str, Any]:
         raise UserError(foreign)
     if checkpoint["format"] != FORMAT:
         raise UserError(
-            f"{path} has checkpoint format {checkpoint['format']} and this code reads {FORMAT}: train again, or use the "
-            "code that wrote it"
+            f"{path} has checkpoint format {checkpoint['format']} and this code reads {FORMAT}: train "
+            "again, or use the code that wrote it"
         )
     if not set(KEYS) <= set(checkpoint):
         raise UserError(foreign)
@@ -201,8 +201,10 @@ def load_schedule(optimizer: torch.optim.Optimizer, scheduler: Any, checkpoint: 
     saved, groups = checkpoint["optimizer"], optimizer.state_dict()["param_groups"]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     fits = (
-        _is_alike([{**group, "fused": None} for group in saved["param_groups"]],
-                  [{**group, "fused": None} for group in groups])
+        _is_alike(
+            [{**group, "fused": None} for group in saved["param_groups"]],
+            [{**group, "fused": None} for group in groups],
+        )
         and isinstance(saved["state"], dict)
         and all(_is_state(state, index, parameters, optimizer) for index, state in saved["state"].items())
         and _is_alike(checkpoint["scheduler"], scheduler.state_dict())
@@ -250,3 +252,17 @@ def _is_alike(saved: Any, fresh: Any) -> bool:
     if isinstance(fresh, (list, tuple)):
         return type(saved) is type(fresh) and len(saved) == len(fresh) and all(map(_is_alike, saved, fresh))
     return _is_number(saved) if _is_number(fresh) else type(saved) is type(fresh)
+
+
+def describe_protocol(metadata: dict[str, Any]) -> str:
+    """One line on how a network was trained, for tables and logs."""
+    pixels = {"all": "no target mask opened", "oracle": "ORACLE: target masks say where unseen pixels are"}
+    background = {"ignore": "background ignored", "score": "background a seen class",
+                  "auxiliary": "background trained, not evaluated"}[metadata["background"]]  # fmt: skip
+    if metadata["supervised"]:
+        return f"split {metadata['split']}, SUPERVISED with all labels, {background}, {metadata['backbone']}"
+    return (
+        f"split {metadata['split']}, target pixels {metadata['target_pixels']} "
+        f"({pixels[metadata['target_pixels']]}), target images {metadata['target_images']}, {background}, "
+        f"{metadata['backbone']}, {' + '.join(metadata['embedding'])}"
+    )

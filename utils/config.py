@@ -52,6 +52,11 @@ count, natural = number(int, 1), number(int, 0)
 fraction, weight, positive = number(float, 0.0, 1.0), number(float, 0.0), number(float, 0.0, exclusive=True)
 
 
+def split_name(text: str) -> int | str:
+    """A type for argparse: the paper's splits have a number, the others a name."""
+    return int(text) if text.isdecimal() else text
+
+
 @dataclass(frozen=True)
 class Setting:
     """One row of the table.
@@ -79,7 +84,7 @@ RARE = {"flag": False}
 SETTINGS: dict[str, list[Setting]] = {
     "data": [
         Setting("data_path", Path, Path("data/VOCdevkit/VOC2012"), "folder in VOC layout, see DATA_PATH.md", "FOLDER"),
-        Setting("split", str, "1", "which classes are unseen: 1-4, or a name that python -m dataset.splits prints"),
+        Setting("split", split_name, 1, "which classes are unseen: 1-4, or a name that python -m dataset.splits prints"),
         Setting("unseen", class_names, None, "unseen classes of your own data, in place of --split", "A,B"),
         Setting("train_list", str, None, "training images: a list of ImageSets/Segmentation or a text file "
                 "(default: train_aug, else train)", "LIST"),
@@ -242,21 +247,29 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def add_settings(parser: Any, names: Sequence[str], choices: Mapping[str, Sequence] | None = None, stage: int = 1):
-    """Adds the flags of some settings to an argparse parser or group; a flag that is not given leaves no attribute.
+def add_settings(
+    parser: Any, names: Sequence[str], choices: Mapping[str, Sequence] | None = None, stage: int = 1,
+    suppress: bool = False,
+) -> None:  # fmt: skip
+    """Adds the flags of some settings to an argparse parser or group.
 
     Args:
         parser: the parser or group.
         names: keys of the table.
         choices: the values that a setting may have, where a package knows them.
-        stage: whose defaults the help shows.
+        stage: whose defaults they have.
+        suppress: leave no attribute where a flag is not given, instead of the default.
     """
     for setting in map(TABLE.get, names):
         flags = ["--" + setting.name.replace("_", "-")]
         flags += ["--RESTORE_FROM_WHERE"] if setting.name == "restore_from_where" else []
         default = _default(setting, stage)
         shown = "" if default in (None, False) else f" (default: {_as_text(default)})"
-        options = {"dest": _attribute(setting.name), "default": argparse.SUPPRESS, "help": setting.help + shown}
+        options = {
+            "dest": _attribute(setting.name),
+            "default": argparse.SUPPRESS if suppress else default,
+            "help": setting.help + shown,
+        }
         if setting.kind is bool:
             parser.add_argument(*flags, action=argparse.BooleanOptionalAction, **options)
             continue
@@ -290,7 +303,7 @@ def parse_settings(
                         help=f"settings without a flag of their own: {rare}")  # fmt: skip
     for title, group in SETTINGS.items():
         names = [setting.name for setting in group if setting.flag and setting.name not in ONLY_STAGE[3 - stage]]
-        add_settings(parser.add_argument_group(title), names, choices, stage)
+        add_settings(parser.add_argument_group(title), names, choices, stage, suppress=True)
     given = vars(parser.parse_args(argv))
     config, pairs = given.pop("config"), given.pop("set")
     stages = {}
@@ -299,9 +312,9 @@ def parse_settings(
         for number in (1, 2):
             values = {_attribute(name): _default(setting, number) for name, setting in TABLE.items()
                       if name not in ONLY_STAGE[3 - number]}  # fmt: skip
-            values |= file[number] | _read_pairs(pairs)
-            values |= {key: value for key, value in given.items() if key in values}
-            stages[number] = argparse.Namespace(**{key: values[key] for key in values if key in values})
+            for source in (file[number], _read_pairs(pairs), given):
+                values |= {key: value for key, value in source.items() if key in values}
+            stages[number] = argparse.Namespace(**values)
     except UserError as error:
         parser.error(str(error))
     args = stages[stage]
@@ -309,7 +322,9 @@ def parse_settings(
         if name == "restore_from_where" and args.restore_from_where is None:
             args.restore_from_where = allowed[0]
         if getattr(args, name) not in allowed:
-            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: choose one of {', '.join(allowed)}")
+            parser.error(
+                f"--{name.replace('_', '-')} {getattr(args, name)}: choose one of {', '.join(map(str, allowed))}"
+            )
     if "unseen" in given and "split" in given:
         parser.error("--unseen and --split exclude each other: give one of them")
     if args.scale[0] > args.scale[1]:
@@ -327,7 +342,9 @@ def read_config(path: Path) -> dict[int, dict[str, Any]]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"--config {path} can't be read ({error.strerror}): give a file like configs/paper.toml") from error
+        raise UserError(
+            f"--config {path} can't be read ({error.strerror}): give a file like configs/paper.toml"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"--config {path} is no TOML ({error}): see configs/paper.toml") from error
     parts = {number: content.pop(f"stage{number}", {}) for number in (1, 2)}

@@ -9,9 +9,8 @@ from torch.utils.data import DataLoader
 
 from utils import distributed
 from utils.errors import UserError
+from utils.logging import progress, warn_if_loader_slow
 from utils.metrics import ZeroShotMetrics
-from utils.records import progress
-from utils.waiting import watched
 
 LOOK_EVERY = 32
 """Batches between looks at whether the scores are finite: each look waits for an accelerator."""
@@ -43,7 +42,7 @@ def predictions(
     model.eval()
     broken = torch.zeros((), dtype=torch.bool, device=device)
     try:
-        batches = progress(watched(loader), total=len(loader), desc="evaluation", unit="batch", leave=False)
+        batches = progress(warn_if_loader_slow(loader), total=len(loader), desc="evaluation", unit="batch", leave=False)
         for number, (image, label, index) in enumerate(batches, start=1):
             image, label = image.to(device, non_blocking=True), label.to(device, non_blocking=True)
             logits = score(image)
@@ -72,7 +71,7 @@ def evaluate(model: nn.Module, loader: DataLoader, metrics: ZeroShotMetrics, dev
         metrics.update(logits, label, index)
         counted += len(index)
     metrics.join()
-    counted = int(distributed.joined(torch.tensor(counted)))
+    counted = int(distributed.all_reduce_sum(torch.tensor(counted)))
     if counted != len(loader.dataset):
         print(f"warning: {counted} of {len(loader.dataset)} pictures were evaluated", file=sys.stderr)
     return {**metrics.compute(), **metrics.details(loader.dataset.ids)}

@@ -86,10 +86,15 @@ def append_log(folder: Path, entry: dict[str, Any]) -> None:
         raise UserError(f"{path} can't be written ({error.strerror}): make room there") from error
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """A JSON file with one key a line, however long its value. Raises `UserError`."""
+def json_lines(content: dict[str, Any]) -> str:
+    """JSON with one key a line, however long its value."""
     lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in content.items())
-    write_text(path, f"{{\n{lines}\n}}\n")
+    return f"{{\n{lines}\n}}\n"
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes `json_lines`. Raises `UserError`."""
+    write_text(path, json_lines(content))
 
 
 class LossMeter:

@@ -151,9 +151,9 @@ class ZeroShotMetrics:
     def join(self) -> None:
         """Takes in what all processes counted; if these share the pictures out, each names its own to `update`."""
         for counts in self.state():
-            counts.copy_(distributed.joined(counts.cpu()))
-        self._pictures = distributed.gathered([figures.cpu() for figures in self._pictures])
-        self._order = distributed.gathered(self._order)
+            counts.copy_(distributed.all_reduce_sum(counts.cpu()))
+        self._pictures = distributed.gather_list([figures.cpu() for figures in self._pictures])
+        self._order = distributed.gather_list(self._order)
 
     def state(self) -> list[Tensor]:
         """[GZSL counts int64 [K, K], ZSL counts int64 [U, U]], as views: processes sum them in place."""

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from utils.config import Parser
 from utils.errors import UserError, one_line_errors
 from utils.metrics import HEADLINES
-from utils.options import Parser
 
 COLOURS = ("#2563a8", "#c2561a", "#2e7d4f", "#8b3fa0", "#b08900", "#c2316b", "#4c5a67", "#0f8a9d")
 """Of the runs, in turn; dark enough to be read as text on white."""

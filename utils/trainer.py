@@ -11,7 +11,6 @@ A script makes a `Trainer`, restores it, and steps:
 
 import argparse
 import contextlib
-import ctypes
 import itertools
 import math
 import os
@@ -20,7 +19,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +37,16 @@ from utils.checkpoint import (
     SAME_RUN,
     SAME_SCHEDULE,
     check_settings,
+    describe_protocol,
     load_checkpoint,
     load_model,
     load_scaler,
     load_schedule,
     save_checkpoint,
 )
+from utils.device import choose_amp, choose_device, keep_freed_memory, on_device
 from utils.errors import UserError, check_writable
+from utils.evaluation import evaluate, predictions
 from utils.logging import (
     LossMeter,
     append_log,
@@ -56,74 +58,23 @@ from utils.logging import (
     warn_if_loader_slow,
     write_json,
 )
-from utils.metrics import DETAILS, HEADLINES, ZeroShotMetrics, as_json, evaluate, format_table, predictions
-from utils.visualize import Sheets
+from utils.metrics import DETAILS, HEADLINES, ZeroShotMetrics, as_json, format_table
+from utils.sheets import label_rows, pictures_showing, prediction_rows, save_sheet, scores
 
 DRY_RUN_STEPS = 4
 """Steps, and evaluation batches, of --dry-run; the first of them warms up and is not timed."""
+
+LOOK_AT_MOST = 5000
+"""Images of each kind that a pseudo-labeller looks at before the first step, at most."""
+
+NUM_EXTREMES = 3
+"""Images with the worst, and with the best, mean IoU that are drawn at an evaluation."""
 
 SELECTED_BY = "miou_unseen"
 """The figure on the evaluation images by which best.pth is chosen."""
 
 NO_SCALER = torch.amp.GradScaler("cuda", enabled=False)
 """The gradient scaler of any precision but fp16: it scales nothing."""
-
-
-def choose_device(name: str, deterministic: bool = False) -> torch.device:
-    """The device `name`; "auto" is cuda, else mps, else cpu. Of several processes each takes its own GPU.
-
-    Raises:
-        UserError: if it can't be used here.
-    """
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
-        torch.utils.deterministic.fill_uninitialized_memory = False  # no code here reads such memory
-    torch.backends.cudnn.allow_tf32 = not deterministic
-    torch.use_deterministic_algorithms(deterministic)
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = _device_of_process(torch.device(name))
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        raise UserError(f"--device {name} can't be used here: choose cpu, or auto for what there is") from error
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    return device
-
-
-def _device_of_process(device: torch.device) -> torch.device:
-    if distributed.world_size() == 1 or device.type == "cpu":
-        return device
-    if device.type != "cuda" or device.index is not None:
-        raise UserError(f"--device {device} is not for several processes: give cuda or cpu")
-    number, found = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-    if number >= found:
-        raise UserError(f"there are {found} GPUs here: give torchrun no higher --nproc-per-node, or --device cpu")
-    return torch.device("cuda", number)
-
-
-def choose_amp(name: str, device: torch.device) -> str:
-    """The precision of the convolutions; "auto" is bf16 on a GPU that has it, else off."""
-    if name != "auto":
-        return name
-    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16" if has_bf16 else "off"
-
-
-def keep_freed_memory(device: torch.device) -> None:
-    """On a CPU, glibc keeps freed memory for the next step: a step of VGG16 is a sixth faster, and memory is higher.
-
-    glibc returns blocks above 32 MiB to the system, which clears each page that it hands out again. Where memory is
-    short, MALLOC_TRIM_THRESHOLD_ or MALLOC_MMAP_MAX_ in the environment leaves glibc as it is.
-    """
-    if device.type != "cpu" or {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_"} & os.environ.keys():
-        return
-    with contextlib.suppress(AttributeError, OSError, TypeError, ValueError):  # macOS, musl, Windows
-        if os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >= 15 * 2**30:
-            mallopt = ctypes.CDLL(None).mallopt
-            mallopt(-4, 0)  # M_MMAP_MAX: everything from the heap
-            mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink it
 
 
 def stage_folder(output_dir: Path, split: str, stage: int) -> Path:
@@ -183,36 +134,6 @@ def caught_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def on_device(batches: Iterable[tuple], device: torch.device) -> Iterator[tuple]:
-    """The same batches on `device`; to a GPU each is copied on a stream of its own, one step ahead.
-
-    Args:
-        batches: each a tuple of groups of tensors, in pinned memory for a GPU.
-        device: where they go.
-    """
-    if device.type != "cuda":
-        yield from (_move(batch, device) for batch in batches)
-        return
-    stream = torch.cuda.Stream(device)
-    batches, ready = iter(batches), None
-    while True:
-        with torch.cuda.stream(stream):
-            coming = next(batches, None)
-            coming = coming and _move(coming, device)
-        if ready is not None:
-            yield ready
-        if coming is None:
-            return
-        torch.cuda.current_stream(device).wait_stream(stream)
-        for tensor in (tensor for group in coming for tensor in group):
-            tensor.record_stream(torch.cuda.current_stream(device))  # its memory is not reused before that stream is done
-        ready = coming
-
-
-def _move(batch: tuple, device: torch.device) -> tuple:
-    return tuple([tensor.to(device, non_blocking=True) for tensor in group] for group in batch)
-
-
 class Trainer:
     """A stage's data, network, optimiser and schedule, and the folder that the run is kept in.
 
@@ -244,13 +165,14 @@ class Trainer:
         self.best: float | None = None
         self._losses = LossMeter(distributed.all_reduce_sum)
         self._writer = summary_writer() if args.tensorboard else None
-        self._board, self._bar, self._evaluation = None, None, {}
+        self._board, self._bar, self._evaluation, self._shown = None, None, {}, []
         self._images_a_step, self._times, self._last_look = 0, [], (0, 0.0)
 
     def _load_data(self) -> None:
         """Labelled source images, unlabelled target images, evaluation images."""
         args = self.args
-        self.split, args.split = choose_split(args.data_path, args.split, args.unseen, args.background)
+        self.split = choose_split(args.data_path, args.split, args.unseen, args.background)
+        args.split, args.background = self.split.name, self.split.background
         transform = training_transform(args.input_size, tuple(args.scale), args.rotation, args.flip)
         supervised = getattr(args, "supervised", False)
         if supervised:
@@ -264,7 +186,6 @@ class Trainer:
         images = evaluation_dataset(args.data_path, self.split, args.evaluation_list)
         at_once = args.evaluation_batch_size or (1 if self.device.type == "cpu" else 8)
         self.evaluation = evaluation_loader(images, args.num_workers, at_once, distributed.place())
-        self.sheets = Sheets(images, self.split)
         self.num_steps = count_steps(len(self.source), args.batch_size, args.num_epochs, args.max_steps)
         self._source_only = source_only
 
@@ -272,9 +193,10 @@ class Trainer:
         args = self.args
         class_embeddings, embedding = load_class_embeddings(self.split.names, args.embedding, args.embedding_path)
         with distributed.rank_zero_first():  # it downloads the weights, once
-            self.network = Segmenter.from_settings(
-                args, torch.from_numpy(class_embeddings), self.split.num_auxiliary,
-                args.backbone_weights if args.restore_from_where == "pretrained" else "none",
+            weights = args.backbone_weights if args.restore_from_where == "pretrained" else "none"
+            self.network = Segmenter(
+                args.backbone, torch.from_numpy(class_embeddings), weights, args.freeze_backbone, args.cache_features,
+                args.loss_stride, self.split.num_auxiliary, args.amp, args.compile,
             ).to(self.device)  # fmt: skip
         self.replica = self.network
         self.folder = stage_folder(args.output_dir, args.split, self.stage)
@@ -286,7 +208,7 @@ class Trainer:
         if self.scaler.is_enabled():  # which may skip the first steps
             warnings.filterwarnings("ignore", "Detected call of .lr_scheduler.step")
         self.settings = {key: _plain(value) for key, value in vars(args).items() if key != "other"}
-        names = ("split", "background", "backbone", "target_pixels", "target_images")
+        names = ("backbone", "target_pixels", "target_images")
         self.metadata = {
             **self.split.as_dict(), **{name: getattr(args, name) for name in names},
             "supervised": getattr(args, "supervised", False), "embedding": list(embedding),
@@ -364,6 +286,23 @@ class Trainer:
         if saved["target_pixels"] == "oracle":  # otherwise the result would be reported without the oracle
             check_settings(path, saved, self.metadata, ["target_pixels"])
         load_model(self.network, checkpoint, path)
+
+    def fit_pseudo_labeler(self) -> None:
+        """Shows the pseudo-labeller the data, unless a checkpoint brought its state.
+
+        Rank 0 looks, and the others receive the result.
+        """
+        labeler, args = self.pseudo_labeler, self.args
+        if labeler is None or self.step > 0:
+            return
+        size = args.target_batch_size or args.batch_size
+        batches = (
+            training_loader(images, size, 0, -(-min(len(images), LOOK_AT_MOST) // size), args.seed, args.num_workers)
+            for images in (self.target, self.target.others(self.source), self.source)
+        )
+        if distributed.is_main():
+            labeler.fit(self.network, *batches)
+        distributed.broadcast(labeler)
 
     # Steps
 
@@ -519,15 +458,37 @@ class Trainer:
             self._draw()
 
     def _draw(self) -> None:
-        """Draws sheets of the same images at each evaluation, and of the ones with the worst and best IoU."""
-        title = f"stage {self.stage}, step {self.step}: " + ", ".join(
-            f"{name} {'-' if self._evaluation[key] is None else f'{self._evaluation[key]:.1%}'}"
-            for name, key in HEADLINES[:3]
-        )
-        drawn = self.sheets.draw(self.network, self.folder / "images", self.step, title, self._evaluation)
+        """Draws into images/ what the network predicts, on the same images at each evaluation.
+
+        One sheet has an image for each unseen class; others have the images with the worst and the best mean IoU, for
+        `utils.report`; in stage 2 one has the pseudo-labels of four target images.
+        """
+        dataset, split = self.evaluation.dataset, self.split
+        self._shown = self._shown or pictures_showing(dataset, range(split.num_seen, len(split.names)))
+        self._save_sheet("evaluation", prediction_rows(self.network, dataset, self._shown, split.to_mask), split)
+        scored = [(score, name) for name, (score, _) in self._evaluation["per_picture"].items() if score is not None]
+        scored, count = sorted(scored), min(NUM_EXTREMES, len(scored) // 2)
+        extremes = {f"worst_{n + 1}": scored[n] for n in range(count)}
+        extremes |= {f"best_{n + 1}": scored[-1 - n] for n in range(count)}
+        drawn = {}
+        for name, (score, image) in extremes.items():
+            drawn[image] = f"images/{name}.jpg"
+            rows = prediction_rows(self.network, dataset, [dataset.ids.index(image)], split.to_mask)
+            save_sheet(self.folder / drawn[image], rows, f"{image}: mean IoU {score:.1%}", split.drawing)
         write_json(self.folder / "evaluation.json", {**self._evaluation, "drawn": drawn})
         if self.preview is not None:
-            self.sheets.draw_pseudo_labels(self.network, self.target, self.preview, self.folder / "images", self.step, title)
+            keys = [(len(self.target) * n // 4, 0) for n in range(min(4, len(self.target)))]
+            image, valid = map(torch.stack, zip(*[self.target[key] for key in keys]))
+            labels = self.preview(image.to(self.device), valid.to(self.device), scores(self.network, image))
+            self._save_sheet("pseudo_labels", label_rows(image, labels, split.trained.to_mask), split.trained)
+
+    def _save_sheet(self, name: str, rows: Sequence[tuple], split: Any) -> None:
+        figures = {title: self._evaluation[key] for title, key in HEADLINES[:3]}
+        text = ", ".join(f"{title} {'-' if value is None else f'{value:.1%}'}" for title, value in figures.items())
+        path = self.folder / "images" / f"{name}_{self.step:06d}.jpg"
+        sheet = save_sheet(path, rows, f"stage {self.stage}, step {self.step}: {text}", split.drawing)
+        if self._board is not None:
+            self._board.add_image(name, sheet, self.step, dataformats="HWC")
 
     def finish(self) -> int:
         """Ends a run; after a dry run prints how long the run will take and what it needs. Returns exit code 0."""
@@ -538,7 +499,9 @@ class Trainer:
             return 0
         step_time = (self._times[-1] - self._times[0]) / max(1, len(self._times) - 1)
         times, counts = [], []
-        for _, _, index, logits in itertools.islice(predictions(self.network, self.evaluation, self.device), DRY_RUN_STEPS):
+        for _, _, index, logits in itertools.islice(
+            predictions(self.network, self.evaluation, self.device), DRY_RUN_STEPS
+        ):
             logits[0, 0, 0, 0].item()  # waits for the device
             times.append(time.perf_counter())
             counts.append(len(index))
@@ -562,20 +525,6 @@ class Trainer:
     def _scalars(self, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._board.add_scalar(name, value, self.step)
-
-
-def describe_protocol(metadata: dict[str, Any]) -> str:
-    """One line on how a network was trained, for tables and logs."""
-    pixels = {"all": "no target mask opened", "oracle": "ORACLE: target masks say where unseen pixels are"}
-    background = {"ignore": "background ignored", "score": "background a seen class",
-                  "auxiliary": "background trained, not evaluated"}[metadata["background"]]  # fmt: skip
-    if metadata["supervised"]:
-        return f"split {metadata['split']}, SUPERVISED with all labels, {background}, {metadata['backbone']}"
-    return (
-        f"split {metadata['split']}, target pixels {metadata['target_pixels']} "
-        f"({pixels[metadata['target_pixels']]}), target images {metadata['target_images']}, {background}, "
-        f"{metadata['backbone']}, {' + '.join(metadata['embedding'])}"
-    )
 
 
 def _plain(value: Any) -> Any:
