@@ -23,12 +23,12 @@ VALUES = Path(__file__).with_name("golden.json")
 SPLIT = "4"
 SHARED = ["--split", SPLIT, "--embedding", "glove", "--input-size", "64", "--batch-size", "4", "--num-workers", "0",
           "--max-steps", "3", "--evaluate-every", "1", "--learning-rate", "1e-3"]  # fmt: skip
-NETWORKS = {"small": ["--backbone", "small", "--backbone-weights", "none"],
+NETWORKS = {"small": ["--backbone", "small", "--backbone-weights", "none", "--no-freeze-backbone"],
             "efficientnet": ["--backbone", "efficientnet_lite0", "--freeze-backbone"]}  # fmt: skip
 PAPER: tuple[list, list] = ([], [])
-BEST = (
-    ["--config", "configs/best_cpu.toml", "--set", "loss_stride=1", "scale=0.8,2.5", "rotation=15", "flip=0.5"],
-) * 2
+CONFIG = ["--config", "configs/best_cpu.toml", "--optimizer", "sgd", "--target-batch-size", "4",
+          "--set", "loss_stride=1", "scale=0.8,2.5", "rotation=15", "flip=0.5"]  # fmt: skip
+BEST = (CONFIG, CONFIG)
 
 
 def write_images(folder: Path) -> Path:
