@@ -46,4 +46,4 @@ $(VENV)/dev: requirements-dev.txt $(VENV)/extra
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest runs/demo data/synthetic
+	rm -rf $(VENV) $(VENV)-oldest runs/demo data/drawn

@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.runs import add_seeds, evaluate, format_results, train
+from dataset.drawn import write_dataset
 from dataset.splits import VOC_CLASSES, Split
-from dataset.synthetic import write_dataset
 from dataset.voc import VOCFolder
 from utils.pictures import contact_sheet
 
@@ -41,7 +41,7 @@ METHODS = ("source only", "stage 1", "stage 2")
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-path", type=Path, default=Path("data/synthetic"), help="where the pictures are drawn")
+    parser.add_argument("--data-path", type=Path, default=Path("data/drawn"), help="where the pictures are drawn")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/demo"), help="runs, table and pictures")
     add_seeds(parser, [1234])
     return parser.parse_args(argv)

@@ -18,22 +18,22 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import utils.run
 from torch.utils.flop_counter import FlopCounterMode
+from utils.heap import keep_memory
 
 import train_split_lambda
-import utils.run
 from benchmarks import plain
 from benchmarks.memory import compare
 from benchmarks.runs import ROOT
+from dataset.drawn import write_dataset
 from dataset.loaders import evaluation_loader
 from dataset.splits import VOID, Split
-from dataset.synthetic import write_dataset
 from dataset.transforms import training_transform
 from dataset.voc import EvaluationDataset, SourceDataset, evaluation_dataset, training_datasets
 from model.segmenter import Segmenter
 from utils.errors import UserError
 from utils.evaluation import evaluate, pictures_at_once
-from utils.heap import keep_memory
 from utils.metrics import ZeroShotMetrics
 
 DIMENSIONS = 600  # of word2vec and fastText together
@@ -153,7 +153,7 @@ def pictures(args: argparse.Namespace, folder: Path) -> tuple[SourceDataset, Eva
     if path is None:
         path = folder
         print(f"drawing pictures of {args.size[0]} x {args.size[1]} pixels", file=sys.stderr)
-        write_dataset(path, num_train=20, num_val=max(8, args.pictures), size=tuple(args.size), workers=1)
+        write_dataset(path, num_train=20, num_val=max(8, args.pictures), size=tuple(args.size))
     split = Split.named(SPLIT)
     transform = training_transform(args.input_size)
     with contextlib.redirect_stdout(io.StringIO()):

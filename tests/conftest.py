@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from dataset.drawn import write_dataset
 from dataset.splits import Split
-from dataset.synthetic import write_dataset
 from dataset.voc import evaluation_dataset
 from helpers import copy_of, mask_path, train
 
@@ -19,7 +19,7 @@ torch.set_num_threads(1)
 def data(tmp_path_factory) -> Path:
     """40 training and 8 evaluation pictures of 48 x 40 pixels in VOC layout. Read only: see `own_data`."""
     folder = tmp_path_factory.mktemp("drawn") / "set"
-    write_dataset(folder, num_train=40, num_val=8, size=(48, 40), seed=3, workers=1)
+    write_dataset(folder, num_train=40, num_val=8, size=(48, 40), seed=3)
     return folder
 
 

@@ -3,13 +3,13 @@
 import json
 
 import pytest
+from utils.recipes import RECIPES
 
 import eval as evaluation_script
 import train_split_lambda
 import train_st_split
 from benchmarks import ablation, demo, runs
-from dataset.synthetic import write_dataset
-from utils.recipes import RECIPES
+from dataset.drawn import write_dataset
 
 SCRIPTS = {
     "train_split_lambda.py": train_split_lambda,

@@ -20,8 +20,8 @@ from PIL import Image
 
 import eval as evaluation_script
 import warm
+from dataset.drawn import write_dataset
 from dataset.splits import VOC_CLASSES, VOID, Split
-from dataset.synthetic import write_dataset
 from embeddings import build as embeddings_build
 from helpers import (
     STAGES,
@@ -53,7 +53,7 @@ def tiny_network(monkeypatch):
 def intact(tmp_path_factory):
     """A drawn set of 12 training and 2 evaluation pictures, its index, and runs of both stages."""
     root = tmp_path_factory.mktemp("intact")
-    write_dataset(root / "data", num_train=12, num_val=2, size=(48, 40), seed=3, workers=1)
+    write_dataset(root / "data", num_train=12, num_val=2, size=(48, 40), seed=3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(backbone._RECIPES, "small", backbone._Recipe(warm.tiny, None))
         flags = PLAN | {"batch_size": 2, "target_batch_size": 2, "max_steps": 2}
