@@ -1,4 +1,4 @@
-"""What the studies share: a training or evaluation as a command of its own, done once, and tables of results."""
+"""What the benchmarks share: a training or an evaluation as a command, done once, and tables of results."""
 
 import argparse
 import json
@@ -35,31 +35,35 @@ def command(arguments: Sequence[str], log: Path | None) -> None:
 
 
 def train(script: str, flags: Sequence[str], folder: Path, log: Path | None = None) -> Path:
-    """Trains a stage, or goes on with it, unless it is done.
+    """Trains a stage, or resumes it, unless it is done with the same flags and the same settings file.
 
     Args:
         script: train_split_lambda.py or train_st_split.py.
-        flags: all but `--restore-from-where continue`.
+        flags: all but `--restore-from-where continue`; the settings file is the first one after `--config`.
         folder: where the stage keeps its run.
         log: for the output; None shows it.
 
     Returns:
         The path of `latest.pth`.
     """
-    done = folder / "done.json"
-    wanted = {"script": script, "flags": list(map(str, flags))}
-    if not (done.is_file() and json.loads(done.read_text(encoding="utf-8")) == wanted):
-        begun = folder / "begun.json"
-        goes_on = begun.is_file() and json.loads(begun.read_text(encoding="utf-8")) == wanted
-        goes_on = goes_on and (folder / "latest.pth").is_file()
-        if not goes_on:
-            (folder / "latest.pth").unlink(missing_ok=True)
+    flags = list(map(str, flags))
+    config = (ROOT / flags[flags.index("--config") + 1]).read_text(encoding="utf-8") if "--config" in flags else ""
+    wanted = {"script": script, "flags": flags, "config": config}
+    begun, done, latest = folder / "begun.json", folder / "done.json", folder / "latest.pth"
+
+    def matches(path: Path) -> bool:
+        return path.is_file() and json.loads(path.read_text(encoding="utf-8")) == wanted
+
+    if not matches(done):
+        resumes = matches(begun) and latest.is_file()
+        if not resumes:
+            latest.unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
-        done.unlink(missing_ok=True)  # or these flags' checkpoint could pass for that of the flags before
+        done.unlink(missing_ok=True)  # it would vouch for the checkpoint of other flags
         begun.write_text(json.dumps(wanted), encoding="utf-8")
-        command([script, *flags, *(["--restore-from-where", "continue"] if goes_on else [])], log)
+        command([script, *flags, *(["--restore-from-where", "continue"] if resumes else [])], log)
         done.write_text(json.dumps(wanted), encoding="utf-8")
-    return folder / "latest.pth"
+    return latest
 
 
 def evaluate(
