@@ -27,8 +27,7 @@ from model.calibration import calibrate
 from model.segmenter import Segmenter, mean_over_views
 from utils.checkpoint import check_settings, check_weights, describe_protocol, load_checkpoint, load_model
 from utils.config import Parser, add_settings, fraction, positive
-from utils.device import choose_device
-from utils.distributed import connect, is_main, place
+from utils.distributed import choose_device, connect, is_main, place
 from utils.errors import UserError, atomic_write, check_writable, one_line_errors
 from utils.evaluation import pictures_at_once, predictions
 from utils.logging import json_lines, write_json

@@ -27,7 +27,7 @@ from eval import load_segmenter
 from model.segmenter import Segmenter, upsample
 from utils.checkpoint import describe_protocol
 from utils.config import Parser, add_settings, fraction, number
-from utils.device import choose_device
+from utils.distributed import choose_device
 from utils.errors import UserError, one_line_errors
 from utils.logging import progress
 from utils.pictures import comparison, read_photo, save_index_png

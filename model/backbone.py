@@ -300,6 +300,9 @@ _RECIPES = {
 
 BACKBONES = tuple(_RECIPES)
 
+WITH_CLASSIFIER = tuple(name for name, recipe in _RECIPES.items() if recipe.head)
+"""Backbones whose ImageNet classifier can be applied to each place of the features."""
+
 
 def build_backbone(name: str, weights: str = "imagenet", frozen: bool = False, cache: Path | None = None) -> Backbone:
     """A backbone by name.

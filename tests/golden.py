@@ -85,7 +85,7 @@ def compute(folder: Path) -> dict:
     for name in SPLITS:
         split = Split.named(name)
         values["splits"][str(name)] = [len(split.names), split.num_seen, split.unseen[:5], split.names[-1]]
-    no_names = [BEST[0], [*BEST[1], "--no-imagenet-names"]]
+    no_names = [[*flags, "imagenet_names=false"] for flags in BEST]
     plan = {"paper": ("small", PAPER), "best, no ImageNet names": ("small", no_names),
             "best": ("efficientnet", BEST)}  # fmt: skip
     for name, (network, settings) in plan.items():

@@ -6,6 +6,7 @@ import shlex
 
 import numpy as np
 import pytest
+from utils.options import Parser
 
 import eval as evaluation_script
 import predict
@@ -15,7 +16,6 @@ from dataset.splits import VOC_CLASSES
 from helpers import STAGES, arguments, evaluate, failure, same_bits, train, weights
 from utils import report
 from utils.errors import one_line
-from utils.options import Parser
 
 SHARED = [
     "--data-path", "--output-dir", "--split", "--restore-from-where", "--backbone",

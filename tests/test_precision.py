@@ -5,16 +5,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-
 import utils.run
+from torch.utils._python_dispatch import TorchDispatchMode
+from utils.prefetch import on_device
+from utils.run import build_optimizer, choose_amp
+
 import warm
 from helpers import STAGES, failure, load, same_run, train
 from model import backbone, segmenter
 from model.segmenter import Segmenter
 from test_numbers import FLAGS
-from utils.prefetch import on_device
-from utils.run import build_optimizer, choose_amp
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]

@@ -84,7 +84,8 @@ RARE = {"flag": False}
 SETTINGS: dict[str, list[Setting]] = {
     "data": [
         Setting("data_path", Path, Path("data/VOCdevkit/VOC2012"), "folder in VOC layout, see DATA_PATH.md", "FOLDER"),
-        Setting("split", split_name, 1, "which classes are unseen: 1-4, or a name that python -m dataset.splits prints"),
+        Setting("split", split_name, 1, "which classes are unseen: 1-4, or a name that python -m dataset.splits "
+                "prints"),
         Setting("unseen", class_names, None, "unseen classes of your own data, in place of --split", "A,B"),
         Setting("train_list", str, None, "training images: a list of ImageSets/Segmentation or a text file "
                 "(default: train_aug, else train)", "LIST"),
@@ -295,6 +296,29 @@ def parse_settings(
     Returns:
         Every setting as an attribute (`lambda` as `lambda_`), and `other`, the same of the other stage.
     """
+    parser = _build_parser(stage, description, choices)
+    given = vars(parser.parse_args(argv))
+    config, pairs = given.pop("config"), given.pop("set")
+    if "unseen" in given and "split" in given:
+        parser.error("--unseen and --split exclude each other: give one of them")
+    try:
+        file = read_config(config) if config else {1: {}, 2: {}}
+        stages = {number: _merge(number, [file[number], _read_pairs(pairs), given]) for number in (1, 2)}
+    except UserError as error:
+        parser.error(str(error))
+    args = stages[stage]
+    args.restore_from_where = args.restore_from_where or choices["restore_from_where"][0]
+    for name, allowed in choices.items():
+        value = getattr(args, name)
+        if value not in allowed:
+            parser.error(f"--{name.replace('_', '-')} {value}: choose one of {', '.join(map(str, allowed))}")
+    if args.scale[0] > args.scale[1]:
+        parser.error(f"scale {args.scale[0]} is above {args.scale[1]}: give the lower one first")
+    args.config, args.other = config, stages[3 - stage]
+    return args
+
+
+def _build_parser(stage: int, description: str, choices: Mapping[str, Sequence]) -> Parser:
     parser = Parser(description)
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings of both stages, such as "
                         "configs/best_cpu.toml; flags override them")  # fmt: skip
@@ -304,33 +328,19 @@ def parse_settings(
     for title, group in SETTINGS.items():
         names = [setting.name for setting in group if setting.flag and setting.name not in ONLY_STAGE[3 - stage]]
         add_settings(parser.add_argument_group(title), names, choices, stage, suppress=True)
-    given = vars(parser.parse_args(argv))
-    config, pairs = given.pop("config"), given.pop("set")
-    stages = {}
-    try:
-        file = read_config(config) if config else {1: {}, 2: {}}
-        for number in (1, 2):
-            values = {_attribute(name): _default(setting, number) for name, setting in TABLE.items()
-                      if name not in ONLY_STAGE[3 - number]}  # fmt: skip
-            for source in (file[number], _read_pairs(pairs), given):
-                values |= {key: value for key, value in source.items() if key in values}
-            stages[number] = argparse.Namespace(**values)
-    except UserError as error:
-        parser.error(str(error))
-    args = stages[stage]
-    for name, allowed in choices.items():
-        if name == "restore_from_where" and args.restore_from_where is None:
-            args.restore_from_where = allowed[0]
-        if getattr(args, name) not in allowed:
-            parser.error(
-                f"--{name.replace('_', '-')} {getattr(args, name)}: choose one of {', '.join(map(str, allowed))}"
-            )
-    if "unseen" in given and "split" in given:
-        parser.error("--unseen and --split exclude each other: give one of them")
-    if args.scale[0] > args.scale[1]:
-        parser.error(f"scale {args.scale[0]} is above {args.scale[1]}: give the lower one first")
-    args.config, args.other = config, stages[3 - stage]
-    return args
+    return parser
+
+
+def _merge(stage: int, layers: Sequence[Mapping[str, Any]]) -> argparse.Namespace:
+    """The defaults of a stage, overridden by each of `layers` in turn; what the stage does not have is left out."""
+    values = {
+        _attribute(name): _default(setting, stage)
+        for name, setting in TABLE.items()
+        if name not in ONLY_STAGE[3 - stage]
+    }
+    for layer in layers:
+        values |= {key: value for key, value in layer.items() if key in values}
+    return argparse.Namespace(**values)
 
 
 def read_config(path: Path) -> dict[int, dict[str, Any]]:

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import torch
 
-from utils import distributed
-
 
 class UserError(ValueError):
     """Something that the user gave can't be used. One line: which file or flag, and what to do."""
@@ -40,6 +38,8 @@ def one_line_errors(main: Callable) -> Callable:
 
     @functools.wraps(main)
     def wrapped(argv=None):
+        from utils import distributed  # which imports this module
+
         failed = True
         try:
             code = main(argv)

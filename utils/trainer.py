@@ -30,6 +30,7 @@ from dataset.loaders import empty_batches, evaluation_loader, training_loader
 from dataset.transforms import training_transform
 from dataset.voc import choose_split, evaluation_dataset, training_datasets
 from embeddings import load_class_embeddings
+from model.backbone import WITH_CLASSIFIER
 from model.segmenter import Segmenter
 from utils import distributed
 from utils.checkpoint import (
@@ -44,7 +45,7 @@ from utils.checkpoint import (
     load_schedule,
     save_checkpoint,
 )
-from utils.device import choose_amp, choose_device, keep_freed_memory, on_device
+from utils.distributed import choose_amp, choose_device, keep_freed_memory, on_device
 from utils.errors import UserError, check_writable
 from utils.evaluation import evaluate, predictions
 from utils.logging import (
@@ -59,7 +60,6 @@ from utils.logging import (
     write_json,
 )
 from utils.metrics import DETAILS, HEADLINES, ZeroShotMetrics, as_json, format_table
-from utils.sheets import label_rows, pictures_showing, prediction_rows, save_sheet, scores
 
 DRY_RUN_STEPS = 4
 """Steps, and evaluation batches, of --dry-run; the first of them warms up and is not timed."""
@@ -157,6 +157,7 @@ class Trainer:
         self.device = choose_device(args.device, args.deterministic)
         args.amp = choose_amp(args.amp, self.device)
         torch.manual_seed(args.seed)
+        self._check_stage2()
         self._load_data()
         self._build_network()
         self.pseudo_labeler: nn.Module | None = None
@@ -167,6 +168,20 @@ class Trainer:
         self._writer = summary_writer() if args.tensorboard else None
         self._board, self._bar, self._evaluation, self._shown = None, None, {}, []
         self._images_a_step, self._times, self._last_look = 0, [], (0, 0.0)
+
+    def _check_stage2(self) -> None:
+        """Refuses, in stage 1 too, what stage 2 can't run. Raises `UserError`."""
+        args = self.args if self.stage == 2 else self.args.other
+        if args.imagenet_names and (args.pseudo_labels == "network" or self.args.backbone_weights == "none"):
+            raise UserError(
+                "imagenet_names needs --pseudo-labels clusters and a backbone with ImageNet weights: give those, or add "
+                "--set imagenet_names=false"
+            )
+        if args.imagenet_names and self.args.backbone not in WITH_CLASSIFIER:
+            raise UserError(
+                f"imagenet_names of stage 2 can't be used with --backbone {self.args.backbone}: add --set "
+                f"imagenet_names=false, or choose one of {', '.join(WITH_CLASSIFIER)}"
+            )
 
     def _load_data(self) -> None:
         """Labelled source images, unlabelled target images, evaluation images."""
@@ -415,8 +430,8 @@ class Trainer:
         weights = self.network.state_dict()
         if not all(tensor.isfinite().all() for tensor in weights.values()):
             raise UserError(
-                f"the weights are not finite after step {self.step}: the last checkpoint is kept; continue from it with "
-                "a lower --learning-rate"
+                f"the weights are not finite after step {self.step}: the last checkpoint is kept; continue from it "
+                "with a lower --learning-rate"
             )
         if not distributed.is_main():
             return
@@ -463,6 +478,8 @@ class Trainer:
         One sheet has an image for each unseen class; others have the images with the worst and the best mean IoU, for
         `utils.report`; in stage 2 one has the pseudo-labels of four target images.
         """
+        from utils.sheets import label_rows, pictures_showing, prediction_rows, save_sheet, scores
+
         dataset, split = self.evaluation.dataset, self.split
         self._shown = self._shown or pictures_showing(dataset, range(split.num_seen, len(split.names)))
         self._save_sheet("evaluation", prediction_rows(self.network, dataset, self._shown, split.to_mask), split)
@@ -483,6 +500,8 @@ class Trainer:
             self._save_sheet("pseudo_labels", label_rows(image, labels, split.trained.to_mask), split.trained)
 
     def _save_sheet(self, name: str, rows: Sequence[tuple], split: Any) -> None:
+        from utils.sheets import save_sheet
+
         figures = {title: self._evaluation[key] for title, key in HEADLINES[:3]}
         text = ", ".join(f"{title} {'-' if value is None else f'{value:.1%}'}" for title, value in figures.items())
         path = self.folder / "images" / f"{name}_{self.step:06d}.jpg"
