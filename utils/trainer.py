@@ -174,8 +174,8 @@ class Trainer:
         args = self.args if self.stage == 2 else self.args.other
         if args.imagenet_names and (args.pseudo_labels == "network" or self.args.backbone_weights == "none"):
             raise UserError(
-                "imagenet_names needs --pseudo-labels clusters and a backbone with ImageNet weights: give those, or add "
-                "--set imagenet_names=false"
+                "imagenet_names needs --pseudo-labels clusters and a backbone with ImageNet weights: give those, or "
+                "add --set imagenet_names=false"
             )
         if args.imagenet_names and self.args.backbone not in WITH_CLASSIFIER:
             raise UserError(
