@@ -18,9 +18,9 @@ from PIL import Image
 
 from benchmarks.runs import add_seeds, evaluate, format_results, train
 from dataset.drawn import write_dataset
-from dataset.splits import VOC_CLASSES, Split
+from dataset.splits import Split
 from dataset.voc import VOCFolder
-from utils.pictures import contact_sheet
+from utils.visualize import contact_sheet
 
 SPLIT = 4
 SHARED = [
@@ -82,7 +82,7 @@ def run_seed(seed: int, data_path: Path, output_dir: Path) -> dict[str, dict]:
 def draw_results(results: dict[str, dict], data_path: Path, output_dir: Path) -> list[Path]:
     """One picture a method, a row for each unseen class: photo, ground truth, prediction; and one with all methods."""
     split, folder = Split.voc(SPLIT), VOCFolder.open(data_path)
-    names = dict(enumerate(VOC_CLASSES, start=1))
+    names = Split.voc(SPLIT).drawing["names"]
     truth = {p: np.array(Image.open(folder.mask_path(p))) for p in folder.read_list("val", ())}
     shown = [max(truth, key=lambda p: (truth[p] == value).sum()) for value in sorted(split.unseen_values)]
     photos = {p: np.array(Image.open(folder.image_path(p))) for p in shown}
@@ -91,7 +91,7 @@ def draw_results(results: dict[str, dict], data_path: Path, output_dir: Path) ->
     def sheet(name: str, title: str, methods: Sequence[str]) -> Path:
         rows = [(photos[p], truth[p], {method: masks[method][p] for method in methods}) for p in photos]
         path = output_dir / f"{name}.png"
-        contact_sheet(rows, names, marked=split.unseen_values, title=title, fade=False).save(path)
+        contact_sheet(rows, names, title, fade=False).save(path)
         return path
 
     paths = [

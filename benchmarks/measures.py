@@ -33,8 +33,7 @@ from dataset.transforms import training_transform
 from dataset.voc import EvaluationDataset, SourceDataset, evaluation_dataset, training_datasets
 from model.segmenter import Segmenter
 from utils.errors import UserError
-from utils.evaluation import evaluate, pictures_at_once
-from utils.metrics import ZeroShotMetrics
+from utils.metrics import ZeroShotMetrics, evaluate, images_at_once
 
 DIMENSIONS = 600  # of word2vec and fastText together
 SPLIT = 1
@@ -275,7 +274,7 @@ def measure_evaluation(args, dataset: EvaluationDataset, device: torch.device) -
     model, other = (build(args, len(split.names), device) for build in (network, plain_network))
 
     def ours() -> None:
-        loader = evaluation_loader(dataset, args.num_workers, pictures_at_once(None, device))
+        loader = evaluation_loader(dataset, args.num_workers, images_at_once(None, device))
         evaluate(model, loader, ZeroShotMetrics(split.names, split.num_seen), device)
 
     def plain_one() -> None:

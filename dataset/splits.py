@@ -233,7 +233,8 @@ class Split:
         A background that counts is drawn as it is; one that does not is faded.
         """
         ignored = {"ignore": (0, VOID), "fade": False} if BACKGROUND in self.names else {"ignore": (VOID,)}
-        return {"names": dict(zip(self.mask_values, self.names)), "marked": self.unseen_values, **ignored}
+        names = {v: name + "*" * (name in self.unseen) for v, name in zip(self.mask_values, self.names)}
+        return {"names": names, **ignored}
 
     @cached_property
     def _to_index(self) -> np.ndarray:

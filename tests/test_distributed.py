@@ -88,7 +88,7 @@ def test_the_evaluation_is_that_of_one_process(mixed, tmp_path, at_once):
     many = run_several(3, tmp_path / "many", 1, mixed, **told, **flags, evaluation_batch_size=at_once).folder
     assert figures(one) == figures(many) and len(figures(one)) == 2
     a, b = (json.loads((folder / "evaluation.json").read_text()) for folder in (one, many))
-    assert all(a[key] == b[key] for key in ("confusion", "per_picture", "per_class", "seen", "unseen"))
+    assert all(a[key] == b[key] for key in ("confusion", "per_image", "per_class", "seen", "unseen"))
 
 
 def test_one_process_speaks_and_writes(data, tmp_path):

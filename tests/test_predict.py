@@ -1,4 +1,4 @@
-"""predict.py on pictures of every kind, with the checkpoint's classes and with words of one's own."""
+"""predict.py on images of every kind, with the checkpoint's classes and with other words."""
 
 import json
 
@@ -9,21 +9,21 @@ from PIL import Image
 
 import predict
 from dataset.splits import Split
-from eval import load_segmenter
 from helpers import failure
-from utils.pictures import read_photo
+from model.loading import load_segmenter
+from utils.visualize import read_image
 
 SPLIT = Split.voc(1)
 
 
-def picture(height=40, width=60, seed=0):
+def random_image(height=40, width=60, seed=0):
     small = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
 
 @pytest.fixture
 def photo(tmp_path):
-    picture().save(tmp_path / "photo.png")
+    random_image().save(tmp_path / "photo.png")
     return tmp_path / "photo.png"
 
 
@@ -53,7 +53,7 @@ def test_own_photo_with_the_checkpoints_classes(finished, photo, tmp_path, capsy
         zip(SPLIT.names, SPLIT.mask_values)
     )
     value = {name: entry["value"] for name, entry in report["classes"].items()}
-    shares = report["pictures"]["photo"]["shares"]
+    shares = report["images"]["photo"]["shares"]
     assert (
         shares == pytest.approx({name: (mask == value[name]).mean() for name in shares}) and sum(shares.values()) == 1
     )
@@ -69,7 +69,7 @@ def test_prediction_is_that_of_the_network(finished, photo, tmp_path):
     """At the photo's own size, each pixel's class is the argmax of the checkpoint's network."""
     run(finished, tmp_path / "out", photo)
     model, split, _ = load_segmenter(finished.stage2 / "latest.pth")
-    image = torch.from_numpy(read_photo(photo)).permute(2, 0, 1)[None]
+    image = torch.from_numpy(read_image(photo)).permute(2, 0, 1)[None]
     with torch.inference_mode():
         best = model.eval()(image)[0].argmax(dim=0).numpy()
     assert (read_mask(tmp_path / "out" / "masks" / "photo.png") == split.to_mask(best)).all()
@@ -89,7 +89,7 @@ def test_fewer_known_classes_only_take_part(finished, photo, tmp_path):
     """Among classes of the checkpoint, the logits that are left decide as they are."""
     report = run(finished, tmp_path / "out", photo, "--classes", "cat, boat, sofa")
     model, split, _ = load_segmenter(finished.stage2 / "latest.pth")
-    image = torch.from_numpy(read_photo(photo)).permute(2, 0, 1)[None]
+    image = torch.from_numpy(read_image(photo)).permute(2, 0, 1)[None]
     chosen = [split.names.index(name) for name in ("cat", "boat", "sofa")]
     with torch.inference_mode():
         best = np.array(chosen)[model.eval()(image)[0, chosen].argmax(dim=0).numpy()]
@@ -113,15 +113,15 @@ def test_confidence_maps_and_a_lowest_confidence(finished, photo, tmp_path):
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (7, 5), (33, 500), (700, 900)])
 def test_any_size(finished, tmp_path, size):
-    picture(*size).save(tmp_path / "p.png")
+    random_image(*size).save(tmp_path / "p.png")
     run(finished, tmp_path / "out", tmp_path / "p.png", "--longest-side", 64, "--classes", "cat, boat")
     assert read_mask(tmp_path / "out" / "masks" / "p.png").shape == size
 
 
 def test_large_photo_is_seen_small_and_answered_large(finished, tmp_path):
     """A photo enlarged four times gives nearly the same regions, where the network sees both at one size."""
-    picture(60, 80).save(tmp_path / "small.png")
-    picture(60, 80).resize((320, 240), Image.Resampling.BILINEAR).save(tmp_path / "large.png")
+    random_image(60, 80).save(tmp_path / "small.png")
+    random_image(60, 80).resize((320, 240), Image.Resampling.BILINEAR).save(tmp_path / "large.png")
     run(finished, tmp_path, [tmp_path / "small.png", tmp_path / "large.png"], "--longest-side", 80)
     small, large = (read_mask(tmp_path / "masks" / f"{name}.png") for name in ("small", "large"))
     assert large.shape == (240, 320) and (large[2::4, 2::4] == small).mean() > 0.9
@@ -131,7 +131,7 @@ def test_folder_of_many_kinds(finished, tmp_path):
     """Grey, 16 bits, transparent, palette, CMYK, a GIF's first frame, one turned by EXIF; the text is passed over."""
     folder = tmp_path / "photos"
     folder.mkdir()
-    plain, exif = picture(), Image.Exif()
+    plain, exif = random_image(), Image.Exif()
     exif[0x0112] = 6  # turn by a quarter
     plain.convert("L").save(folder / "grey.png")
     Image.fromarray(np.arange(2400, dtype=np.uint16).reshape(40, 60) * 27).save(folder / "deep.png")
@@ -139,18 +139,18 @@ def test_folder_of_many_kinds(finished, tmp_path):
     plain.convert("P").save(folder / "palette.png", transparency=0)
     plain.convert("CMYK").save(folder / "print.jpg")
     plain.save(folder / "turned.jpg", exif=exif)
-    plain.save(folder / "moving.gif", save_all=True, append_images=[picture(seed=1)])
+    plain.save(folder / "moving.gif", save_all=True, append_images=[random_image(seed=1)])
     plain.save(folder / "grey.bmp")
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     report = run(finished, tmp_path / "out", folder, "--classes", "cat, boat")
     names = {"clear", "deep", "grey", "grey.png", "moving", "palette", "print", "turned"}
-    assert set(report["pictures"]) == names == {p.stem for p in (tmp_path / "out" / "masks").iterdir()}
+    assert set(report["images"]) == names == {p.stem for p in (tmp_path / "out" / "masks").iterdir()}
     shapes = {name: read_mask(tmp_path / "out" / "masks" / f"{name}.png").shape for name in names}
     assert shapes == {name: (60, 40) if name == "turned" else (40, 60) for name in names}
 
 
-def test_broken_picture_does_not_stop_the_others(finished, photo, tmp_path, capsys):
-    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+def test_broken_image_does_not_stop_the_others(finished, photo, tmp_path, capsys):
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
     argv = command(finished, tmp_path / "out", [tmp_path / "broken.jpg", photo])
     line = failure(capsys, predict.main, argv)
     assert "broken.jpg" in line and "1 of 2" in line
@@ -158,12 +158,12 @@ def test_broken_picture_does_not_stop_the_others(finished, photo, tmp_path, caps
 
 
 BAD = [
-    (["--classes", "cat"], ["--classes", "1 of them", "apart by commas"]),
+    (["--classes", "cat"], ["--classes", "1 of them", "separated by commas"]),
     (["--classes", "cat, dog, Cat"], ["--classes", "cat twice"]),
     (["--classes", "cat, zebbra"], ["zebbra", "nearest spelling is 'zebra'"]),
     (["--classes", "cat, zebra", "--vocabulary", "missing.txt"], ["missing.txt", "No such file"]),
     (["--images", "missing.jpg"], ["--images", "missing.jpg"]),
-    (["--images", "."], ["--images", "holds no pictures"]),
+    (["--images", "."], ["--images", "holds no images"]),
     (["--checkpoint", "missing.pth"], ["no checkpoint at missing.pth"]),
     (["--longest-side", "8"], ["--longest-side", "at least 32"]),
     (["--min-confidence", "2"], ["--min-confidence", "at most 1"]),

@@ -11,13 +11,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from utils.records import duration
 
 from dataset.splits import Split
-from dataset.voc import evaluation_dataset
 from helpers import STAGES, arguments, copy_of, failure, same_bits, train, weights
-from utils.metrics import ConfusionMatrix, ZeroShotMetrics, class_iou, picture_figures
-from utils.records import duration
-from utils.sheets import pictures_showing, prediction_rows
 
 SPLIT = Split.voc(1)
 
@@ -84,47 +81,6 @@ def test_stage_2_draws_where_pseudo_labels_were_laid_and_kept(data, finished, tm
     assert np.abs(kept - photo).mean() < 3 < 20 < np.abs(laid - photo).mean()
 
 
-def test_watched_pictures_show_the_unseen_classes(data):
-    dataset = evaluation_dataset(data, SPLIT, "train")
-    unseen = range(SPLIT.num_seen, len(SPLIT.names))
-    chosen = pictures_showing(dataset, unseen)
-    shown = [{c for c in unseen if (dataset[index][1] == c).float().mean() > 0.02} for index in chosen]
-    assert set().union(*shown) == set(unseen) and len(chosen) <= len(unseen) and all(shown)
-
-
-def test_rows_hold_photo_truth_and_prediction(data):
-    dataset = evaluation_dataset(data, SPLIT)
-
-    class Same(torch.nn.Conv2d):
-        def forward(self, image):
-            assert not self.training
-            return torch.eye(len(SPLIT.names))[3].view(1, -1, 1, 1).expand(1, -1, *image.shape[-2:])
-
-    model = Same(1, 1, 1)
-    (photo, truth, prediction), _ = prediction_rows(model, dataset, [2, 0], SPLIT.to_mask)
-    image, label, _ = dataset[2]
-    assert model.training and (photo == image.permute(1, 2, 0).numpy()).all()
-    assert (truth == SPLIT.to_mask(label.numpy())).all() and (prediction == SPLIT.mask_values[3]).all()
-
-
-def test_figures_of_a_picture_by_hand_and_from_its_matrix():
-    label = torch.tensor([[[0, 0, 1, 255]], [[255, 255, 255, 255]], [[2, 2, 2, 2]]])
-    given = torch.tensor([[[0, 1, 1, 2]], [[0, 1, 2, 0]], [[2, 2, 2, 2]]])
-    figures = picture_figures(ConfusionMatrix(3).update_each(label, given))
-    assert figures[0].tolist() == [0.5, pytest.approx(2 / 3)] and figures[1].isnan().all()
-    assert figures[2].tolist() == [1, 1]
-    logits = torch.nn.functional.one_hot(given, 3).permute(0, 3, 1, 2).float()
-    metrics = ZeroShotMetrics(["a", "b", "c"], 2)
-    for each_logits, each_label in zip(logits, label):
-        metrics.update(each_logits[None], each_label[None])
-    details = metrics.details(["p", "q", "r"])
-    assert details["per_picture"] == {"p": [0.5, pytest.approx(2 / 3)], "q": [None, None], "r": [1.0, 1.0]}
-    assert details["confusion"] == [[1, 1, 0], [0, 1, 0], [0, 0, 4]] and details["unseen"] == ["c"]
-    alone = ZeroShotMetrics(["a", "b", "c"], 2)
-    alone.update(logits[:1], label[:1])
-    assert float(class_iou(alone.gzsl.matrix).nanmean()) == figures[0, 0]
-
-
 # --- the dry run ----------------------------------------------------------------------------------------
 
 
@@ -165,7 +121,7 @@ def test_memory_that_runs_out_is_one_line(data, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(STAGES[1], "train_step", full)
     line = failure(capsys, STAGES[1].main, arguments(data, tmp_path, "--dry-run"))
-    assert line == ("error: CUDA out of memory: lower --batch-size or --input-size (--longest-side of photos)")
+    assert line == ("error: CUDA out of memory: lower --batch-size or --input-size (--longest-side of your own images)")
 
 
 def test_dry_run_finds_what_is_wrong(data, tmp_path, capsys):
@@ -210,4 +166,4 @@ def test_evaluation_json_agrees_with_the_log(finished):
     last = json.loads((finished.stage2 / "evaluation.json").read_text())
     logged = json.loads((finished.stage2 / "log.jsonl").read_text().splitlines()[-1])
     assert logged.items() <= last.items() and (last["seen"], last["unseen"]) == (list(SPLIT.seen), list(SPLIT.unseen))
-    assert "confusion" not in logged and "per_picture" not in logged
+    assert "confusion" not in logged and "per_image" not in logged

@@ -6,15 +6,14 @@ import subprocess
 import numpy as np
 import pytest
 import torch
+from utils.run import build_optimizer
 
 import train_split_lambda
 from benchmarks import measures, plain, speed
 from dataset.loaders import evaluation_loader
 from helpers import failure
 from utils.errors import UserError
-from utils.evaluation import evaluate
-from utils.metrics import ZeroShotMetrics
-from utils.run import build_optimizer
+from utils.metrics import ZeroShotMetrics, evaluate
 
 TINY = ["--quick", "--device", "cpu", "--backbone", "small", "--input-size", "32", "--size", "48", "40"]
 CPU = torch.device("cpu")

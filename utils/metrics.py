@@ -1,20 +1,23 @@
-"""Segmentation metrics from confusion matrices, for generalised (GZSL) and plain (ZSL) zero-shot evaluation.
+"""The evaluation pass and its figures, for generalised (GZSL) and plain (ZSL) zero-shot segmentation.
 
-Everything is counted in whole pixels (int64) and divided once, at the end, in float64. So a result does not
-depend on the batch size, the order of the pictures or the number of processes.
+Everything is counted in whole pixels (int64) and divided once, at the end, in float64. So a result depends neither on
+the batch size nor on the order of the images or the number of processes.
 
-Convention of the field: a class that occurs neither in the truth nor in the predictions has an empty union,
-so its IoU is undefined (NaN) and it is left out of the means. A class that is absent from the truth but
-predicted somewhere counts as 0.
+Convention of the field: a class that occurs neither in the labels nor in the predictions has an empty union, so its
+IoU is undefined (NaN) and it is left out of the means. A class that is predicted but never labelled counts as 0.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from utils import distributed
+from utils.errors import UserError
+from utils.logging import progress, warn_if_loader_slow
 
 HEADLINES = (
     ("seen", "miou_seen"),
@@ -27,137 +30,143 @@ HEADLINES = (
     ("fwIoU", "fwiou"),
 )
 
-DETAILS = ("seen", "unseen", "confusion", "per_picture")
+DETAILS = ("seen", "unseen", "confusion", "per_image")
 """What `ZeroShotMetrics.details` adds to the figures of `compute`: for a report, not for a log."""
 
+CHECK_EVERY = 32
+"""Batches between checks that the scores are finite: each check waits for an accelerator."""
 
-class ConfusionMatrix:
-    """Pixel counts, int64 [C, C]: the row is the true class, the column the predicted one.
 
-    The counts live on `device`; with None they follow the tensors of the first update. `update` never waits
-    for an accelerator. So a value outside 0 ... C - 1 goes to a bin of its own: on the CPU it raises at once
-    (and that batch is not counted), elsewhere it raises when `matrix` is next read.
+@torch.inference_mode()
+def predictions(
+    model: nn.Module, loader: DataLoader, device: torch.device, score: Callable[[Tensor], Tensor] | None = None
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Goes over `loader` with the network in evaluation mode; its mode is restored at the end.
+
+    Args:
+        model: image uint8 [N, 3, H, W] -> logits [N, K, H, W].
+        loader: gives image, label [N, H, W] and index [N].
+        device: where the network is.
+        score: replaces the network's call, as for several views.
+
+    Yields:
+        image, label, index and logits of each batch, on the device except for the index.
+
+    Raises:
+        UserError: if a score is not finite. On an accelerator some batches later, so that no batch waits for it.
     """
+    training, score = model.training, score or model
+    model.eval()
+    broken = torch.zeros((), dtype=torch.bool, device=device)
+    try:
+        batches = progress(warn_if_loader_slow(loader), total=len(loader), desc="evaluation", unit="batch", leave=False)
+        for number, (image, label, index) in enumerate(batches, start=1):
+            image, label = image.to(device, non_blocking=True), label.to(device, non_blocking=True)
+            logits = score(image)
+            # The least and the greatest score are NaN where any is, and several times as fast to check as all.
+            broken |= ~torch.stack([logits.amin(), logits.amax()]).isfinite().all()
+            if device.type == "cpu" or number % CHECK_EVERY == 0 or number == len(loader):
+                check_finite(broken)
+            yield image, label, index, logits
+    finally:
+        model.train(training)
 
-    def __init__(self, num_classes: int, ignore_index: int = 255, device: torch.device | str | None = None):
-        if num_classes < 1:
-            raise ValueError(f"a confusion matrix needs at least one class, not {num_classes}")
-        self.num_classes = num_classes
-        self.ignore_index = ignore_index
-        self._settled = device is not None
-        # C * C counts; then a bin for values out of range, and one for ignored pixels, which nobody reads.
-        self._bins = torch.zeros(num_classes**2 + 2, dtype=torch.int64, device=device)
 
-    @torch.no_grad()
-    def update(self, label: Tensor, prediction: Tensor) -> None:
-        """Count one batch: integer tensors of one shape (any), less the pixels with label == ignore_index.
+def check_finite(broken: Tensor) -> None:
+    """Raises `UserError` if `broken`, a bool tensor of one element, is true. Waits for an accelerator."""
+    if broken:
+        raise UserError("the network's scores are not finite: train again with a lower --learning-rate")
 
-        Raises ValueError for shapes that differ, tensors that are not integer and, as said above, values out
-        of range.
-        """
-        if label.shape != prediction.shape:
-            raise ValueError(f"shapes differ: label {list(label.shape)}, prediction {list(prediction.shape)}")
-        self.update_each(label.reshape(1, -1), prediction.reshape(1, -1))
 
-    @torch.no_grad()
-    def update_each(self, label: Tensor, prediction: Tensor) -> Tensor:
-        """Count one batch as `update` does; integer [N, ...] twice -> the counts of each picture, int64 [N, C, C]."""
-        if label.shape != prediction.shape:
-            raise ValueError(f"shapes differ: label {list(label.shape)}, prediction {list(prediction.shape)}")
-        for name, tensor in (("label", label), ("prediction", prediction)):
-            if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-                raise ValueError(f"{name} must be an integer tensor, not {tensor.dtype}")
-        if not self._settled:
-            self._bins, self._settled = self._bins.to(label.device), True
+def evaluate(model: nn.Module, loader: DataLoader, metrics: "ZeroShotMetrics", device: torch.device) -> dict:
+    """One pass: all the figures and details of `metrics`. See `predictions` for the arguments.
 
-        index = self._bin_index(label.flatten(1).long(), prediction.flatten(1).long())
-        # torch.bincount would wait for the GPU to learn the highest index. This does not, and integer sums
-        # are exact in any order.
-        bins = torch.zeros(len(index), len(self._bins), dtype=torch.int64, device=index.device)
-        bins.scatter_add_(1, index, torch.ones_like(index))
-        if index.device.type == "cpu":
-            self._raise_out_of_range(bins.sum(0))
-        self._bins += bins.sum(0).to(self._bins.device)
-        return bins[:, : self.num_classes**2].view(-1, self.num_classes, self.num_classes)
+    The loader's dataset has the names of its images in `ids`. Where several processes divide the images among them,
+    each gets the figures of all images.
+    """
+    for _, label, index, logits in predictions(model, loader, device):
+        metrics.update(logits, label, index)
+    metrics.all_reduce()
+    if metrics.num_images != len(loader.dataset):
+        print(f"warning: {metrics.num_images} of {len(loader.dataset)} images were evaluated", file=sys.stderr)
+    return {**metrics.compute(), **metrics.details(loader.dataset.ids)}
 
-    @property
-    def matrix(self) -> Tensor:
-        """The counts, int64 [C, C], as a view: adding to it in place (all_reduce) changes this object."""
-        self._raise_out_of_range(self._bins)
-        return self._bins[: self.num_classes**2].view(self.num_classes, self.num_classes)
 
-    def _bin_index(self, label: Tensor, prediction: Tensor) -> Tensor:
-        """int64 [N, P], int64 [N, P] -> bin of each pixel, int64 [N, P]. (Boolean indexing would wait for the GPU.)"""
-        count = self.num_classes
-        inside = (label >= 0) & (label < count) & (prediction >= 0) & (prediction < count)
-        index = torch.where(inside, label * count + prediction, count**2)
-        return torch.where(label == self.ignore_index, count**2 + 1, index)
+def images_at_once(batch_size: int | None, device: torch.device) -> int:
+    """Images of one size to evaluate together: `batch_size`, or what is fast on `device`.
 
-    def _raise_out_of_range(self, bins: Tensor) -> None:
-        count = self.num_classes
-        wrong = int(bins[count**2])
-        if wrong:
-            raise ValueError(
-                f"{wrong} pixels have a label or prediction outside 0 ... {count - 1} "
-                f"(ignore_index is {self.ignore_index}; a NaN score counts as prediction -1)"
-            )
+    A GPU is faster with several. A CPU is as fast with one, and needs a fraction of the memory.
+    """
+    return batch_size or (1 if device.type == "cpu" else 8)
 
 
 class ZeroShotMetrics:
-    """GZSL and ZSL metrics of one pass over the evaluation pictures.
+    """Pixel counts and figures of one pass over the evaluation images. No update waits for an accelerator.
 
     Args:
         names: the K class names, seen classes first, then unseen ones.
         num_seen: how many of them are seen; 0 < num_seen < K.
         ignore_index: label of the pixels that do not count.
-        device: where the counts live; None: where the first batch lives.
     """
 
-    def __init__(
-        self, names: Sequence[str], num_seen: int, ignore_index: int = 255, device: torch.device | str | None = None
-    ):
-        if not 0 < num_seen < len(names):
-            raise ValueError(f"num_seen is {num_seen}: {len(names)} classes must hold seen and unseen ones")
-        if len(set(names)) != len(names):
-            raise ValueError(f"class names repeat: {list(names)}")
-        self.names = tuple(names)
-        self.num_seen = num_seen
-        self.ignore_index = ignore_index
-        self.gzsl = ConfusionMatrix(len(names), ignore_index, device)
-        self.zsl = ConfusionMatrix(len(names) - num_seen, -1, device)
-        self._pictures: list[Tensor] = []
+    def __init__(self, names: Sequence[str], num_seen: int, ignore_index: int = 255):
+        if not 0 < num_seen < len(names) or len(set(names)) != len(names):
+            raise ValueError(f"{num_seen} of the classes {list(names)} can't be seen ones")
+        self.names, self.num_seen, self.ignore_index = tuple(names), num_seen, ignore_index
+        # Confusion matrices, a row a label and a column a prediction, flat, and a bin for impossible labels.
+        self._gzsl = torch.zeros(len(names) ** 2 + 1, dtype=torch.int64)
+        self._zsl = torch.zeros((len(names) - num_seen) ** 2 + 1, dtype=torch.int64)
+        self._figures: list[Tensor] = []  # [N, 2] each
         self._order: list[int] = []
 
     @torch.no_grad()
-    def update(self, logits: Tensor, label: Tensor, index: Tensor | None = None) -> None:
-        """Count one batch: logits [N, K, H, W] (or any other score), label [N, H, W] of 0 ... K - 1.
+    def update(self, logits: Tensor, label: Tensor, index: Tensor) -> None:
+        """Counts one batch: logits (or any scores) [N, K, H, W], label [N, H, W], index of the images [N], on the CPU.
 
-        `index`, int64 [N] on the CPU, says which pictures they are; None: those that follow.
+        GZSL: argmax over all K classes at every pixel. ZSL: argmax over the unseen classes where the label is unseen.
 
-        GZSL: argmax over all K classes at every pixel. ZSL: argmax over the unseen classes where the truth is
-        unseen.
-        A NaN score raises (see ConfusionMatrix), for argmax would quietly take it for the best one.
+        Raises:
+            ValueError: for other shapes. A label that is no class raises in `compute`.
         """
-        if logits.dim() != 4 or logits.shape[1] != len(self.names):
-            raise ValueError(f"logits must be [N, {len(self.names)}, H, W], not {list(logits.shape)}")
-        unseen = (label >= self.num_seen) & (label != self.ignore_index)
-        zsl_label = torch.where(unseen, label.long() - self.num_seen, self.zsl.ignore_index)
+        if logits.dim() != 4 or logits.shape[1] != len(self.names) or logits[:, 0].shape != label.shape:
+            shapes = f"{list(logits.shape)} and {list(label.shape)}"
+            raise ValueError(f"logits and label must be [N, {len(self.names)}, H, W] and [N, H, W], not {shapes}")
         best, best_unseen = best_classes(logits, self.num_seen)
-        self._pictures.append(picture_figures(self.gzsl.update_each(label, best)))
-        self.zsl.update(zsl_label, best_unseen)
-        next_one = len(self._order)
-        self._order += range(next_one, next_one + len(label)) if index is None else index.tolist()
+        label = label.long()
+        counts = count_pixels(label, best, len(self.names), self.ignore_index)
+        # A seen label becomes negative here: it does not count, as an ignored one.
+        unseen_label = torch.where(label == self.ignore_index, -1, label - self.num_seen)
+        unseen_counts = count_pixels(unseen_label, best_unseen, len(self.names) - self.num_seen, self.ignore_index)
+        self._gzsl = self._gzsl.to(counts.device) + counts.sum(0)
+        self._zsl = self._zsl.to(counts.device) + unseen_counts.sum(0)
+        self._figures.append(image_figures(counts[:, :-1].unflatten(1, (len(self.names), -1))))
+        self._order += index.tolist()
 
-    def join(self) -> None:
-        """Takes in what all processes counted; if these share the pictures out, each names its own to `update`."""
-        for counts in self.state():
-            counts.copy_(distributed.all_reduce_sum(counts.cpu()))
-        self._pictures = distributed.gather_list([figures.cpu() for figures in self._pictures])
+    def all_reduce(self) -> None:
+        """Adds what all processes counted; each counts images of its own."""
+        self._gzsl, self._zsl = (distributed.all_reduce_sum(counts.cpu()) for counts in (self._gzsl, self._zsl))
+        self._figures = distributed.gather_list([figures.cpu() for figures in self._figures])
         self._order = distributed.gather_list(self._order)
 
-    def state(self) -> list[Tensor]:
-        """[GZSL counts int64 [K, K], ZSL counts int64 [U, U]], as views: processes sum them in place."""
-        return [self.gzsl.matrix, self.zsl.matrix]
+    @property
+    def num_images(self) -> int:
+        return len(self._order)
+
+    @property
+    def gzsl(self) -> Tensor:
+        """Confusion matrix of all classes, int64 [K, K] on the CPU. Raises ValueError for a label that is no class."""
+        return self._matrix(self._gzsl)
+
+    @property
+    def zsl(self) -> Tensor:
+        """Confusion matrix of the unseen classes on unseen pixels, int64 [U, U] on the CPU."""
+        return self._matrix(self._zsl)
+
+    def _matrix(self, counts: Tensor) -> Tensor:
+        counts = counts.cpu()
+        if counts[-1]:
+            raise ValueError(f"{int(counts[-1])} pixels have a label outside 0 ... {len(self.names) - 1}")
+        return counts[:-1].view(math.isqrt(len(counts)), -1)
 
     def compute(self) -> dict:
         """All numbers as plain floats in [0, 1]; NaN is "undefined".
@@ -166,98 +175,87 @@ class ZeroShotMetrics:
         hiou:            their harmonic mean
         miou_zsl:        mean IoU of the unseen classes on unseen pixels under the ZSL argmax
         bias:            share of the unseen pixels that the GZSL argmax gave to a seen class
-        pixel_accuracy, mean_accuracy, fwiou: over all classes, GZSL
+        pixel_accuracy:  share of the pixels that are right, GZSL
+        mean_accuracy:   mean over the labelled classes of the share of their pixels that are right, GZSL
+        fwiou:           IoU weighted by each class's share of the labelled pixels, GZSL
         per_class:       {name: IoU}, GZSL, in the order of `names`
         """
-        matrix = self.gzsl.matrix.cpu()
-        iou = class_iou(matrix)
-        seen, unseen = nan_mean(iou[: self.num_seen]), nan_mean(iou[self.num_seen :])
+        matrix, num_seen = self.gzsl.double(), self.num_seen
+        iou, hits, labelled = class_iou(matrix), matrix.diagonal(), matrix.sum(1)
+        seen, unseen = float(iou[:num_seen].nanmean()), float(iou[num_seen:].nanmean())
         return {
             "miou_seen": seen,
             "miou_unseen": unseen,
             "hiou": harmonic_mean(seen, unseen),
-            "miou_zsl": nan_mean(class_iou(self.zsl.matrix.cpu())),
-            "bias": seen_bias(matrix, self.num_seen),
-            "pixel_accuracy": pixel_accuracy(matrix),
-            "mean_accuracy": mean_accuracy(matrix),
-            "fwiou": frequency_weighted_iou(matrix),
+            "miou_zsl": float(class_iou(self.zsl).nanmean()),
+            "bias": float(matrix[num_seen:, :num_seen].sum() / labelled[num_seen:].sum()),
+            "pixel_accuracy": float(hits.sum() / matrix.sum()),
+            "mean_accuracy": float((hits / labelled).nanmean()),
+            "fwiou": float((labelled * iou.nan_to_num(0.0)).sum() / matrix.sum()),
             "per_class": dict(zip(self.names, iou.tolist())),
         }
 
     def per_class_zsl(self) -> dict[str, float]:
         """{unseen name: IoU under the ZSL argmax on unseen pixels}."""
-        return dict(zip(self.names[self.num_seen :], class_iou(self.zsl.matrix.cpu()).tolist()))
+        return dict(zip(self.names[self.num_seen :], class_iou(self.zsl).tolist()))
 
-    def details(self, pictures: Sequence[str]) -> dict:
+    def details(self, ids: Sequence[str]) -> dict:
         """What a report needs besides `compute`, in plain types.
 
         Args:
-            pictures: the names of all pictures, in whose order those that were counted come.
+            ids: the names of all images, by index.
 
-        seen, unseen: class names; confusion: pixel counts, a row a true class
-        per_picture:  {picture: [mean IoU of the classes that it shows or is given, pixel accuracy]}
+        seen, unseen: class names; confusion: pixel counts, a row a labelled class
+        per_image: {name: [mean IoU of the classes that it shows or is given, pixel accuracy]}
         """
-        figures = torch.cat(self._pictures).tolist() if self._pictures else []
-        counted = sorted(zip(self._order, figures))
+        figures = torch.cat(self._figures).tolist() if self._figures else []
         return {
             "seen": list(self.names[: self.num_seen]),
             "unseen": list(self.names[self.num_seen :]),
-            "confusion": self.gzsl.matrix.cpu().tolist(),
-            "per_picture": {pictures[index]: as_json(figure) for index, figure in counted},
+            "confusion": self.gzsl.tolist(),
+            "per_image": {ids[index]: as_json(figure) for index, figure in sorted(zip(self._order, figures))},
         }
 
-    def __str__(self) -> str:
-        return format_table(self.compute(), self.names, self.num_seen)
 
+def best_classes(scores: Tensor, num_seen: int) -> tuple[Tensor, Tensor]:
+    """The class with the highest score and the unseen class with the highest one, with one pass over the scores.
 
-def picture_figures(counts: Tensor) -> Tensor:
-    """How well each picture was done, from its pixel counts: int64 [N, C, C] -> float64 [N, 2].
-
-    The first figure is the mean IoU of the classes that the picture shows or is given, the second its pixel
-    accuracy; NaN for a picture without a valid pixel.
+    [N, K, H, W], the seen classes first -> indices among all and among the unseen classes, int64 [N, H, W] each.
     """
-    hit = counts.diagonal(dim1=1, dim2=2)  # [N, C]
-    iou = hit.double() / (counts.sum(1) + counts.sum(2) - hit)  # 0 / 0 is NaN, and no part of the mean
-    return torch.stack([iou.nanmean(dim=1), hit.sum(1).double() / counts.sum((1, 2))], dim=1)
+    seen, seen_index = scores[:, :num_seen].max(dim=1)
+    unseen, unseen_index = scores[:, num_seen:].max(dim=1)
+    return torch.where(seen >= unseen, seen_index, unseen_index + num_seen), unseen_index  # of equal ones the first
+
+
+def count_pixels(label: Tensor, prediction: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """Confusion counts of each image: int64 [N, H, W] twice -> int64 [N, C * C + 1].
+
+    Entry label * C + prediction; the last one counts labels of C or more that are not `ignore_index`. Negative labels
+    are ignored too.
+    """
+    bad, ignored = num_classes**2, num_classes**2 + 1
+    index = torch.where(label < num_classes, label * num_classes + prediction, bad)
+    index = torch.where((label == ignore_index) | (label < 0), ignored, index).flatten(1)  # [N, H * W]
+    # torch.bincount would wait for the GPU to learn the highest index.
+    counts = torch.zeros(len(index), num_classes**2 + 2, dtype=torch.int64, device=index.device)
+    return counts.scatter_add_(1, index, torch.ones_like(index))[:, :-1]
 
 
 def class_iou(matrix: Tensor) -> Tensor:
-    """IoU_c = TP_c / (TP_c + FP_c + FN_c), int64 [C, C] -> float64 [C]; NaN where the union is empty."""
-    hit = matrix.diagonal().double()
-    return hit / (matrix.sum(0) + matrix.sum(1) - hit)  # 0 / 0 is NaN, as wanted
+    """IoU_c = TP_c / (TP_c + FP_c + FN_c), [..., C, C] -> float64 [..., C]; NaN where the union is empty."""
+    hits = matrix.diagonal(dim1=-2, dim2=-1).double()
+    return hits / (matrix.sum(-2) + matrix.sum(-1) - hits)  # 0 / 0 is NaN, as wanted
 
 
-def pixel_accuracy(matrix: Tensor) -> float:
-    """Share of the counted pixels that are right; NaN without pixels."""
-    return float(matrix.diagonal().sum().double() / matrix.sum().double())
-
-
-def mean_accuracy(matrix: Tensor) -> float:
-    """Mean over the classes present in the truth of TP_c / (TP_c + FN_c); NaN without pixels."""
-    return nan_mean(matrix.diagonal().double() / matrix.sum(1).double())
-
-
-def frequency_weighted_iou(matrix: Tensor) -> float:
-    """sum_c n_c IoU_c / sum_c n_c with n_c the true pixels of class c; NaN without pixels."""
-    # A class without true pixels weighs nothing, even where its IoU is undefined.
-    weighted = matrix.sum(1).double() * class_iou(matrix).nan_to_num(0.0)
-    return float(weighted.sum() / matrix.sum().double())
-
-
-def seen_bias(matrix: Tensor, num_seen: int) -> float:
-    """Share of the unseen classes' pixels (rows from num_seen) given a seen class; NaN without any."""
-    unseen = matrix[num_seen:].double()
-    return float(unseen[:, :num_seen].sum() / unseen.sum())
+def image_figures(counts: Tensor) -> Tensor:
+    """Mean IoU of the classes an image shows or is given, and pixel accuracy: [N, C, C] -> float64 [N, 2]."""
+    accuracy = counts.diagonal(dim1=-2, dim2=-1).sum(-1).double() / counts.sum((-2, -1))
+    return torch.stack([class_iou(counts).nanmean(-1), accuracy], dim=1)
 
 
 def harmonic_mean(seen: float, unseen: float) -> float:
     """2 s u / (s + u); 0 where s + u is 0, NaN where one of them is undefined."""
     return 0.0 if seen + unseen == 0 else 2 * seen * unseen / (seen + unseen)
-
-
-def nan_mean(values: Tensor) -> float:
-    """Mean of the defined values; NaN if there is none."""
-    return float(values.nanmean())
 
 
 def as_json(result):
@@ -269,15 +267,17 @@ def as_json(result):
     return None if isinstance(result, float) and math.isnan(result) else result
 
 
-def format_table(result: dict, names: Sequence[str], num_seen: int, columns: int = 4) -> str:
-    """A result of `compute` (or of `as_json`) as text for a terminal, in percent; unseen classes bear a star.
+def percent(value: float | None) -> str:
+    """A share in percent with one decimal, "-" where it is undefined."""
+    return "-" if value is None or math.isnan(value) else f"{100 * value:.1f}"
 
-    The headline, then IoU by class in `columns` columns, read downwards; '-' is undefined.
-    """
+
+def format_table(result: dict, names: Sequence[str], num_seen: int, columns: int = 4) -> str:
+    """A result of `compute` as text for a terminal, in percent: headlines, then IoU by class (* unseen)."""
     lines = [*_headline_rows([result]), "", "IoU by class, % (* unseen)"]
-    width = max(len(name) for name in names) + 1
+    width = max(map(len, names)) + 1
     cells = [
-        f"{name + ('*' if number >= num_seen else ''):<{width}} {_percent(result['per_class'][name]):>5}"
+        f"{name + '*' * (number >= num_seen):<{width}} {percent(result['per_class'][name]):>5}"
         for number, name in enumerate(names)
     ]
     rows = -(-len(cells) // columns)
@@ -287,32 +287,11 @@ def format_table(result: dict, names: Sequence[str], num_seen: int, columns: int
 def format_rows(results: Mapping[str, dict]) -> str:
     """Several results of `compute` as a table of headlines in percent, a row each; the key names the row."""
     width = max(map(len, results))
-    rows = zip(["", *results], _headline_rows(results.values()))
-    return "\n".join(f"{name:<{width}}  {row}" for name, row in rows)
+    return "\n".join(f"{name:<{width}}  {row}" for name, row in zip(["", *results], _headline_rows(results.values())))
 
 
 def _headline_rows(results: Iterable[dict]) -> list[str]:
     """The titles of the headlines, and a line of figures for each result."""
     widths = [max(len(title), 5) for title, _ in HEADLINES]
-    rows = [[title for title, _ in HEADLINES], *([_percent(r[key]) for _, key in HEADLINES] for r in results)]
+    rows = [[title for title, _ in HEADLINES], *([percent(r[key]) for _, key in HEADLINES] for r in results)]
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows]
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{100 * value:.1f}"
-
-
-def best_classes(scores: Tensor, num_seen: int) -> tuple[Tensor, Tensor]:
-    """The class with the highest score, and the unseen class with the highest one: two argmaxes in one look.
-
-    Args:
-        scores: [N, K, H, W], the seen classes first.
-
-    Returns:
-        Indices among all classes and among the unseen ones, int64 [N, H, W]; -1 where one of their scores is NaN.
-    """
-    seen, seen_index = scores[:, :num_seen].max(dim=1)
-    unseen, unseen_index = scores[:, num_seen:].max(dim=1)
-    best = torch.where(seen >= unseen, seen_index, unseen_index + num_seen)  # of equal ones the first
-    no_number = unseen.isnan()
-    return best.masked_fill_(seen.isnan() | no_number, -1), unseen_index.masked_fill_(no_number, -1)

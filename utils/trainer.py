@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -47,7 +48,6 @@ from utils.checkpoint import (
 )
 from utils.distributed import choose_amp, choose_device, keep_freed_memory, on_device
 from utils.errors import UserError, check_writable
-from utils.evaluation import evaluate, predictions
 from utils.logging import (
     LossMeter,
     append_log,
@@ -59,7 +59,18 @@ from utils.logging import (
     warn_if_loader_slow,
     write_json,
 )
-from utils.metrics import DETAILS, HEADLINES, ZeroShotMetrics, as_json, format_table
+from utils.metrics import (
+    DETAILS,
+    HEADLINES,
+    ZeroShotMetrics,
+    as_json,
+    evaluate,
+    format_table,
+    images_at_once,
+    percent,
+    predictions,
+)
+from utils.visualize import contact_sheet, images_showing, label_rows, predict_logits, prediction_rows, save_image
 
 DRY_RUN_STEPS = 4
 """Steps, and evaluation batches, of --dry-run; the first of them warms up and is not timed."""
@@ -199,7 +210,7 @@ class Trainer:
                 args.target_pixels, args.train_list, supervised,
             )  # fmt: skip
         images = evaluation_dataset(args.data_path, self.split, args.evaluation_list)
-        at_once = args.evaluation_batch_size or (1 if self.device.type == "cpu" else 8)
+        at_once = images_at_once(args.evaluation_batch_size, self.device)
         self.evaluation = evaluation_loader(images, args.num_workers, at_once, distributed.place())
         self.num_steps = count_steps(len(self.source), args.batch_size, args.num_epochs, args.max_steps)
         self._source_only = source_only
@@ -478,12 +489,10 @@ class Trainer:
         One sheet has an image for each unseen class; others have the images with the worst and the best mean IoU, for
         `utils.report`; in stage 2 one has the pseudo-labels of four target images.
         """
-        from utils.sheets import label_rows, pictures_showing, prediction_rows, save_sheet, scores
-
         dataset, split = self.evaluation.dataset, self.split
-        self._shown = self._shown or pictures_showing(dataset, range(split.num_seen, len(split.names)))
+        self._shown = self._shown or images_showing(dataset, range(split.num_seen, len(split.names)))
         self._save_sheet("evaluation", prediction_rows(self.network, dataset, self._shown, split.to_mask), split)
-        scored = [(score, name) for name, (score, _) in self._evaluation["per_picture"].items() if score is not None]
+        scored = [(score, name) for name, (score, _) in self._evaluation["per_image"].items() if score is not None]
         scored, count = sorted(scored), min(NUM_EXTREMES, len(scored) // 2)
         extremes = {f"worst_{n + 1}": scored[n] for n in range(count)}
         extremes |= {f"best_{n + 1}": scored[-1 - n] for n in range(count)}
@@ -491,23 +500,22 @@ class Trainer:
         for name, (score, image) in extremes.items():
             drawn[image] = f"images/{name}.jpg"
             rows = prediction_rows(self.network, dataset, [dataset.ids.index(image)], split.to_mask)
-            save_sheet(self.folder / drawn[image], rows, f"{image}: mean IoU {score:.1%}", split.drawing)
+            sheet = contact_sheet(rows, title=f"{image}: mean IoU {score:.1%}", **split.drawing)
+            save_image(sheet, self.folder / drawn[image])
         write_json(self.folder / "evaluation.json", {**self._evaluation, "drawn": drawn})
         if self.preview is not None:
             keys = [(len(self.target) * n // 4, 0) for n in range(min(4, len(self.target)))]
             image, valid = map(torch.stack, zip(*[self.target[key] for key in keys]))
-            labels = self.preview(image.to(self.device), valid.to(self.device), scores(self.network, image))
+            labels = self.preview(image.to(self.device), valid.to(self.device), predict_logits(self.network, image))
             self._save_sheet("pseudo_labels", label_rows(image, labels, split.trained.to_mask), split.trained)
 
     def _save_sheet(self, name: str, rows: Sequence[tuple], split: Any) -> None:
-        from utils.sheets import save_sheet
-
-        figures = {title: self._evaluation[key] for title, key in HEADLINES[:3]}
-        text = ", ".join(f"{title} {'-' if value is None else f'{value:.1%}'}" for title, value in figures.items())
+        text = ", ".join(f"{title} {percent(self._evaluation[key])} %" for title, key in HEADLINES[:3])
         path = self.folder / "images" / f"{name}_{self.step:06d}.jpg"
-        sheet = save_sheet(path, rows, f"stage {self.stage}, step {self.step}: {text}", split.drawing)
+        sheet = contact_sheet(rows, title=f"stage {self.stage}, step {self.step}: {text}", **split.drawing)
+        save_image(sheet, path)
         if self._board is not None:
-            self._board.add_image(name, sheet, self.step, dataformats="HWC")
+            self._board.add_image(name, np.asarray(sheet), self.step, dataformats="HWC")
 
     def finish(self) -> int:
         """Ends a run; after a dry run prints how long the run will take and what it needs. Returns exit code 0."""
