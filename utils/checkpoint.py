@@ -265,4 +265,5 @@ def describe_protocol(metadata: dict[str, Any]) -> str:
         f"split {metadata['split']}, target pixels {metadata['target_pixels']} "
         f"({pixels[metadata['target_pixels']]}), target images {metadata['target_images']}, {background}, "
         f"{metadata['backbone']}, {' + '.join(metadata['embedding'])}"
+        f"{', SELECTED by unseen mIoU on the evaluation images' if metadata['select'] == 'best' else ''}"
     )

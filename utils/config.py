@@ -57,6 +57,13 @@ def split_name(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
 
 
+def side(text: str) -> int:
+    """A type for argparse: the side of a square."""
+    if "," in text:
+        raise argparse.ArgumentTypeError(f"{text!r}: write one number, the side of the square")
+    return number(int, 16)(text)
+
+
 @dataclass(frozen=True)
 class Setting:
     """One row of the table.
@@ -90,7 +97,7 @@ SETTINGS: dict[str, list[Setting]] = {
         Setting("train_list", str, None, "training images: a list of ImageSets/Segmentation or a text file "
                 "(default: train_aug, else train)", "LIST"),
         Setting("evaluation_list", str, None, "evaluation images, likewise (default: val)", "LIST"),
-        Setting("input_size", number(int, 16), 512, "side of a training image; memory and time grow with its square, "
+        Setting("input_size", side, 512, "side of a training image; memory and time grow with its square, "
                 "256 is enough to try things out", "PIXELS"),
         Setting("scale", positive, [0.8, 2.5], "range of the random scale", ("LOW", "HIGH"), 2, **RARE),
         Setting("rotation", number(float, 0.0, 180.0), 15.0, "largest random rotation in degrees", "DEGREES", **RARE),
@@ -119,6 +126,8 @@ SETTINGS: dict[str, list[Setting]] = {
                 "that the target's own mask calls unseen, as the published code does"),
         Setting("target_images", ("unseen", "all"), "unseen", "unseen: training images known to show an unseen class; "
                 "all: every training image"),
+        Setting("select", ("last", "best"), "last", "the checkpoint to report and to start stage 2 from; best: the one "
+                "with the highest unseen mIoU on the evaluation images, as published", **RARE),
         Setting("weak_proportion", fraction, 0.2, "w, the target's share of the loss", "W"),
         Setting("lambda", weight, 0.2, "weight of the bias term: raise it if unseen classes stay at 0; 0 trains on "
                 "the source alone"),
@@ -174,7 +183,7 @@ SETTINGS: dict[str, list[Setting]] = {
         Setting("evaluate_every", natural, 5000, "steps between evaluations; 0: at the end", "STEPS"),
         Setting("dry_run", bool, False, "check data, words and weights, take a few steps, print time and memory of the "
                 "run, and keep nothing: do this first"),
-        Setting("tensorboard", bool, False, "write TensorBoard files too (pip install tensorboard)"),
+        Setting("tensorboard", bool, False, "write TensorBoard files too (pip install tensorboard)", **RARE),
         Setting("seed", number(int, 0, 2**63 - 1), 1234, "of everything random"),
         Setting("log_every", count, 20, "steps between looks at the losses; each waits for a GPU", "STEPS", **RARE),
         Setting("evaluation_batch_size", count, None, "evaluation images of one size at a time (default: 8 on a GPU, "

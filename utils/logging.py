@@ -140,7 +140,7 @@ def summary_writer() -> type:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise UserError("--tensorboard needs a package that is not installed: pip install tensorboard") from error
+        raise UserError("tensorboard needs a package that is not installed: pip install tensorboard") from error
     return SummaryWriter
 
 

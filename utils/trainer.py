@@ -234,7 +234,7 @@ class Trainer:
         if self.scaler.is_enabled():  # which may skip the first steps
             warnings.filterwarnings("ignore", "Detected call of .lr_scheduler.step")
         self.settings = {key: _plain(value) for key, value in vars(args).items() if key != "other"}
-        names = ("backbone", "target_pixels", "target_images")
+        names = ("backbone", "target_pixels", "target_images", "select")
         self.metadata = {
             **self.split.as_dict(), **{name: getattr(args, name) for name in names},
             "supervised": getattr(args, "supervised", False), "embedding": list(embedding),
@@ -257,7 +257,8 @@ class Trainer:
                 "another --output-dir or delete the file"
             )
         elif args.restore_from_where == "saved":
-            self._start_from(args.stage1_checkpoint or stage_folder(args.output_dir, args.split, 1) / "latest.pth")
+            name = "best.pth" if args.select == "best" else "latest.pth"
+            self._start_from(args.stage1_checkpoint or stage_folder(args.output_dir, args.split, 1) / name)
         self.replica = distributed.replicate(self.network)
         print(f"{len(self.source)} source and {len(self.target)} target images, {self.num_steps} steps, {self.folder}")
 
