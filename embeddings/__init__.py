@@ -1,9 +1,5 @@
-"""Word vectors of classes: where they come from, how they are averaged, how they are loaded."""
+"""Class names -> class embeddings: word vectors, the words of a class, and how they are combined."""
 
-from utils.errors import UserError
+from .loading import embed_words, fold_name, imagenet_similarity, load_class_embeddings
 
-from .imagenet import imagenet_similarity
-from .loading import load_class_embeddings
-from .lookup import embed_words
-
-__all__ = ["UserError", "embed_words", "imagenet_similarity", "load_class_embeddings"]
+__all__ = ["embed_words", "fold_name", "imagenet_similarity", "load_class_embeddings"]

