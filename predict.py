@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from dataset.splits import BACKGROUND, VOID, Split
-from embeddings import embed_words
+from embeddings import embed_words, fold_name
 from model.loading import load_segmenter
 from model.segmenter import Segmenter, upsample
 from utils.checkpoint import describe_protocol
@@ -51,7 +51,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
                        "vectors that the checkpoint was trained with, for words that are no class of it (default: "
                        "the shipped common words)")
     words.add_argument("--embedding-path", type=Path, metavar="FOLDER", help="as in training (default: embeddings/)")
-    words.add_argument("--cache-dir", type=Path, metavar="FOLDER", help="where fetched vectors are kept")
     model.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help="latest.pth or best.pth of a run")
     model.add_argument("--longest-side", type=number(int, MIN_SIDE), default=640, metavar="PIXELS", help="larger "
                        "images are resized to this; near the size of the training images is best")
@@ -96,14 +95,14 @@ def choose_classes(text: Sequence[str] | None, split: Split) -> dict[str, int]:
     if text is None:
         return values
     names = [" ".join(name.split()) for name in " ".join(text).split(",") if name.strip()]
-    lower = [name.lower() for name in names]
-    doubled = sorted({name for name in lower if lower.count(name) > 1})
+    folded = [fold_name(name) for name in names]
+    doubled = sorted({name for name in folded if folded.count(name) > 1})
     if len(names) < 2 or len(names) > MAX_CLASSES or doubled:
         fault = f"{', '.join(doubled)} twice" if doubled else f"{len(names)} of them"
         raise UserError(f'--classes: {fault}; give 2 to {MAX_CLASSES} words, separated by commas: "cat, dog, zebra"')
-    own = {name.lower(): name for name in split.names}
+    own = {fold_name(name): name for name in split.names}
     unused = iter(sorted(set(range(1, VOID)) - set(split.known_values)))
-    names = [own.get(name.lower(), name) for name in names]
+    names = [own.get(key, name) for key, name in zip(folded, names)]
     return {name: values[name] if name in values else next(unused) for name in names}
 
 
@@ -167,7 +166,7 @@ def main(argv: list[str] | None = None) -> int:
     classes = choose_classes(args.classes, split)
     own = dict(zip(split.names, model.projection.class_embeddings.numpy()))
     embedding = checkpoint["metadata"]["embedding"]
-    vectors = embed_words(list(classes), own, embedding, args.vocabulary, args.embedding_path, args.cache_dir)
+    vectors = embed_words(list(classes), own, embedding, args.embedding_path, args.vocabulary)
     model.projection.class_embeddings = torch.from_numpy(vectors)
     model.to(device).eval()
     kinds = {name: class_kind(name, split) for name in classes}

@@ -6,6 +6,7 @@ some published files have malformed UTF-8. Sizes that a header claims are checke
 """
 
 import gzip
+import itertools
 import json
 import os
 import pickle
@@ -46,16 +47,19 @@ def describe_file(path: Path) -> str:
         return f"{error.strerror}: check the path"
     if not start:
         return "it is empty: download it again"
+    if path.suffix == ".gz" and start.startswith(b"\x1f\x8b"):
+        return SIGNATURES[b""]
     return next(text for signature, text in SIGNATURES.items() if start.startswith(signature))
 
 
 def scan_words(path: Path, wanted: Collection[str]) -> Vectors:
     """The wanted words that a word file has, in the file's order. Raises `UserError` if it can't be read."""
-    scanners = {".bin": scan_binary, ".vec": scan_text, ".txt": scan_text, ".tgz": scan_package}
+    scanners = {".bin": scan_binary, ".tgz": scan_package}
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            yield from scanners[Path(path.name.removesuffix(".gz")).suffix](stream, path, wanted)
-    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+            scan = scanners.get(Path(path.name.removesuffix(".gz")).suffix, scan_text)
+            yield from scan(stream, path, wanted)
+    except (OSError, EOFError, zlib.error, tarfile.TarError, json.JSONDecodeError, UnicodeError) as error:
         raise UserError(f"{path}: can't be read ({error}): {describe_file(path)}") from None
 
 
@@ -100,6 +104,13 @@ def is_number(field: bytes) -> bool:
     return True
 
 
+def parse_numbers(fields: list[bytes], dim: int, where: str) -> np.ndarray:
+    """`fields` as float64 [dim]. Raises `UserError`, naming `where`, for other fields."""
+    if len(fields) != dim or not all(map(is_number, fields)):
+        raise UserError(f"{where}: {len(fields)} fields, not {dim} numbers: correct it or download the file again")
+    return np.array([float(field) for field in fields])
+
+
 def scan_text(stream: BinaryIO, path: Path, wanted: Collection[str]) -> Vectors:
     """Text: a word and its numbers on each line, apart by spaces, tabs or commas; fastText's has a header."""
     keys = {word.encode(): word for word in wanted}
@@ -121,13 +132,10 @@ def scan_text(stream: BinaryIO, path: Path, wanted: Collection[str]) -> Vectors:
         if head not in heads:
             continue
         fields = rest.replace(b",", b" ").split()
-        phrase, numbers = fields[:-dim], fields[-dim:]
-        if len(numbers) < dim or not all(map(is_number, numbers)) or any(map(is_number, phrase)):
-            where = f"{path}, line {number} ('{head.decode(errors='replace')}')"
-            raise UserError(f"{where}: no word with {dim} numbers: correct the line or download the file again")
+        phrase = list(itertools.takewhile(lambda field: not is_number(field), fields[:-dim]))
         word = keys.get(b" ".join([head, *phrase]))
         if word is not None:
-            yield word, np.array(numbers, np.float64)
+            yield word, parse_numbers(fields[len(phrase) :], dim, f"{path}, line {number} ('{word}')")
     if number == 0 or number - 1 < count:
         fault = f"{number - 1} words, but its header says {count}" if number else "empty"
         raise UserError(f"{path}: {fault}: download it again")
@@ -145,7 +153,7 @@ def scan_package(stream: BinaryIO, path: Path, wanted: Collection[str]) -> Vecto
     for entry in re.finditer(rb'("(?:[^"\\]|\\.)*"):\[([^\]]*)\]', text[start:]):
         word = json.loads(entry[1])
         if word in wanted:
-            yield word, np.array(entry[2].split(b",")[: int(dim[1])], np.float64)
+            yield word, parse_numbers(entry[2].split(b",")[: int(dim[1])], int(dim[1]), f"{path}: '{word}'")
 
 
 class ArrayUnpickler(pickle.Unpickler):

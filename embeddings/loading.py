@@ -52,7 +52,7 @@ def word_choices(name: str, published: bool) -> list[tuple[str, ...]]:
     table = class_words()["averaged"] | (class_words()["published"] if published else {})
     groups = [tuple(group) for known, group in table.items() if fold_name(known) == fold_name(name)]
     parts = re.split(r"[\s_-]+", name)
-    whole = [(sign.join(parts),) for sign in "_- "]  # as some files have phrases
+    whole = [(sign.join(parts),) for sign in ("_", "-", " ", "")]  # as some files have phrases
     return [*groups, *whole, split_name(name)]
 
 
@@ -78,7 +78,9 @@ def read_names(path: Path) -> tuple[str, ...]:
 
 def is_word_file(path: Path) -> bool:
     """Whether a source has vectors of words rather than of classes."""
-    return path.suffix not in (".npy", ".pkl") or path.with_name("words.txt").is_file()
+    if path.suffix == ".npy":
+        return path.with_name("words.txt").is_file() and not path.with_name("classes.txt").is_file()
+    return path.suffix != ".pkl"
 
 
 def read_table(path: Path) -> dict[str, np.ndarray]:
@@ -149,13 +151,16 @@ def average_vectors(vectors: Sequence[np.ndarray], where: str) -> np.ndarray:
     return mean / np.linalg.norm(mean) * np.linalg.norm(stack, axis=1).mean()
 
 
-def find_class_vectors(path: Path, names: Sequence[str], optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
+def find_class_vectors(
+    path: Path, names: Sequence[str], optional: Sequence[str] = (), flag: str = "--embedding"
+) -> dict[str, np.ndarray]:
     """Class name -> vector, float64 [D], with the length that the source gives it.
 
     Args:
         path: a class table or a word file.
         names: classes that the source must have.
         optional: classes that it may have.
+        flag: the flag that takes other files, for the message.
 
     Raises:
         UserError: `names` that the source lacks, all of them, or a bad file.
@@ -176,10 +181,9 @@ def find_class_vectors(path: Path, names: Sequence[str], optional: Sequence[str]
                 break
     missing = ", ".join(repr(name) for name in names if name not in found)
     if missing:
-        raise UserError(
-            f"{'the shipped words' if path == VOCABULARY else path}: no vector for {missing}: rename these classes, or "
-            "give --embedding FILE with word vectors that have them (word2vec .bin, fastText .vec, GloVe .txt)"
-        )
+        source = "the shipped words" if path == VOCABULARY else path
+        advice = f"choose other names, or word vectors that have them with {flag}"
+        raise UserError(f"{source}: no vector for {missing}: {advice}")
     return found
 
 
@@ -208,7 +212,7 @@ def find_source(source: str, folder: Path) -> Path:
     Raises:
         UserError: there is no such file.
     """
-    if source.endswith(ENDINGS):
+    if source.endswith(ENDINGS) or Path(source).is_file():
         return Path(source)
     path = next((p for p in (folder / (source + ending) for ending in ENDINGS) if p.is_file()), None)
     if path is None and source != SHIPPED:
@@ -306,7 +310,7 @@ def embed_words(
         paths = [Path(path) for path in vocabulary] or [find_source(source, folder) for source in embedding]
         if len(paths) != len(embedding):
             raise UserError(f"--vocabulary: {len(paths)} files for {' '.join(embedding)}: give one for each of these")
-        found = [find_class_vectors(path, free, list(known)) for path in paths]
+        found = [find_class_vectors(path, free, list(known), "--vocabulary") for path in paths]
         both = [name for name in known if all(name in vectors for vectors in found)]
         tables = [np.stack([vectors[name] for name in (*free, *both)]) for vectors in found]
         files = f"{', '.join(map(str, paths))}: give --vocabulary or --embedding-path with the checkpoint's own vectors"

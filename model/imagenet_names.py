@@ -13,7 +13,7 @@ class ImageNetNames(nn.Module):
 
     Args:
         head: features [P, C] -> ImageNet logits [P, 1000], the published classifier of the trunk's weights.
-        similarity: [1000, U], see `embeddings.imagenet.imagenet_similarity`; a row of zeros takes no part.
+        similarity: [1000, U], see `embeddings.imagenet_similarity`; a row of zeros takes no part.
     """
 
     def __init__(self, head: nn.Module, similarity: torch.Tensor):

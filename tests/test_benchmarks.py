@@ -159,7 +159,7 @@ def test_ablation_trains_end_to_end_where_it_is_told(small_ablation, tmp_path):
 
 
 def test_ablation_adds_rows_for_other_words(tmp_path, capsys):
-    words = runs.ROOT / "embeddings/glove.npy"
+    words = runs.ROOT / "embeddings/vocabulary/glove.npy"
     args = ablation.parse_arguments(["--data-path", "data", "--words", str(words)])
     assert [row.name for row in args.rows[-4:]] == [
         "source only, words glove", "best, words glove", "source only, words glove too", "best, words glove too",

@@ -284,7 +284,7 @@ def test_a_word_without_vector_is_named_with_its_class(place, capsys, tmp_path):
     (tmp_path / "words").mkdir()
     (tmp_path / "words" / "poor.txt").write_text("car 1 0 0\ncat 0 1 0\n")
     line = fail_training(capsys, place, embedding="poor", embedding_path=tmp_path / "words")
-    assert "poor.txt" in line and "no vector for" in line and "'dog'" in line and "--words" in line
+    assert "poor.txt" in line and "no vector for" in line and "'dog'" in line and "--embedding" in line
 
 
 def test_an_unknown_embedding_is_named(place, capsys):

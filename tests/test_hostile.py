@@ -217,13 +217,8 @@ def words(name, content):
 
 def rows(change=None):
     """Vectors of all words of VOC as text; the car's is `change`."""
-    known = {word: "1 0 0" for name in VOC_CLASSES for word in (name, *embeddings_words(name))}
-    known |= {"car": change or "1 0 0"}
+    known = dict.fromkeys(VOC_CLASSES, "1 0 0") | {"car": change or "1 0 0"}
     return "".join(f"{word} {vector}\n" for word, vector in known.items()).encode()
-
-
-def embeddings_words(name):
-    return [word.replace(" ", "_") for word in embeddings_build.words_for(name, embeddings_build.WORDS)]
 
 
 def table(array, *names):
@@ -385,20 +380,20 @@ HOSTILE = [
     ("vector with NaN", stage1, words("w.txt", rows("nan 0 0")), ["w.txt", "'car'", "NaN"]),
     ("vector with infinity", stage1, words("w.txt", rows("1e999 0 0")), ["w.txt", "'car'", "infinity"]),
     ("vector of zeros", stage1, words("w.txt", rows("0 0 0")), ["w.txt", "'car'", "zero"]),
-    ("vector too short", stage1, words("w.txt", rows("1 0")), ["w.txt", "'car'", "3 numbers were expected"]),
+    ("vector too short", stage1, words("w.txt", rows("1 0")), ["w.txt", "'car'", "not 3 numbers"]),
     ("vector of letters", stage1, words("w.txt", rows("1 x 0")), ["w.txt", "'car'", "numbers"]),
-    ("vectors with a huge header", stage1, words("w.vec", b"999999999 300\n" + rows()), ["w.vec", "cannot hold"]),
-    ("binary with a huge header", stage1, words("w.bin", b"999999999 300\ncar "), ["w.bin", "cannot hold"]),
-    ("binary cut short", stage1, words("w.bin", b"2 3\ncar " + b"\x01" * 23), ["w.bin", "cut short or damaged"]),
-    ("gzip cut short", stage1, words("w.txt.gz", gzip.compress(rows())[:-9]), ["w.txt.gz", "cannot be read"]),
-    ("words without a class", stage1, words("w.txt", b"cat 1 0\n"), ["w.txt", "no vector for", "'dog'", "--words"]),
-    ("table that runs code", stage1, table(np.array([Trap("x")] * 20)), ["mine.npy", "object", "float matrix"]),
+    ("vectors with a huge header", stage1, words("w.vec", b"999999999 300\n" + rows()), ["w.vec", "too small"]),
+    ("binary with a huge header", stage1, words("w.bin", b"999999999 300\ncar "), ["w.bin", "too small"]),
+    ("binary cut short", stage1, words("w.bin", b"2 3\ncar " + b"\x01" * 23), ["w.bin", "cut short"]),
+    ("gzip cut short", stage1, words("w.txt.gz", gzip.compress(rows())[:-9]), ["w.txt.gz", "can't be read"]),
+    ("words without a class", stage1, words("w.txt", b"cat 1 0\n"), ["w.txt", "no vector for", "'dog'", "--embedding"]),
+    ("table that runs code", stage1, table(np.array([Trap("x")] * 20)), ["mine.npy", "no array of floats"]),
     ("table with a name twice", stage1, table(np.ones((2, 3)), "car", "car"), ["classes.txt", "'car'", "twice"]),
     ("table with too few names", stage1, table(np.ones((3, 3)), "car", "cat"), ["classes.txt", "2 names for the 3"]),
     (
         "table with a huge header", stage1,
         words("w.npy", npy("{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999, 99)}")),
-        ["w.npy", "cut short"],
+        ["w.npy", "no array of floats"],
     ),
     ("vectors not there", stage1, flags("--embedding", "nothing"), ["--embedding nothing", "glove"]),
     ("vectors twice", stage1, flags("--embedding", "glove", "glove"), ["--embedding", "once"]),
