@@ -107,6 +107,8 @@ SETTINGS: dict[str, list[Setting]] = {
         Setting("embedding", str, None, "word vectors, concatenated if several (default: word2vec fasttext where their "
                 "files exist, else the shipped glove)", "NAME", "+"),
         Setting("embedding_path", Path, None, "folder with word vectors (default: embeddings/)", "FOLDER"),
+        Setting("word_weighting", ("raw", "equal"), "raw", "of several kinds of vectors: raw: concatenate and normalise "
+                "once, as published; equal: normalise each first", **RARE),
     ],
     "network": [
         Setting("backbone", str, "vgg16", "the network below the projection; vgg16 is the published one"),

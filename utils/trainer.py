@@ -217,7 +217,9 @@ class Trainer:
 
     def _build_network(self) -> None:
         args = self.args
-        class_embeddings, embedding = load_class_embeddings(self.split.names, args.embedding, args.embedding_path)
+        class_embeddings, embedding = load_class_embeddings(
+            self.split.names, args.embedding, args.embedding_path, args.word_weighting
+        )
         with distributed.rank_zero_first():  # it downloads the weights, once
             weights = args.backbone_weights if args.restore_from_where == "pretrained" else "none"
             self.network = Segmenter(
