@@ -107,7 +107,7 @@ SETTINGS: dict[str, list[Setting]] = {
         Setting("embedding", str, None, "word vectors, concatenated if several (default: word2vec fasttext where their "
                 "files exist, else the shipped glove)", "NAME", "+"),
         Setting("embedding_path", Path, None, "folder with word vectors (default: embeddings/)", "FOLDER"),
-        Setting("word_weighting", ("raw", "equal"), "raw", "of several kinds of vectors: raw: concatenate and normalise "
+        Setting("word_weighting", ("raw", "equal"), "raw", "of several kinds: raw: concatenate and normalise "
                 "once, as published; equal: normalise each first", **RARE),
     ],
     "network": [
