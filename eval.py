@@ -19,9 +19,8 @@ from pathlib import Path
 from dataset.loaders import evaluation_loader
 from dataset.splits import SPLITS, Split, split_name
 from dataset.voc import EvaluationDataset, evaluation_dataset
-from model.calibration import calibrate
 from model.loading import load_segmenter
-from model.segmenter import mean_over_views
+from model.segmenter import calibrate, mean_over_views
 from utils.checkpoint import check_settings, describe_protocol
 from utils.config import Parser, add_settings, fraction, positive
 from utils.distributed import choose_device, connect, is_main, place

@@ -24,7 +24,8 @@ from PIL import Image
 from dataset.splits import BACKGROUND, VOID, Split
 from embeddings import embed_words, fold_name
 from model.loading import load_segmenter
-from model.segmenter import Segmenter, upsample
+from model.segmenter import Segmenter
+from model.upsampling import upsample
 from utils.checkpoint import describe_protocol
 from utils.config import Parser, add_settings, fraction, number
 from utils.distributed import choose_device

@@ -22,7 +22,7 @@ import torch
 
 from dataset.splits import SPLITS
 from model.backbone import BACKBONES
-from model.pixel_losses import bias_loss, cross_entropy
+from model.losses import bias_loss, cross_entropy
 from utils.config import parse_settings
 from utils.distributed import all_reduce_sum
 from utils.errors import one_line_errors
@@ -53,12 +53,12 @@ def train_step(network, optimizer, source, target, num_seen: int, args, scaler=N
     logits = network(torch.cat([source_image, target_image]))  # [N + M, K, s, s]
     source_logits, target_logits = logits.split([len(source_image), len(target_image)])
 
-    ce = cross_entropy(source_logits, label, joined=all_reduce_sum)
+    ce = cross_entropy(source_logits, label, all_reduce_sum=all_reduce_sum)
     losses = {"total": ce, "ce": ce}
     if args.lambda_:
         w = args.weak_proportion
-        bias_source = bias_loss(source_logits, num_seen, label < num_seen, joined=all_reduce_sum)
-        bias_target = bias_loss(target_logits, num_seen, valid, joined=all_reduce_sum)
+        bias_source = bias_loss(source_logits, num_seen, label < num_seen, all_reduce_sum=all_reduce_sum)
+        bias_target = bias_loss(target_logits, num_seen, valid, all_reduce_sum=all_reduce_sum)
         total = ce + args.lambda_ * ((1 - w) * bias_source + w * bias_target)
         losses = {"total": total, "ce": ce, "bias_source": bias_source, "bias_target": bias_target}
     optimizer_step(losses["total"], optimizer, scaler)

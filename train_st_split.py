@@ -19,15 +19,19 @@ import sys
 import torch
 
 from dataset.splits import SPLITS
-from model.backbone import BACKBONES
-from model.discovery import from_settings
-from model.pixel_losses import cross_entropy, pseudo_labels
+from embeddings import imagenet_similarity
+from model.backbone import BACKBONES, IMAGENET_CLASSES, build_backbone, imagenet_head
+from model.class_evidence import ImageNetEvidence
+from model.losses import cross_entropy, pseudo_labels
+from model.pseudo_labels import ClusterPseudoLabeler
+from model.segmenter import Segmenter
 from utils.config import parse_settings
-from utils.distributed import all_reduce_sum
+from utils.distributed import all_reduce_sum, rank_zero_first
 from utils.errors import one_line_errors
 from utils.trainer import NO_SCALER, Trainer, optimizer_step
 
 STAGE = 2
+HIGHEST_SIMILARITY = 0.6  # cosine to an unseen class; ImageNet classes above it are left out as evidence
 CHOICES = {"split": SPLITS, "backbone": BACKBONES, "restore_from_where": ("saved", "continue", "pretrained")}
 
 
@@ -60,13 +64,29 @@ def train_step(
 
     if pseudo_label is None:
         pseudo_label = pseudo_labels(
-            target_logits, num_seen, valid, args.keep, balanced=args.balance_classes, joined=all_reduce_sum
+            target_logits, num_seen, valid, args.keep, balanced=args.balance_classes, all_reduce_sum=all_reduce_sum
         )
-    ce = cross_entropy(source_logits, label, joined=all_reduce_sum)
-    self_training = cross_entropy(target_logits, pseudo_label, pixel_weight, joined=all_reduce_sum)
+    ce = cross_entropy(source_logits, label, all_reduce_sum=all_reduce_sum)
+    self_training = cross_entropy(target_logits, pseudo_label, pixel_weight, all_reduce_sum=all_reduce_sum)
     total = ce + args.weak_proportion * args.self_training_weight * self_training
     optimizer_step(total, optimizer, scaler)
     return {"total": total, "ce": ce, "self_training": self_training}
+
+
+def cluster_pseudo_labeler(args, network: Segmenter, split) -> ClusterPseudoLabeler:
+    """The teacher of `--pseudo-labels clusters`."""
+    evidence, extractor = None, None
+    if args.imagenet_names:
+        similarity = imagenet_similarity(IMAGENET_CLASSES, split.unseen, HIGHEST_SIMILARITY)
+        evidence = ImageNetEvidence(imagenet_head(args.backbone, args.backbone_weights), torch.from_numpy(similarity))
+    if not args.freeze_backbone and args.backbone_weights != "none":  # ImageNet's features, which training moves
+        weights = "none" if args.restore_from_where == "continue" else args.backbone_weights  # else the checkpoint's
+        with rank_zero_first():
+            extractor = build_backbone(args.backbone, weights)
+    return ClusterPseudoLabeler(
+        network, split.num_trained_seen, args.num_clusters, args.keep, args.keep_seen, args.rare_power, evidence,
+        extractor,
+    )  # fmt: skip
 
 
 @one_line_errors
@@ -74,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_settings(argv, STAGE, __doc__, CHOICES)
     trainer = Trainer(STAGE, args)  # data, network, optimiser, run folder
     if args.pseudo_labels == "clusters":
-        trainer.pseudo_labeler = from_settings(args, trainer.network, trainer.split, trainer.device)
+        trainer.pseudo_labeler = cluster_pseudo_labeler(args, trainer.network, trainer.split)
     trainer.restore()
     trainer.fit_pseudo_labeler()
     num_seen, labeler = trainer.split.num_trained_seen, trainer.pseudo_labeler

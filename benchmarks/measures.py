@@ -31,6 +31,7 @@ from dataset.loaders import evaluation_loader
 from dataset.splits import VOID, Split
 from dataset.transforms import training_transform
 from dataset.voc import EvaluationDataset, SourceDataset, evaluation_dataset, training_datasets
+from model.backbone import build_backbone
 from model.segmenter import Segmenter
 from utils.errors import UserError
 from utils.metrics import ZeroShotMetrics, evaluate, images_at_once
@@ -172,13 +173,14 @@ def network(args: argparse.Namespace, num_classes: int, device: torch.device) ->
     """Stage 1's network with random weights and words, in the precision that the script takes on `device`."""
     torch.manual_seed(0)
     amp = utils.run.choose_amp(script_arguments(args).amp, device)
-    return Segmenter(args.backbone, torch.randn(num_classes, DIMENSIONS), amp=amp).to(device)
+    return Segmenter(build_backbone(args.backbone), torch.randn(num_classes, DIMENSIONS), amp=amp).to(device)
 
 
 def plain_network(args: argparse.Namespace, num_classes: int, device: torch.device) -> Segmenter:
     """The same with the channels outermost, as torch lays them out by default."""
     torch.manual_seed(0)
-    model = Segmenter(args.backbone, torch.randn(num_classes, DIMENSIONS)).to(device)
+    model = Segmenter(build_backbone(args.backbone), torch.randn(num_classes, DIMENSIONS)).to(device)
+    plain.keep_activations(model)
     return model.to(memory_format=torch.contiguous_format)
 
 

@@ -19,16 +19,16 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-
-from benchmarks import plain
-from dataset.splits import VOID
-from model.backbone import BACKBONES
-from model.segmenter import Segmenter
-from train_split_lambda import parse_arguments, train_step
 from utils.heap import keep_memory
 from utils.options import Parser, count
 from utils.records import peak_memory
 from utils.run import build_optimizer
+
+from benchmarks import plain
+from dataset.splits import VOID
+from model.backbone import BACKBONES, build_backbone
+from model.segmenter import Segmenter
+from train_split_lambda import parse_arguments, train_step
 
 NUM_DIMENSIONS = 300  # of the words
 
@@ -49,10 +49,11 @@ def measure(
     """Bytes that the step of `kind`, "plain" or "ours", needs at most, in this process."""
     num_seen = num_classes - num_classes // 10 - 1
     args = parse_arguments(["--backbone", backbone, "--input-size", str(size)])
-    model = Segmenter(backbone, torch.randn(num_classes, NUM_DIMENSIONS), amp=amp).to(device)
+    model = Segmenter(build_backbone(backbone), torch.randn(num_classes, NUM_DIMENSIONS), amp=amp).to(device)
     batches = draw_batches(batch_size, size, num_seen, device)
     if kind == "plain":
         model.to(memory_format=torch.contiguous_format)
+        plain.keep_activations(model)
         (image, label), (target_image, valid) = batches
         batches = (plain.normalise(image.float()), label.long()), (plain.normalise(target_image.float()), valid)
         step = partial(plain.train_step, model, plain.optimizers(model), *batches, num_seen)

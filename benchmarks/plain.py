@@ -21,7 +21,7 @@ from torchvision.transforms.v2 import functional as pictures
 
 from dataset.splits import VOID
 from dataset.voc import EvaluationDataset, SourceDataset
-from model.backbone import IMAGENET_MEAN, IMAGENET_STD
+from model.backbone import IMAGENET_MEAN, IMAGENET_STD, Recomputed
 from model.segmenter import Segmenter
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -78,12 +78,16 @@ def optimizers(model: Segmenter, learning_rate: float = 1e-4) -> list[torch.opti
     return [torch.optim.SGD([group], momentum=0.9, weight_decay=5e-4) for group in groups]
 
 
+def keep_activations(model: Segmenter) -> None:
+    """Undoes what the network does to save memory."""
+    for module in model.modules():
+        if isinstance(module, Recomputed):
+            module.__class__ = nn.Sequential
+
+
 def logits_of(model: Segmenter, image: torch.Tensor) -> torch.Tensor:
     """Normalised float pictures [N, 3, H, W] -> logits of every pixel [N, K, H, W]."""
-    trunk = model.backbone.trunk
-    # Layer by layer, whatever else a trunk of ours may do to save memory.
-    features = nn.Sequential.forward(trunk, image) if isinstance(trunk, nn.Sequential) else trunk(image)
-    coarse = model.projection(model.backbone.classifier(features))
+    coarse = model.projection(model.backbone.classifier(model.backbone.trunk(image)))
     return F.interpolate(coarse, image.shape[-2:], mode="bilinear", align_corners=True)
 
 

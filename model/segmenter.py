@@ -1,22 +1,41 @@
-"""Backbone and projection together: pictures in, a score for each class and pixel out."""
+"""Backbone and projection together: images in, a score for each class and pixel out."""
 
 import functools
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torchvision.transforms.v2.functional import resize
 
-from model.backbone import Backbone, build_backbone, parameter_groups
-from model.parts import in_parts
-from model.projection import EmbeddingProjection
+from model.backbone import Backbone, build_backbone
 from model.upsampling import PixelLogits, upsample
-from utils.errors import UserError
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """The precision of the convolutions in training, by the names of --amp."""
+
+
+class EmbeddingProjection(nn.Module):
+    """Projects features into the embedding space and scores them against the class embeddings.
+
+    logits = projection(features) . class_embeddings^T
+
+    Args:
+        channels: depth C of the features.
+        class_embeddings: float [K, D], a row a class, seen classes first. Kept L2-normalised, never trained.
+        num_auxiliary: classes without a word, scored by a learnt 1x1 convolution, before the others.
+    """
+
+    def __init__(self, channels: int, class_embeddings: torch.Tensor, num_auxiliary: int = 0):
+        super().__init__()
+        self.auxiliary = nn.Conv2d(channels, num_auxiliary, kernel_size=1) if num_auxiliary else None
+        self.project = nn.Conv2d(channels, class_embeddings.shape[1], kernel_size=1)
+        self.register_buffer("class_embeddings", F.normalize(class_embeddings.float(), dim=1))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """[N, C, h, w] -> logits [N, num_auxiliary + K, h, w]."""
+        logits = F.conv2d(self.project(features), self.class_embeddings[:, :, None, None])  # [N, K, h, w]
+        return logits if self.auxiliary is None else torch.cat([self.auxiliary(features), logits], dim=1)
 
 
 @functools.cache
@@ -29,80 +48,81 @@ class Segmenter(nn.Module):
     """A network that scores pixels against word vectors.
 
     Args:
-        backbone: its name, one of `model.backbone.BACKBONES`.
+        backbone: see `model.backbone.build_backbone`.
         class_embeddings: float [K, D], a row a class, seen classes first.
-        weights: "imagenet", "none" or a path, see `build_backbone`.
-        frozen: never train the backbone's trunk.
-        cache: folder to keep a frozen trunk's features in.
-        loss_stride: in training mode, logits of every so manieth row and column of pixels only.
         num_auxiliary: classes without a word, before the K others: trained on, but no part of evaluation mode.
-        amp: one of `AMP`, the precision of the backbone in training mode; weights and projection are float32 always.
+        loss_stride: in training mode, logits of every loss_stride-th row and column of pixels only.
+        amp: one of `AMP`, the precision of the backbone in training; weights and projection are float32 always.
         compiled: in training mode, run the backbone through torch.compile.
-        parts: in training mode the batch goes through the backbone in so many parts, see `in_parts`.
-
-    Raises:
-        UserError: if the backbone can't be built as asked.
     """
 
     def __init__(
         self,
-        backbone: str,
+        backbone: Backbone,
         class_embeddings: torch.Tensor,
-        weights: str = "none",
-        frozen: bool = False,
-        cache: Path | None = None,
-        loss_stride: int = 1,
         num_auxiliary: int = 0,
+        loss_stride: int = 1,
         amp: str = "off",
         compiled: bool = False,
-        parts: int = 1,
     ):
         super().__init__()
-        self.loss_stride, self.num_auxiliary, self.parts = loss_stride, num_auxiliary, parts
-        self.amp, self.compiled = AMP[amp], compiled
-        self.backbone = build_backbone(backbone, weights, frozen, cache)
-        self.projection = EmbeddingProjection(self.backbone.channels, class_embeddings, num_auxiliary)
+        self.backbone = backbone
+        self.projection = EmbeddingProjection(backbone.channels, class_embeddings, num_auxiliary)
+        self.num_auxiliary, self.loss_stride, self.amp = num_auxiliary, loss_stride, AMP[amp]
+        self.compiled = compiled and backbone.cache is None  # a compiler can't read files
         # Convolutions are fastest with the channels innermost, upsampling and the losses with the pixels: a
         # frozen EfficientNet-Lite0 step takes 0.8 of the time that it takes with either layout throughout.
         self.to(memory_format=torch.channels_last)
+
+    @classmethod
+    def from_weights(cls, backbone: str, weights: Mapping[str, torch.Tensor]) -> "Segmenter":
+        """The network of a checkpoint, from the backbone's name and the state dict alone.
+
+        Raises:
+            UserError: if there is no such backbone.
+            KeyError, RuntimeError: if the weights are not those of such a network.
+        """
+        auxiliary = weights.get("projection.auxiliary.weight", ())
+        model = cls(build_backbone(backbone), weights["projection.class_embeddings"], len(auxiliary))
+        model.load_state_dict(weights)
+        return model
 
     def forward(self, image: torch.Tensor) -> torch.Tensor | PixelLogits:
         """uint8 image [N, 3, H, W] -> logits [N, K, H, W].
 
         In evaluation mode without the auxiliary classes. In training mode at every `loss_stride`-th pixel, and not yet
-        upsampled: `model.pixel_losses` takes them like that.
+        upsampled: `model.losses` takes them like that.
         """
         return self.score(self.features(image), *image.shape[-2:])
 
     def features(self, image: torch.Tensor) -> torch.Tensor:
         """uint8 image [N, 3, H, W] -> what the projection takes, float32 [N, C, h, w]."""
-        # Crops are all of one size, so a GPU may try which algorithm is fastest; pictures to evaluate are not.
+        # Crops are all of one size, so a GPU may try which algorithm is fastest; images to evaluate are not.
         torch.backends.cudnn.benchmark = self.training and not torch.are_deterministic_algorithms_enabled()
         image = image.contiguous(memory_format=torch.channels_last)
         if not self.training:
             return self.backbone(image)
-        if len(image) < self.parts:
-            raise UserError(f"--accumulate {self.parts}: a step has {len(image)} pictures a process: give no more")
-        compiled = self.compiled and self.backbone.cache is None  # files are no matter for a compiler
-        run = _compiled() if compiled else nn.Module.__call__
-        with torch.autocast(image.device.type, self.amp, enabled=self.amp is not None):
-            features = in_parts(self.backbone, image, self.parts, run)
-        return features.float()
+        run = _compiled() if self.compiled else nn.Module.__call__
+        with self.autocast(image.device):
+            return run(self.backbone, image).float()
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """Within it convolutions run in the precision of training."""
+        return torch.autocast(device.type, self.amp, enabled=self.amp is not None)
 
     def score(self, features: torch.Tensor, height: int, width: int) -> torch.Tensor | PixelLogits:
-        """Features [N, C, h, w] of pictures height x width -> logits, as `forward` gives them."""
+        """Features [N, C, h, w] of images height x width -> logits, as `forward` gives them."""
         logits = self.projection(features).contiguous()  # [N, K, h, w]
         if self.training:
             return PixelLogits(logits, height, width, self.loss_stride)
         return upsample(logits[:, self.num_auxiliary :], height, width)
 
-    def score_features(self, features: torch.Tensor) -> torch.Tensor:
-        """Trunk features [N, C, h, w] -> logits of all classes [N, K, h, w], the auxiliary ones among them."""
-        return self.projection(self.backbone.classifier(features))
-
     def parameter_groups(self, learning_rate: float, factor: float = 10.0) -> list[dict]:
-        """Optimiser groups: the trunk at `learning_rate`, classifier and projection `factor` times as fast."""
-        return parameter_groups(self.backbone, self.projection, learning_rate, factor)
+        """Optimiser groups: the trunk at `learning_rate`; classifier and projection `factor` times as fast."""
+        trunk = [p for p in self.backbone.trunk.parameters() if p.requires_grad]
+        head = [*self.backbone.classifier.parameters(), *self.projection.parameters()]
+        groups = [{"params": trunk, "lr": learning_rate}, {"params": head, "lr": factor * learning_rate}]
+        return [group for group in groups if group["params"]]
 
 
 @torch.no_grad()
@@ -129,3 +149,25 @@ def mean_over_views(
             total = total + probability
     mean = total / (len(scales) * (1 + flip))
     return mean.clamp(min=torch.finfo(mean.dtype).tiny).log()
+
+
+def calibrate(logits: torch.Tensor, num_seen: int, gamma: float) -> torch.Tensor:
+    """Calibrated stacking: softmax, less `gamma` for the seen classes.
+
+    A network that never had a label of an unseen class prefers the seen ones; gamma is by how much more probable a seen
+    class must be (Chao et al., ECCV 2016; SPNet, Xian et al., CVPR 2019). The order among the seen classes stays, and
+    that among the unseen ones.
+
+    Args:
+        logits: [N, K, H, W], seen classes first.
+        num_seen: the first `num_seen` of the K classes are seen.
+        gamma: in [0, 1]; 0 changes nothing, 1 lets no seen class win.
+
+    Returns:
+        Scores [N, K, H, W] for an argmax; they are no probabilities. With gamma 0 the logits themselves.
+    """
+    if gamma == 0:
+        return logits
+    scores = logits.softmax(dim=1)
+    scores[:, :num_seen] -= gamma
+    return scores

@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from model.calibration import calibrate
 from PIL import Image
 
 import eval as evaluation_script
 from dataset.splits import Split
 from dataset.voc import evaluation_dataset
 from helpers import evaluate, failure, load, mask_path, read_values
-from model.calibration import calibrate
 
 SPLIT = Split.voc(1)
 SEEN = 4

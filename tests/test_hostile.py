@@ -46,7 +46,7 @@ PLAN = warm.PLAN | {"batch_size": 12, "target_batch_size": 12, "max_steps": 1}
 
 @pytest.fixture(autouse=True)
 def tiny_network(monkeypatch):
-    monkeypatch.setitem(backbone._RECIPES, "small", backbone._Recipe(warm.tiny, None))
+    monkeypatch.setitem(backbone.ARCHITECTURES, "small", backbone.Architecture(warm.tiny))
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def intact(tmp_path_factory):
     root = tmp_path_factory.mktemp("intact")
     write_dataset(root / "data", num_train=12, num_val=2, size=(48, 40), seed=3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(backbone._RECIPES, "small", backbone._Recipe(warm.tiny, None))
+        patch.setitem(backbone.ARCHITECTURES, "small", backbone.Architecture(warm.tiny))
         flags = PLAN | {"batch_size": 2, "target_batch_size": 2, "max_steps": 2}
         train(1, root / "data", root / "runs", **flags)
         train(2, root / "data", root / "runs", **flags, restore_from_where="saved")

@@ -162,7 +162,7 @@ def test_evaluation_masks_decide_nothing_but_the_best_checkpoint_which_says_so(d
 
 @pytest.mark.parametrize("pixels, words", [("all", "no target mask opened"), ("oracle", "ORACLE")])
 def test_eval_prints_the_protocol_of_training(data, tmp_path, capsys, monkeypatch, pixels, words):
-    monkeypatch.setitem(warm.backbone._RECIPES, "small", warm.backbone._Recipe(warm.tiny, None))
+    monkeypatch.setitem(warm.backbone.ARCHITECTURES, "small", warm.backbone.Architecture(warm.tiny))
     life = start(1, data, tmp_path, target_pixels=pixels, target_images="all")
     evaluate(life.folder / "latest.pth", data)
     line = capsys.readouterr().out

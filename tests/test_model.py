@@ -6,12 +6,12 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from model.projection import EmbeddingProjection
 from torch import nn
 from torchvision import models
 
 from model import backbone as backbones
 from model.backbone import BACKBONES, build_backbone
-from model.projection import EmbeddingProjection
 from model.segmenter import Segmenter
 from utils.errors import UserError
 
@@ -372,7 +372,7 @@ def test_a_gpu_computes_what_the_cpu_computes(name):
 
 def test_recipes_name_the_files_they_download():
     """The message about a failed download is of use only with the name of the file."""
-    assert all(recipe.file_name.endswith(".pth") for name, recipe in backbones._RECIPES.items() if "deeplab" in name)
+    assert all(recipe.file_name.endswith(".pth") for name, recipe in backbones.ARCHITECTURES.items() if "deeplab" in name)
 
 
 def test_what_vgg_computes_again_is_the_same_bits_and_is_not_kept():

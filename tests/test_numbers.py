@@ -9,6 +9,7 @@ import warm
 from dataset.splits import VOID
 from helpers import STAGES
 from model import backbone
+from model.backbone import build_backbone
 from model.segmenter import Segmenter
 
 FLAGS = {
@@ -18,13 +19,13 @@ FLAGS = {
 
 @pytest.fixture(autouse=True)
 def tiny_network(monkeypatch):
-    monkeypatch.setitem(backbone._RECIPES, "small", backbone._Recipe(warm.tiny, None))
+    monkeypatch.setitem(backbone.ARCHITECTURES, "small", backbone.Architecture(warm.tiny))
 
 
 def step(stage, label, valid, num_seen, num_classes=5, momentum=0.0, **changes):
     """Two steps of the script's own `train_step`; gives the losses, and the parameters before and after."""
     torch.manual_seed(0)
-    model = Segmenter("small", torch.randn(num_classes, 8))
+    model = Segmenter(build_backbone("small"), torch.randn(num_classes, 8))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=momentum)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     source = torch.randint(0, 256, (2, 3, 16, 16)).byte(), label.expand(2, 16, 16)

@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
+from model.parts import in_parts
 from torch import nn
 
 import warm
 from helpers import arguments, failure, train, weights
 from model import backbone
-from model.parts import in_parts
 from model.segmenter import Segmenter
 from train_split_lambda import main
 from warm import run
@@ -97,7 +97,7 @@ def test_more_parts_than_pictures_are_refused(data, tmp_path, capsys):
 
 def test_a_part_too_small_for_batch_norm_names_the_flag(data, tmp_path, capsys, monkeypatch):
     needs_two = lambda: backbone.Backbone(warm.tiny().trunk, nn.Conv2d(4, 4, 1), 4, min_batch=2)  # noqa: E731
-    monkeypatch.setitem(backbone._RECIPES, "small", backbone._Recipe(needs_two, None))
+    monkeypatch.setitem(backbone.ARCHITECTURES, "small", backbone.Architecture(needs_two))
     line = failure(capsys, main, arguments(data, tmp_path, "--accumulate", 4, batch_size=2))
     assert "--batch-size" in line and "--accumulate" in line
     train(1, data, tmp_path, "--accumulate", 2, batch_size=2)

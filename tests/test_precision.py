@@ -13,6 +13,7 @@ from utils.run import build_optimizer, choose_amp
 import warm
 from helpers import STAGES, failure, load, same_run, train
 from model import backbone, segmenter
+from model.backbone import build_backbone
 from model.segmenter import Segmenter
 from test_numbers import FLAGS
 
@@ -49,13 +50,13 @@ def without_dropout() -> backbone.Backbone:
 
 @pytest.fixture
 def steady_network(monkeypatch):
-    monkeypatch.setitem(backbone._RECIPES, "small", backbone._Recipe(without_dropout, None))
+    monkeypatch.setitem(backbone.ARCHITECTURES, "small", backbone.Architecture(without_dropout))
 
 
 @pytest.fixture(scope="module")
 def full(data, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(backbone._RECIPES, "small", backbone._Recipe(without_dropout, None))
+        patch.setitem(backbone.ARCHITECTURES, "small", backbone.Architecture(without_dropout))
         flags = {"amp": "off", **PUBLISHED_RATE}
         return {stage: losses_of(patch, stage, data, tmp_path_factory.mktemp("full"), **flags) for stage in STAGES}
 
@@ -92,7 +93,7 @@ def test_a_network_that_cannot_be_compiled_ends_in_one_line(data, tmp_path, monk
 def test_the_compiled_network_is_that_of_training_alone(monkeypatch):
     calls = []
     monkeypatch.setattr(segmenter, "_compiled", lambda: lambda backbone, image: calls.append(1) or backbone(image))
-    model, image = Segmenter("small", torch.randn(5, 8), compiled=True), torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
+    model, image = Segmenter(build_backbone("small"), torch.randn(5, 8), compiled=True), torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
     model(image)
     model.eval()(image)
     assert calls == [1]
@@ -103,7 +104,7 @@ def test_the_compiled_network_is_that_of_training_alone(monkeypatch):
 
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
 def test_weights_logits_and_losses_are_float32_in_any_precision(amp):
-    model, image = Segmenter("small", torch.randn(5, 8), amp=amp), torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
+    model, image = Segmenter(build_backbone("small"), torch.randn(5, 8), amp=amp), torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
     seen = []
     model.backbone.classifier.register_forward_hook(lambda _, __, features: seen.append(features.dtype))
     assert model(image).coarse.dtype == torch.float32
@@ -124,7 +125,7 @@ def test_auto_is_bf16_on_a_gpu_that_has_it(device, has_bf16, chosen, monkeypatch
 
 @pytest.fixture
 def tiny_network(monkeypatch):
-    monkeypatch.setitem(backbone._RECIPES, "small", backbone._Recipe(warm.tiny, None))
+    monkeypatch.setitem(backbone.ARCHITECTURES, "small", backbone.Architecture(warm.tiny))
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -222,7 +223,7 @@ class Waits(TorchDispatchMode):
 def one_step(stage, device="cpu", **changes):
     """A function that takes one step of the script's `train_step`."""
     torch.manual_seed(0)
-    model = Segmenter("small", torch.randn(5, 8), loss_stride=changes.get("loss_stride", 1)).to(device)
+    model = Segmenter(build_backbone("small"), torch.randn(5, 8), loss_stride=changes.get("loss_stride", 1)).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     pictures, label = torch.randint(0, 256, (4, 3, 16, 16)).byte(), torch.randint(0, 5, (2, 16, 16)).byte()
     source = [tensor.to(device) for tensor in (pictures[:2], label)]

@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 import torch
-
 import utils.run
+
 import warm
 from helpers import STAGES, load, same, same_run, train
 from model import backbone
@@ -16,7 +16,7 @@ PLAN = warm.PLAN | {"max_steps": 8, "batch_size": 9, "evaluate_every": 3, "save_
 
 @pytest.fixture(autouse=True)
 def tiny_network(monkeypatch):
-    monkeypatch.setitem(backbone._RECIPES, "small", backbone._Recipe(warm.tiny, None))
+    monkeypatch.setitem(backbone.ARCHITECTURES, "small", backbone.Architecture(warm.tiny))
 
 
 @pytest.fixture(
@@ -34,7 +34,7 @@ def whole(request, data, tmp_path_factory):
             shutil.copytree(path.parent, folder / f"after{content['step']}" / "split1" / f"stage{stage}")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(backbone._RECIPES, "small", backbone._Recipe(warm.tiny, None))
+        patch.setitem(backbone.ARCHITECTURES, "small", backbone.Architecture(warm.tiny))
         patch.setattr(utils.run, "save_checkpoint", keeping)
         return stage, flags, folder, train(stage, data, folder / "end", **flags)
 

@@ -17,11 +17,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+import utils.run
 from torch import nn
 from torch.distributed import TCPStore
 
 import eval as evaluation_script
-import utils.run
 from helpers import ROOT, STAGES, arguments
 from model import backbone
 
@@ -154,7 +154,7 @@ def _live(paths, method, stage, argv, prepare, told, place) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     torch.set_num_threads(1)
-    backbone._RECIPES["small"] = backbone._Recipe(tiny, None)
+    backbone.ARCHITECTURES["small"] = backbone.Architecture(tiny)
     if prepare is not None:
         prepare(journal, *told)
     before = open_files()
@@ -248,7 +248,7 @@ def _note_steps(journal: Path, module, slow) -> None:
 
 def note_losses(journal: Path, network: str = "tiny") -> None:
     """Builds `network`, and writes down what the log would say of each step, as JSON."""
-    backbone._RECIPES["small"] = backbone._Recipe(globals()[network], None)
+    backbone.ARCHITECTURES["small"] = backbone.Architecture(globals()[network])
     note = utils.run.Run.note
 
     def noting(run, losses):

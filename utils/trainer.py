@@ -31,7 +31,7 @@ from dataset.loaders import empty_batches, evaluation_loader, training_loader
 from dataset.transforms import training_transform
 from dataset.voc import choose_split, evaluation_dataset, training_datasets
 from embeddings import load_class_embeddings
-from model.backbone import WITH_CLASSIFIER
+from model.backbone import WITH_CLASSIFIER, build_backbone
 from model.segmenter import Segmenter
 from utils import distributed
 from utils.checkpoint import (
@@ -222,10 +222,13 @@ class Trainer:
         )
         with distributed.rank_zero_first():  # it downloads the weights, once
             weights = args.backbone_weights if args.restore_from_where == "pretrained" else "none"
-            self.network = Segmenter(
-                args.backbone, torch.from_numpy(class_embeddings), weights, args.freeze_backbone, args.cache_features,
-                args.loss_stride, self.split.num_auxiliary, args.amp, args.compile,
-            ).to(self.device)  # fmt: skip
+            backbone = build_backbone(
+                args.backbone, weights, args.freeze_backbone, args.cache_features, args.checkpoint_activations
+            )
+        self.network = Segmenter(
+            backbone, torch.from_numpy(class_embeddings), self.split.num_auxiliary, args.loss_stride, args.amp,
+            args.compile,
+        ).to(self.device)  # fmt: skip
         self.replica = self.network
         self.folder = stage_folder(args.output_dir, args.split, self.stage)
         check_writable(self.folder, f"--output-dir {args.output_dir}")
