@@ -16,13 +16,15 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from dataset.loaders import evaluation_loader
 from dataset.splits import SPLITS, Split, split_name
 from dataset.voc import EvaluationDataset, evaluation_dataset
 from model.loading import load_segmenter
-from model.segmenter import calibrate, mean_over_views
+from model.segmenter import LONGEST_SIDE, MIN_SIDE, calibrate
 from utils.checkpoint import check_settings, describe_protocol
-from utils.config import Parser, add_settings, fraction, positive
+from utils.config import Parser, add_settings, fraction, number, positive
 from utils.distributed import choose_device, connect, is_main, place
 from utils.errors import check_writable, one_line_errors
 from utils.logging import json_lines, write_json
@@ -45,6 +47,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     model.add_argument("--calibration", type=fraction, nargs="+", default=[0.0], metavar="GAMMA",
                        help="subtract GAMMA from the softmax of the seen classes; 0: off. Several values give a row "
                        "each: choose one on a validation split, never by the classes that are reported")
+    model.add_argument("--longest-side", type=number(int, MIN_SIDE), default=LONGEST_SIDE, metavar="PIXELS",
+                       help="larger images are resized to this for the network, and the result back to full size")
     model.add_argument("--scales", type=positive, nargs="+", default=[1.0], metavar="SCALE",
                        help="mean of the softmax over the image at these sizes, such as 0.75 1 1.25")
     model.add_argument("--flip", action="store_true", help="mean of the softmax over the image and its mirror image")
@@ -62,11 +66,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def calibrated_classes(logits: torch.Tensor, num_seen: int, gammas: list[float]) -> list[torch.Tensor]:
+    """The best unseen class of each pixel, from 0, then the best class with each gamma, [N, H, W] each."""
+    return [logits[:, num_seen:].argmax(dim=1), *(calibrate(logits, num_seen, g).argmax(dim=1) for g in gammas)]
+
+
 def save_predictions(folder: Path, dataset: EvaluationDataset, batch: tuple, split: Split) -> None:
-    """Writes the mask and the overlay of each image of a batch (image, label, index, scores [N, K, H, W])."""
-    for image, label, index, scores in zip(*batch):
+    """Writes the mask and the overlay of each image of a batch (image, label, index, prediction [N, H, W])."""
+    for image, label, index, classes in zip(*batch):
         name = f"{dataset.ids[int(index)]}.png"
-        prediction = split.to_mask(scores.argmax(dim=0).cpu().numpy())
+        prediction = split.to_mask(classes.cpu().numpy())
         save_index_png(prediction, folder / "masks" / name)
         row = (image.permute(1, 2, 0).cpu().numpy(), split.to_mask(label.cpu().numpy()), prediction)
         save_image(contact_sheet([row], title=Path(name).stem, **split.drawing), folder / "overlays" / name)
@@ -88,22 +97,22 @@ def main(argv: list[str] | None = None) -> int:
     dataset = evaluation_dataset(args.data_path, split, args.list)
     loader = evaluation_loader(dataset, args.num_workers, images_at_once(args.evaluation_batch_size, device), place())
     model.to(device)
-    views = args.flip or args.scales != [1.0]
-    score = partial(mean_over_views, model, scales=args.scales, flip=args.flip) if views else None
     metrics = {gamma: ZeroShotMetrics(split.names, split.num_seen) for gamma in args.calibration}
-    for image, label, index, logits in predictions(model, loader, device, score):
-        for gamma in metrics:
-            scores = calibrate(logits, split.num_seen, gamma)
-            metrics[gamma].update(scores, label, index)
+    classes = partial(calibrated_classes, num_seen=split.num_seen, gammas=args.calibration)
+    views = {"longest_side": args.longest_side, "scales": args.scales, "flip": args.flip}
+    for image, label, index, logits in predictions(model, loader, device, **views):
+        best_unseen, *best = logits.map_pixels(classes)
+        for counts, prediction in zip(metrics.values(), best):
+            counts.update(prediction, best_unseen, label, index)
         if args.save_dir is not None:
-            save_predictions(args.save_dir, dataset, (image, label, index, scores), split)
+            save_predictions(args.save_dir, dataset, (image, label, index, best[0]), split)
     for counts in metrics.values():
         counts.all_reduce()
     if is_main():
         about = {
             "checkpoint": str(args.checkpoint), "stage": checkpoint["stage"], "step": checkpoint["step"],
             "selection": checkpoint["selection"], "protocol": describe_protocol(checkpoint["metadata"]),
-            "images": len(dataset), "scales": args.scales, "flip": args.flip,
+            "images": len(dataset), **views,
         }  # fmt: skip
         report(args, metrics, about, dataset.ids, split)
     return 0

@@ -24,8 +24,7 @@ from PIL import Image
 from dataset.splits import BACKGROUND, VOID, Split
 from embeddings import embed_words, fold_name
 from model.loading import load_segmenter
-from model.segmenter import Segmenter
-from model.upsampling import upsample
+from model.segmenter import MIN_SIDE, Segmenter
 from utils.checkpoint import describe_protocol
 from utils.config import Parser, add_settings, fraction, number
 from utils.distributed import choose_device
@@ -34,7 +33,6 @@ from utils.logging import progress
 from utils.metrics import check_finite
 from utils.visualize import contact_sheet, read_image, save_image, save_index_png
 
-MIN_SIDE = 32  # pixels; the networks' strides leave nothing of less
 MAX_CLASSES = 200
 KINDS = {"seen": "labelled", "unseen": "shown without labels", "new": "never shown, only words"}
 
@@ -115,19 +113,11 @@ def class_kind(name: str, split: Split) -> str:
 @torch.inference_mode()
 def segment(model: Segmenter, image: np.ndarray, longest_side: int) -> tuple[np.ndarray, np.ndarray]:
     """The best class of each pixel and its probability, int64 and float32 [H, W], of an image uint8 [H, W, 3]."""
-    height, width = image.shape[:2]
-    scale = min(1.0, longest_side / max(height, width))
-    size = [max(MIN_SIDE, round(side * scale)) for side in (width, height)]
-    small = np.array(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
-    batch = torch.from_numpy(small).permute(2, 0, 1)[None].to(next(model.parameters()).device)
-    probability = model(batch)[0].softmax(dim=0)  # [K, h, w]
-    check_finite(~probability.isfinite().all())
-    best, index = torch.zeros(height, width), torch.zeros(height, width, dtype=torch.long)
-    for n, channel in enumerate(probability):  # one at a time: all would fill the memory for a large image
-        large = upsample(channel[None, None], height, width)[0, 0].cpu()
-        index = torch.where(large > best, n, index)
-        best = torch.maximum(best, large)
-    return index.numpy(), best.numpy()
+    batch = torch.from_numpy(image).permute(2, 0, 1)[None].to(next(model.parameters()).device)
+    logits = model.pixel_logits(batch, longest_side)
+    check_finite(~logits.coarse.isfinite().all())
+    confidence, best = logits.map_pixels(lambda block: block.softmax(dim=1).max(dim=1))
+    return best[0].cpu().numpy(), confidence[0].cpu().numpy()
 
 
 def predict_image(

@@ -14,6 +14,12 @@ from model.upsampling import PixelLogits, upsample
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """The precision of the convolutions in training, by the names of --amp."""
 
+LONGEST_SIDE = 1024
+"""Pixels at which larger images are predicted. Those of VOC, PASCAL Context and COCO are smaller."""
+
+MIN_SIDE = 32
+"""Pixels to which narrower images are stretched: the strides of the networks leave nothing of less."""
+
 
 class EmbeddingProjection(nn.Module):
     """Projects features into the embedding space and scores them against the class embeddings.
@@ -116,6 +122,28 @@ class Segmenter(nn.Module):
         if self.training:
             return PixelLogits(logits, height, width, self.loss_stride)
         return upsample(logits[:, self.num_auxiliary :], height, width)
+
+    @torch.no_grad()
+    def pixel_logits(
+        self, image: torch.Tensor, longest_side: int = LONGEST_SIDE, scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+    ) -> PixelLogits:  # fmt: skip
+        """Logits [N, K, H, W] of images uint8 [N, 3, H, W] of any size, upsampled only where they are read.
+
+        Memory grows with `longest_side` and hardly with the size of the images. Evaluation mode only.
+
+        Args:
+            longest_side: larger images are resized to this for the network.
+            scales, flip: views over which the softmax is averaged, see `mean_over_views`.
+        """
+        height, width = image.shape[-2:]
+        scale = min(1.0, longest_side / max(height, width))
+        size = [max(MIN_SIDE, round(side * scale)) for side in (height, width)]
+        image = image if size == [height, width] else resize(image, size, antialias=True)
+        if flip or tuple(scales) != (1.0,):
+            return PixelLogits(mean_over_views(self, image, scales, flip), height, width)
+        logits = self.projection(self.features(image)).contiguous()  # [N, num_auxiliary + K, h, w]
+        return PixelLogits(logits[:, self.num_auxiliary :], height, width)
 
     def parameter_groups(self, learning_rate: float, factor: float = 10.0) -> list[dict]:
         """Optimiser groups: the trunk at `learning_rate`; classifier and projection `factor` times as fast."""

@@ -5,13 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from model.calibration import calibrate
 from PIL import Image
 
 import eval as evaluation_script
 from dataset.splits import Split
 from dataset.voc import evaluation_dataset
 from helpers import evaluate, failure, load, mask_path, read_values
+from model.loading import load_segmenter
+from model.segmenter import calibrate
 
 SPLIT = Split.voc(1)
 SEEN = 4
@@ -74,6 +75,24 @@ def test_mean_over_flips_is_the_same_for_mirrored_images(varied, own_data, tmp_p
             mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         mirrored.save(path, format="PNG")
     assert difference(before, figures(varied, own_data, tmp_path, "--flip")) <= 4
+
+
+@pytest.mark.parametrize("size", [(1, 1), (12, 1), (3, 500), (90, 2100)])
+def test_images_of_any_size_have_a_prediction_for_each_pixel(varied, size):
+    """Narrow ones are stretched and large ones are resized for the network."""
+    model = load_segmenter(varied)[0].eval()
+    image = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8)
+    (classes,) = model.pixel_logits(image, longest_side=512).map_pixels(lambda logits: (logits.argmax(dim=1),))
+    assert classes.shape == (1, *size) and model.pixel_logits(image, 512).coarse.shape[-1] <= 64
+
+
+def test_large_image_gets_nearly_the_prediction_of_its_small_copy(varied, tmp_path):
+    small = torch.randint(0, 256, (1, 3, 8, 10), dtype=torch.uint8).float()
+    small = torch.nn.functional.interpolate(small, (60, 80), mode="bicubic").clamp(0, 255).byte()
+    large = torch.nn.functional.interpolate(small.float(), (240, 320), mode="bilinear").byte()
+    model = load_segmenter(varied)[0].eval()
+    one, other = (model.pixel_logits(image, longest_side=80).whole().argmax(dim=1) for image in (small, large))
+    assert other.shape == (1, 240, 320) and (other[:, 2::4, 2::4] == one).float().mean() > 0.9
 
 
 # --- calibration ----------------------------------------------------------------------------------------

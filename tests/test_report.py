@@ -124,7 +124,7 @@ def test_log_that_was_interrupted_is_read_up_to_there(finished, tmp_path):
     run = copy_of(finished.stage1, tmp_path / "run")
     with (run / "log.jsonl").open("a") as file:
         file.write('{"step": 9, "hio')
-    assert len(report.read_run(run, "run", "#000").log) == len(read_log(finished.stage1))
+    assert len(report.Run(run, "run", "#000").log) == len(read_log(finished.stage1))
 
 
 BROKEN = [

@@ -7,6 +7,7 @@ from PIL import Image
 
 from dataset.splits import Split
 from dataset.voc import evaluation_dataset
+from model.upsampling import PixelLogits
 from utils import visualize
 from utils.errors import UserError
 from utils.visualize import contact_sheet, images_showing, overlay, prediction_rows, read_image, save_index_png
@@ -213,9 +214,9 @@ def test_images_that_show_the_unseen_classes_are_found(data):
 
 def test_rows_hold_image_label_and_prediction(data):
     class Constant(torch.nn.Conv2d):
-        def forward(self, image):
+        def pixel_logits(self, image):
             assert not self.training
-            return torch.eye(len(SPLIT.names))[3].view(1, -1, 1, 1).expand(1, -1, *image.shape[-2:])
+            return PixelLogits(torch.eye(len(SPLIT.names))[3].view(1, -1, 1, 1), *image.shape[-2:])
 
     dataset, model = evaluation_dataset(data, SPLIT), Constant(1, 1, 1)
     (shown, mask, prediction), _ = prediction_rows(model, dataset, [2, 0], SPLIT.to_mask)

@@ -89,6 +89,11 @@ def one_line(error: Exception) -> str:
     return " ".join(line.strip() for line in text.splitlines() if line.strip()) or name
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out, of the machine or of a GPU."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, to be written in the block and renamed to `path` at its end.

@@ -9,14 +9,16 @@ IoU is undefined (NaN) and it is left out of the means. A class that is predicte
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from utils import distributed
-from utils.errors import UserError
+from utils.errors import UserError, is_out_of_memory
 from utils.logging import progress, warn_if_loader_slow
 
 HEADLINES = (
@@ -39,15 +41,15 @@ CHECK_EVERY = 32
 
 @torch.inference_mode()
 def predictions(
-    model: nn.Module, loader: DataLoader, device: torch.device, score: Callable[[Tensor], Tensor] | None = None
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    model: nn.Module, loader: DataLoader, device: torch.device, **options: Any
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Any]]:
     """Goes over `loader` with the network in evaluation mode; its mode is restored at the end.
 
     Args:
-        model: image uint8 [N, 3, H, W] -> logits [N, K, H, W].
+        model: its `pixel_logits(image, **options)` gives logits [N, K, H, W] of images uint8 [N, 3, H, W], with a
+            `map_pixels` that computes them block by block.
         loader: gives image, label [N, H, W] and index [N].
         device: where the network is.
-        score: replaces the network's call, as for several views.
 
     Yields:
         image, label, index and logits of each batch, on the device except for the index.
@@ -55,16 +57,24 @@ def predictions(
     Raises:
         UserError: if a score is not finite. On an accelerator some batches later, so that no batch waits for it.
     """
-    training, score = model.training, score or model
+    training = model.training
     model.eval()
     broken = torch.zeros((), dtype=torch.bool, device=device)
     try:
         batches = progress(warn_if_loader_slow(loader), total=len(loader), desc="evaluation", unit="batch", leave=False)
         for number, (image, label, index) in enumerate(batches, start=1):
             image, label = image.to(device, non_blocking=True), label.to(device, non_blocking=True)
-            logits = score(image)
-            # The least and the greatest score are NaN where any is, and several times as fast to check as all.
-            broken |= ~torch.stack([logits.amin(), logits.amax()]).isfinite().all()
+            try:
+                logits = model.pixel_logits(image, **options)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                size = " x ".join(map(str, image.shape[-2:]))
+                raise UserError(
+                    f"memory ran out at evaluation images of {size} pixels: evaluate the checkpoint with eval.py and a "
+                    "lower --longest-side or --evaluation-batch-size"
+                ) from error
+            broken |= ~logits.coarse.isfinite().all()
             if device.type == "cpu" or number % CHECK_EVERY == 0 or number == len(loader):
                 check_finite(broken)
             yield image, label, index, logits
@@ -85,7 +95,8 @@ def evaluate(model: nn.Module, loader: DataLoader, metrics: "ZeroShotMetrics", d
     each gets the figures of all images.
     """
     for _, label, index, logits in predictions(model, loader, device):
-        metrics.update(logits, label, index)
+        best, best_unseen = logits.map_pixels(partial(best_classes, num_seen=metrics.num_seen))
+        metrics.update(best, best_unseen, label, index)
     metrics.all_reduce()
     if metrics.num_images != len(loader.dataset):
         print(f"warning: {metrics.num_images} of {len(loader.dataset)} images were evaluated", file=sys.stderr)
@@ -120,18 +131,17 @@ class ZeroShotMetrics:
         self._order: list[int] = []
 
     @torch.no_grad()
-    def update(self, logits: Tensor, label: Tensor, index: Tensor) -> None:
-        """Counts one batch: logits (or any scores) [N, K, H, W], label [N, H, W], index of the images [N], on the CPU.
+    def update(self, best: Tensor, best_unseen: Tensor, label: Tensor, index: Tensor) -> None:
+        """Counts one batch, integer [N, H, W] each.
 
-        GZSL: argmax over all K classes at every pixel. ZSL: argmax over the unseen classes where the label is unseen.
-
-        Raises:
-            ValueError: for other shapes. A label that is no class raises in `compute`.
+        Args:
+            best: the predicted class among all K, for GZSL.
+            best_unseen: the predicted class among the unseen ones, from 0, for ZSL; counted where the label is unseen.
+            label: classes and `ignore_index`. Anything else raises in `compute`.
+            index: of the images, [N] on the CPU.
         """
-        if logits.dim() != 4 or logits.shape[1] != len(self.names) or logits[:, 0].shape != label.shape:
-            shapes = f"{list(logits.shape)} and {list(label.shape)}"
-            raise ValueError(f"logits and label must be [N, {len(self.names)}, H, W] and [N, H, W], not {shapes}")
-        best, best_unseen = best_classes(logits, self.num_seen)
+        if not best.shape == best_unseen.shape == label.shape:
+            raise ValueError(f"shapes differ: {list(best.shape)}, {list(best_unseen.shape)}, {list(label.shape)}")
         label = label.long()
         counts = count_pixels(label, best, len(self.names), self.ignore_index)
         # A seen label becomes negative here: it does not count, as an ignored one.

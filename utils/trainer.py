@@ -535,7 +535,7 @@ class Trainer:
         for _, _, index, logits in itertools.islice(
             predictions(self.network, self.evaluation, self.device), DRY_RUN_STEPS
         ):
-            logits[0, 0, 0, 0].item()  # waits for the device
+            logits.coarse[0, 0, 0, 0].item()  # waits for the device
             times.append(time.perf_counter())
             counts.append(len(index))
         num_images, left = len(self.evaluation.dataset), self.num_steps - self.step + len(self._times)

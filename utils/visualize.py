@@ -5,6 +5,7 @@ A mask is uint8 [H, W] of mask values, an image uint8 [H, W, 3] in RGB. What the
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -240,12 +241,12 @@ def images_showing(dataset: Dataset, classes: Iterable[int], share: float = 0.02
 
 
 @torch.inference_mode()
-def predict_logits(model: nn.Module, image: torch.Tensor) -> torch.Tensor:
-    """Logits [N, K, H, W] of images uint8 [N, 3, H, W] in evaluation mode; the model's mode is restored."""
+def predict_logits(model: nn.Module, image: torch.Tensor) -> Any:
+    """`pixel_logits` of images uint8 [N, 3, H, W] in evaluation mode; the model's mode is restored."""
     training = model.training
     model.eval()
     try:
-        return model(image.to(next(model.parameters()).device))
+        return model.pixel_logits(image.to(next(model.parameters()).device))
     finally:
         model.train(training)
 
@@ -255,8 +256,8 @@ def prediction_rows(model: nn.Module, dataset: Dataset, indices: Sequence[int], 
     rows = []
     for index in indices:
         image, label, _ = dataset[index]
-        prediction = predict_logits(model, image[None])[0].argmax(dim=0).cpu().numpy()
-        rows.append((image.permute(1, 2, 0).numpy(), to_mask(label.numpy()), to_mask(prediction)))
+        (prediction,) = predict_logits(model, image[None]).map_pixels(lambda logits: (logits.argmax(dim=1),))
+        rows.append((image.permute(1, 2, 0).numpy(), to_mask(label.numpy()), to_mask(prediction[0].cpu().numpy())))
     return rows
 
 
