@@ -49,10 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
     if not args.output.name:
         raise UserError(f"--output {args.output}: no name: give one, as in embeddings/word2vec")
-    stem = args.output.with_suffix("") if args.output.suffix == ".npy" else args.output
-    output, kind = stem.with_name(f"{stem.name}.npy"), "words" if args.vocabulary else "classes"
+    stem = args.output.name.removesuffix(".npy")
+    output, record_path = (args.output.with_name(stem + ending) for ending in (".npy", ".json"))
+    given, kind = args.vocabulary or args.classes, "words" if args.vocabulary else "classes"
     listing = output.with_name(f"{kind}.txt")
-    given = args.vocabulary or args.classes
     names = read_names(given) if given else tuple(class_words()["voc"])
     if listing.exists() and read_names(listing) != names:
         raise UserError(f"{listing}: lists other names for tables that are there: choose another folder in --output")
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_text(listing, "\n".join(names) + "\n")
     with atomic_write(output) as path, path.open("wb") as file:
         np.save(file, rows)
-    write_text(stem.with_name(f"{stem.name}.json"), json.dumps(record, indent=2) + "\n")
+    write_text(record_path, json.dumps(record, indent=2) + "\n")
     print(f"{output}: {len(names)} {kind}, {rows.shape[1]} dimensions")
     return 0
 

@@ -47,9 +47,8 @@ def describe_file(path: Path) -> str:
         return f"{error.strerror}: check the path"
     if not start:
         return "it is empty: download it again"
-    if path.suffix == ".gz" and start.startswith(b"\x1f\x8b"):
-        return SIGNATURES[b""]
-    return next(text for signature, text in SIGNATURES.items() if start.startswith(signature))
+    signatures = SIGNATURES if path.suffix != ".gz" else SIGNATURES | {b"\x1f\x8b": SIGNATURES[b""]}
+    return next(text for signature, text in signatures.items() if start.startswith(signature))
 
 
 def scan_words(path: Path, wanted: Collection[str]) -> Vectors:

@@ -19,9 +19,7 @@ from utils.errors import UserError
 
 PACKAGE = Path(__file__).parent
 SHIPPED = "glove"
-VOCABULARY = PACKAGE / "vocabulary" / f"{SHIPPED}.npy"
-"""The word file that comes with this package: common words, 100-d GloVe."""
-
+VOCABULARY = PACKAGE / "vocabulary" / f"{SHIPPED}.npy"  # common words, 100-d
 PUBLISHED = ("word2vec", "fasttext")  # 300 + 300 dimensions
 ENDINGS = (".npy", ".pkl", ".bin", ".bin.gz", ".vec", ".vec.gz", ".txt", ".txt.gz", ".tgz")  # in order of preference
 SAME_VECTORS = 0.99  # cosine from which two vectors of a class count as the same
@@ -68,7 +66,8 @@ def read_names(path: Path) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8"
         raise UserError(f"{path}: no class names ({reason}): write one a line, in the order of the rows") from None
-    names = tuple(line.strip() for line in text.splitlines() if line.strip())
+    lines = (re.sub(r"^\s*\d+\s*:", "", line).strip() for line in text.splitlines())  # a data set's 'VALUE: NAME' too
+    names = tuple(line for line in lines if line)
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice or not names:
         fault = f"{', '.join(map(repr, twice))} twice" if twice else "no names"
@@ -110,14 +109,6 @@ def read_table(path: Path) -> dict[str, np.ndarray]:
     return dict(zip(names, np.array(rows)))
 
 
-def check_vector(vector: np.ndarray, where: str) -> np.ndarray:
-    """`vector` as float64 [D]. Raises `UserError`, naming `where`, for NaN, infinity or a zero vector."""
-    if not np.isfinite(vector).all() or not vector.any():
-        fault = "is zero and has no direction" if np.isfinite(vector).all() else "has NaN or infinity"
-        raise UserError(f"{where}: the vector {fault}: use another word or file")
-    return np.asarray(vector, np.float64)
-
-
 def read_words(path: Path, forms: Collection[str], enough: Collection[str] = ()) -> dict[str, np.ndarray]:
     """Word -> vector, float [D], for those of `forms` that a word file has; the first where it has several.
 
@@ -146,8 +137,11 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
 
 def average_vectors(vectors: Sequence[np.ndarray], where: str) -> np.ndarray:
     """One vector, float64 [D], for several words: the mean of their directions, with the mean of their lengths."""
-    stack = np.stack([check_vector(vector, where) for vector in vectors])
-    mean = check_vector(unit_rows(stack).mean(axis=0), where)
+    stack = np.stack(vectors).astype(np.float64)
+    with np.errstate(all="ignore"):
+        mean = unit_rows(stack).mean(axis=0)
+    if not np.isfinite(mean).all() or not mean.any():
+        raise UserError(f"{where}: its vector is zero, or has NaN or infinity: use another name or file")
     return mean / np.linalg.norm(mean) * np.linalg.norm(stack, axis=1).mean()
 
 
@@ -182,8 +176,7 @@ def find_class_vectors(
     missing = ", ".join(repr(name) for name in names if name not in found)
     if missing:
         source = "the shipped words" if path == VOCABULARY else path
-        advice = f"choose other names, or word vectors that have them with {flag}"
-        raise UserError(f"{source}: no vector for {missing}: {advice}")
+        raise UserError(f"{source}: no vector for {missing}: give other names, or {flag} with vectors that have them")
     return found
 
 
@@ -207,11 +200,7 @@ def available(folder: Path) -> list[str]:
 
 
 def find_source(source: str, folder: Path) -> Path:
-    """The file of a source: `source` itself, or a file of that name in `folder`; "glove" is also the shipped one.
-
-    Raises:
-        UserError: there is no such file.
-    """
+    """The file of a source: `source` itself, or NAME.* in `folder`, or the shipped one. Raises `UserError` for none."""
     if source.endswith(ENDINGS) or Path(source).is_file():
         return Path(source)
     path = next((p for p in (folder / (source + ending) for ending in ENDINGS) if p.is_file()), None)
@@ -231,23 +220,19 @@ def choose_sources(embedding: Sequence[str] | None, folder: Path | None) -> list
     """
     there = available(folder or PACKAGE)
     if folder is not None and not there:
-        raise UserError(
-            f"--embedding-path {folder}: no word vectors there: it needs NAME.npy with classes.txt, or a .pkl, .bin, "
-            ".vec or .txt file"
-        )
+        raise UserError(f"--embedding-path {folder}: no word vectors there (.npy, .pkl, .bin, .vec or .txt)")
     if embedding is not None:
         if not embedding or len(set(embedding)) < len(embedding):
             raise UserError("--embedding: give one source or more, each once")
         return list(embedding)
     if set(PUBLISHED) <= set(there):
         return list(PUBLISHED)
-    if folder is not None and len(there) == 1:
-        return there
-    if folder is not None:
+    if folder is None:
+        print("embedding: the shipped 100-d GloVe; see embeddings/README.md for the published 600-d", file=sys.stderr)
+        return [SHIPPED]
+    if len(there) > 1:
         raise UserError(f"--embedding-path {folder}: several sources: give --embedding with some of {', '.join(there)}")
-    text = f"embedding: the shipped '{SHIPPED}' (100-d); embeddings/README.md says how to get the published 600-d"
-    print(text, file=sys.stderr)
-    return [SHIPPED]
+    return there
 
 
 def load_class_embeddings(
@@ -274,11 +259,8 @@ def load_class_embeddings(
     if twice or not names:
         raise UserError(f"class names: {f'{twice[0]!r} twice' if twice else 'none'}: give each class once")
     sources = choose_sources(embedding, embedding_path)
-    tables = []
-    for source in sources:
-        found = find_class_vectors(find_source(source, Path(embedding_path or PACKAGE)), names)
-        tables.append(np.stack([found[name] for name in names]))
-    return concatenate(tables, weighting), sources
+    found = [find_class_vectors(find_source(source, Path(embedding_path or PACKAGE)), names) for source in sources]
+    return concatenate([np.stack([vectors[name] for name in names]) for vectors in found], weighting), sources
 
 
 def embed_words(
@@ -313,28 +295,20 @@ def embed_words(
         found = [find_class_vectors(path, free, list(known), "--vocabulary") for path in paths]
         both = [name for name in known if all(name in vectors for vectors in found)]
         tables = [np.stack([vectors[name] for name in (*free, *both)]) for vectors in found]
-        files = f"{', '.join(map(str, paths))}: give --vocabulary or --embedding-path with the checkpoint's own vectors"
-        new = match_known(tables, [known[name] for name in both], files)
-        rows |= {fold_name(name): vector for name, vector in zip(free, new)}
+        results = [concatenate(tables, weighting) for weighting in ("raw", "equal")]
+        agreement = [agreement_with(result[len(free) :], [known[name] for name in both]) for result in results]
+        if max(agreement) < SAME_VECTORS:
+            files = ", ".join(map(str, paths))
+            raise UserError(f"{files}: not the checkpoint's vectors: give --vocabulary or --embedding-path with them")
+        rows |= {fold_name(name): vector for name, vector in zip(free, results[int(np.argmax(agreement))])}
     return np.stack([rows[fold_name(name)] for name in names]).astype(np.float32)
 
 
-def match_known(tables: Sequence[np.ndarray], known: Sequence[np.ndarray], files: str) -> np.ndarray:
-    """`tables` [N, D_i] concatenated with the weighting whose last rows are `known`; float32 [N, D].
-
-    Raises:
-        UserError: neither weighting gives these rows; it begins with `files`.
-    """
-    results = [concatenate(tables, weighting) for weighting in ("raw", "equal")]
-    if not known:
-        return results[0]
-    if results[0].shape[1] != len(known[0]):
-        raise UserError(f"{files} ({len(known[0])} dimensions, not {results[0].shape[1]})")
-    # The median: a few classes may stand for words of the user's own.
-    cosines = [float(np.median((rows[-len(known) :] * np.stack(known)).sum(axis=1))) for rows in results]
-    if max(cosines) < SAME_VECTORS:
-        raise UserError(f"{files} (the median cosine is {max(cosines):.2f})")
-    return results[int(np.argmax(cosines))]
+def agreement_with(rows: np.ndarray, known: Sequence[np.ndarray]) -> float:
+    """The median cosine (a few classes may differ) of unit rows [N, D] and `known`; 1 for N = 0, 0 for another D."""
+    if len(known) and rows.shape[1] != len(known[0]):
+        return 0.0
+    return float(np.median((rows * np.stack(known)).sum(axis=1))) if len(known) else 1.0
 
 
 def imagenet_similarity(categories: Sequence[str], unseen: Sequence[str], limit: float) -> np.ndarray:
@@ -349,10 +323,7 @@ def imagenet_similarity(categories: Sequence[str], unseen: Sequence[str], limit:
         limit: cosine in [0, 1].
 
     Returns:
-        float32 [len(categories), len(unseen)].
-
-    Raises:
-        UserError: an unseen class without a shipped vector.
+        float32 [len(categories), len(unseen)]. Raises `UserError` for an unseen class without a shipped vector.
     """
     vectors = find_class_vectors(VOCABULARY, unseen)
     targets = unit_rows(np.stack([vectors[name] for name in unseen]))

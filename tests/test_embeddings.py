@@ -295,7 +295,7 @@ def test_default_is_the_published_pair_else_the_shipped_words(tmp_path, monkeypa
     monkeypatch.setattr(loading, "PACKAGE", tmp_path / "package")
     rows, sources = load_class_embeddings(["cat", "dog"])
     assert sources == ["glove"] and rows.shape == (2, 100)
-    assert capsys.readouterr().err.startswith("embedding: the shipped 'glove' (100-d)")
+    assert capsys.readouterr().err.startswith("embedding: the shipped 100-d GloVe")
     for source, dim in (("word2vec", 2), ("fasttext", 5)):
         write_table(tmp_path / "package", source, ["cat", "dog"], np.eye(2, dim))
     rows, sources = load_class_embeddings(["cat", "dog"])

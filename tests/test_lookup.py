@@ -44,7 +44,7 @@ def test_common_words_are_shipped(glove):
 
 
 def test_a_word_without_a_vector_is_named(glove):
-    with pytest.raises(UserError, match=r"\Athe shipped words: no vector for 'zebbra': [^\n]*--vocabulary\Z"):
+    with pytest.raises(UserError, match=r"\Athe shipped words: no vector for 'zebbra': [^\n]*--vocabulary [^\n]*\Z"):
         embed_words(["cat", "zebbra"], glove, ["glove"])
 
 
@@ -68,8 +68,8 @@ def test_several_sources_are_combined_as_in_training(tmp_path, weighting):
         embed_words(["zebra"], {"cat": trained[0]}, ["0", "1"], vocabulary=paths[:1])
 
 
-@pytest.mark.parametrize("other, message", [(vectors(WORDS, seed=5), "cosine"), (vectors(WORDS, 4), "6 dimensions")])
-def test_other_vectors_than_the_checkpoints_are_refused(tmp_path, other, message):
+@pytest.mark.parametrize("other", [vectors(WORDS, seed=5), vectors(WORDS, 4)], ids=["seed", "dimensions"])
+def test_other_vectors_than_the_checkpoints_are_refused(tmp_path, other):
     known = {name: unit(vectors(WORDS)[name]) for name in ("cat", "dog", "sofa")}
-    with pytest.raises(UserError, match=rf"other.txt.*--vocabulary.*{message}"):
+    with pytest.raises(UserError, match=r"other.txt: not the checkpoint's vectors: .*--vocabulary"):
         embed_words(["zebra"], known, ["mine"], vocabulary=[write_text(tmp_path / "other.txt", other)])
