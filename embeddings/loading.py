@@ -205,9 +205,10 @@ def find_source(source: str, folder: Path) -> Path:
         return Path(source)
     path = next((p for p in (folder / (source + ending) for ending in ENDINGS) if p.is_file()), None)
     if path is None and source != SHIPPED:
+        there = ", ".join(available(folder)) or "none"
         raise UserError(
-            f"--embedding {source}: no such vectors in {folder}; there: {', '.join(available(folder)) or 'none'}; "
-            f"'{SHIPPED}' is shipped; embeddings/README.md says how to make others"
+            f"no '{source}' vectors in {folder}; there: {there}; shipped: {SHIPPED}: give --embedding-path with their "
+            "folder (embeddings/README.md says how to get them)"
         )
     return path or VOCABULARY
 

@@ -289,7 +289,7 @@ def test_a_word_without_vector_is_named_with_its_class(place, capsys, tmp_path):
 
 def test_an_unknown_embedding_is_named(place, capsys):
     line = fail_training(capsys, place, embedding="nothing")
-    assert "--embedding nothing" in line and "glove" in line
+    assert "no 'nothing' vectors" in line and "glove" in line
 
 
 # --- checkpoints ----------------------------------------------------------------------------------------

@@ -395,7 +395,7 @@ HOSTILE = [
         words("w.npy", npy("{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999, 99)}")),
         ["w.npy", "no array of floats"],
     ),
-    ("vectors not there", stage1, flags("--embedding", "nothing"), ["--embedding nothing", "glove"]),
+    ("vectors not there", stage1, flags("--embedding", "nothing"), ["no 'nothing' vectors", "glove"]),
     ("vectors twice", stage1, flags("--embedding", "glove", "glove"), ["--embedding", "once"]),
     ("vectors to build from not there", build, flags("--source", "no.bin"), ["no.bin", "cannot be read"]),
     ("words that are no JSON", build, flags("--source", "no.bin", "--words", "{"), ["--words", "JSON"]),
