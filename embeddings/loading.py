@@ -195,7 +195,7 @@ def concatenate(tables: Sequence[np.ndarray], weighting: str) -> np.ndarray:
 
 def available(folder: Path) -> list[str]:
     """The names of the sources in `folder`."""
-    files = [path.name for path in folder.glob("*") if path.name not in ("classes.txt", "words.txt")]
+    files = [path.name for path in folder.glob("[!.]*") if path.name not in ("classes.txt", "words.txt")]
     return sorted({name.removesuffix(ending) for name in files for ending in ENDINGS if name.endswith(ending)})
 
 

@@ -296,6 +296,7 @@ def test_a_given_folder_is_never_replaced_by_the_shipped_words(tmp_path):
             with fails("--embedding-path", "no word vectors there"):
                 load_class_embeddings(["cat"], embedding, folder)
     put(tmp_path / "glove.txt", b"cat 0 1\n")
+    put(tmp_path / "._glove.txt", b"left by macOS")
     rows, sources = load_class_embeddings(["cat"], None, tmp_path)
     assert rows.tolist() == [[0, 1]] and sources == ["glove"]
     put(tmp_path / "mine.vec.gz", b"cat 0 1\n")
