@@ -15,10 +15,11 @@ images/; then run eval.py. With --target-pixels all, the default, no mask of a t
 """
 
 import sys
+from functools import partial
 
 import torch
 
-from dataset.splits import SPLITS
+from dataset.splits import SPLITS, VOID
 from embeddings import imagenet_similarity
 from model.backbone import BACKBONES, IMAGENET_CLASSES, build_backbone, imagenet_head
 from model.class_evidence import ImageNetEvidence
@@ -28,6 +29,7 @@ from model.segmenter import Segmenter
 from utils.config import parse_settings
 from utils.distributed import all_reduce_sum, rank_zero_first
 from utils.errors import one_line_errors
+from utils.metrics import predict_logits
 from utils.trainer import NO_SCALER, Trainer, optimizer_step
 
 STAGE = 2
@@ -89,6 +91,17 @@ def cluster_pseudo_labeler(args, network: Segmenter, split) -> ClusterPseudoLabe
     )  # fmt: skip
 
 
+@torch.no_grad()
+def preview_pseudo_labels(trainer: Trainer, image: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Pseudo-labels [N, S, S] of target images uint8 [N, 3, S, S], to be drawn at an evaluation."""
+    if trainer.pseudo_labeler is not None:
+        return trainer.pseudo_labeler(image, valid)[0]
+    args, split = trainer.args, trainer.split
+    logits = predict_logits(trainer.network, image)  # of the scored classes, without an auxiliary background
+    label = pseudo_labels(logits, split.num_seen, valid, args.keep, balanced=args.balance_classes)
+    return torch.where(label == VOID, VOID, label + split.num_auxiliary)
+
+
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
     args = parse_settings(argv, STAGE, __doc__, CHOICES)
@@ -98,6 +111,7 @@ def main(argv: list[str] | None = None) -> int:
     trainer.restore()
     trainer.fit_pseudo_labeler()
     num_seen, labeler = trainer.split.num_trained_seen, trainer.pseudo_labeler
+    trainer.preview = partial(preview_pseudo_labels, trainer)
     for source, target in trainer.steps():
         losses = train_step(trainer.replica, trainer.optimizer, source, target, num_seen, args, trainer.scaler, labeler)
         trainer.end_step(losses)  # logs, saves, evaluates

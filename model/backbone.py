@@ -19,7 +19,6 @@ from torch.utils.checkpoint import checkpoint
 from torchvision import models
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
-from model.feature_cache import FeatureCache
 from utils.errors import UserError
 
 IMAGENET_CLASSES = tuple(models.VGG16_Weights.IMAGENET1K_V1.meta["categories"])
@@ -47,7 +46,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.trunk, self.classifier, self.channels, self.min_batch = trunk, classifier, channels, min_batch
         self.frozen = self.checkpoint_activations = False
-        self.cache: FeatureCache | None = None
+        self.cache: Callable | None = None
         self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
@@ -354,6 +353,8 @@ def build_backbone(
     if frozen:
         backbone.freeze()
     if cache is not None:
+        from model.feature_cache import FeatureCache
+
         backbone.cache = FeatureCache(cache, backbone.trunk)
     return backbone.train()
 

@@ -103,6 +103,17 @@ def evaluate(model: nn.Module, loader: DataLoader, metrics: "ZeroShotMetrics", d
     return {**metrics.compute(), **metrics.details(loader.dataset.ids)}
 
 
+@torch.inference_mode()
+def predict_logits(model: nn.Module, image: Tensor) -> Any:
+    """`pixel_logits` of images uint8 [N, 3, H, W] in evaluation mode; the model's mode is restored."""
+    training = model.training
+    model.eval()
+    try:
+        return model.pixel_logits(image.to(next(model.parameters()).device))
+    finally:
+        model.train(training)
+
+
 def images_at_once(batch_size: int | None, device: torch.device) -> int:
     """Images of one size to evaluate together: `batch_size`, or what is fast on `device`.
 

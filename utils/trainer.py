@@ -19,11 +19,10 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -70,16 +69,12 @@ from utils.metrics import (
     percent,
     predictions,
 )
-from utils.visualize import contact_sheet, images_showing, label_rows, predict_logits, prediction_rows, save_image
 
 DRY_RUN_STEPS = 4
 """Steps, and evaluation batches, of --dry-run; the first of them warms up and is not timed."""
 
 LOOK_AT_MOST = 5000
 """Images of each kind that a pseudo-labeller looks at before the first step, at most."""
-
-NUM_EXTREMES = 3
-"""Images with the worst, and with the best, mean IoU that are drawn at an evaluation."""
 
 SELECTED_BY = "miou_unseen"
 """The figure on the evaluation images by which best.pth is chosen."""
@@ -158,8 +153,8 @@ class Trainer:
     Attributes:
         network: the segmenter; `replica` is what to call in a training step (the same, with one process).
         pseudo_labeler: a module whose state belongs to the run's checkpoint; a script sets it before `restore`.
-        preview: (image, valid, logits) of target images -> {heading: class indices [N, H, W]}, to be drawn at an
-            evaluation; a script may set it.
+        preview: (image, valid) of target images -> training class indices [N, H, W], drawn at an evaluation; a script
+            may set it.
     """
 
     def __init__(self, stage: int, args: argparse.Namespace):
@@ -172,12 +167,12 @@ class Trainer:
         self._load_data()
         self._build_network()
         self.pseudo_labeler: nn.Module | None = None
-        self.preview: Callable[..., Mapping[str, torch.Tensor]] | None = None
+        self.preview: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
         self.step = 0
         self.best: float | None = None
         self._losses = LossMeter(distributed.all_reduce_sum)
         self._writer = summary_writer() if args.tensorboard else None
-        self._board, self._bar, self._evaluation, self._shown = None, None, {}, []
+        self._board, self._bar, self._evaluation, self._sheets = None, None, {}, None
         self._images_a_step, self._times, self._last_look = 0, [], (0, 0.0)
 
     def _check_stage2(self) -> None:
@@ -490,38 +485,23 @@ class Trainer:
             self._draw()
 
     def _draw(self) -> None:
-        """Draws into images/ what the network predicts, on the same images at each evaluation.
+        """Draws into images/ what the network predicts, and in stage 2 the pseudo-labels, see `RunSheets`."""
+        from utils.visualize import RunSheets  # which reads fonts and is not needed before
 
-        One sheet has an image for each unseen class; others have the images with the worst and the best mean IoU, for
-        `utils.report`; in stage 2 one has the pseudo-labels of four target images.
-        """
-        dataset, split = self.evaluation.dataset, self.split
-        self._shown = self._shown or images_showing(dataset, range(split.num_seen, len(split.names)))
-        self._save_sheet("evaluation", prediction_rows(self.network, dataset, self._shown, split.to_mask), split)
-        scored = [(score, name) for name, (score, _) in self._evaluation["per_image"].items() if score is not None]
-        scored, count = sorted(scored), min(NUM_EXTREMES, len(scored) // 2)
-        extremes = {f"worst_{n + 1}": scored[n] for n in range(count)}
-        extremes |= {f"best_{n + 1}": scored[-1 - n] for n in range(count)}
-        drawn = {}
-        for name, (score, image) in extremes.items():
-            drawn[image] = f"images/{name}.jpg"
-            rows = prediction_rows(self.network, dataset, [dataset.ids.index(image)], split.to_mask)
-            sheet = contact_sheet(rows, title=f"{image}: mean IoU {score:.1%}", **split.drawing)
-            save_image(sheet, self.folder / drawn[image])
+        self._sheets = self._sheets or RunSheets(self.folder, self.evaluation.dataset, self.split)
+        figures = ", ".join(f"{title} {percent(self._evaluation[key])} %" for title, key in HEADLINES[:3])
+        title = f"stage {self.stage}, step {self.step}: {figures}"
+        sheets = {"evaluation": self._sheets.draw_predictions(self.network, self.step, title)}
+        drawn = self._sheets.draw_extremes(self.network, self._evaluation["per_image"])
         write_json(self.folder / "evaluation.json", {**self._evaluation, "drawn": drawn})
         if self.preview is not None:
             keys = [(len(self.target) * n // 4, 0) for n in range(min(4, len(self.target)))]
-            image, valid = map(torch.stack, zip(*[self.target[key] for key in keys]))
-            labels = self.preview(image.to(self.device), valid.to(self.device), predict_logits(self.network, image))
-            self._save_sheet("pseudo_labels", label_rows(image, labels, split.trained.to_mask), split.trained)
-
-    def _save_sheet(self, name: str, rows: Sequence[tuple], split: Any) -> None:
-        text = ", ".join(f"{title} {percent(self._evaluation[key])} %" for title, key in HEADLINES[:3])
-        path = self.folder / "images" / f"{name}_{self.step:06d}.jpg"
-        sheet = contact_sheet(rows, title=f"stage {self.stage}, step {self.step}: {text}", **split.drawing)
-        save_image(sheet, path)
+            image, valid = (torch.stack(maps).to(self.device) for maps in zip(*[self.target[key] for key in keys]))
+            label = self.preview(image, valid)
+            sheets["pseudo_labels"] = self._sheets.draw_pseudo_labels(image, label, self.step, title)
         if self._board is not None:
-            self._board.add_image(name, np.asarray(sheet), self.step, dataformats="HWC")
+            for name, sheet in sheets.items():
+                self._board.add_image(name, sheet, self.step, dataformats="HWC")
 
     def finish(self) -> int:
         """Ends a run; after a dry run prints how long the run will take and what it needs. Returns exit code 0."""

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from utils.errors import UserError, atomic_write
+from utils.metrics import predict_logits
 
 VOID_COLOUR = (224, 224, 224)  # light grey: VOC's own colour of 255 looks like one more class
 TEXT, MUTED, LINE, PAPER = (56, 56, 56), (128, 128, 128), (176, 176, 176), (255, 255, 255)
@@ -22,6 +23,9 @@ OPACITY = 0.6  # of a class colour over its image
 MARGIN, GAP = 20, 10  # pixels
 TITLE_SIZE, HEADING_SIZE, LEGEND_SIZE = 22, 17, 16  # pixels
 UNSEEN_NOTE, FADED_NOTE = "* not labelled in training", "bleached: not evaluated"
+NUM_EXTREMES = 3
+"""Images with the worst, and with the best, mean IoU that are drawn at an evaluation."""
+
 MAX_SEARCHED = 200  # images that `images_showing` opens at most
 
 Row = tuple[np.ndarray, np.ndarray | None, np.ndarray | Mapping[str, np.ndarray]]
@@ -240,17 +244,6 @@ def images_showing(dataset: Dataset, classes: Iterable[int], share: float = 0.02
     return found or list(range(min(len(dataset), 4)))
 
 
-@torch.inference_mode()
-def predict_logits(model: nn.Module, image: torch.Tensor) -> Any:
-    """`pixel_logits` of images uint8 [N, 3, H, W] in evaluation mode; the model's mode is restored."""
-    training = model.training
-    model.eval()
-    try:
-        return model.pixel_logits(image.to(next(model.parameters()).device))
-    finally:
-        model.train(training)
-
-
 def prediction_rows(model: nn.Module, dataset: Dataset, indices: Sequence[int], to_mask: Callable) -> list[Row]:
     """A row with label and prediction for each image; `to_mask` makes mask values of class indices."""
     rows = []
@@ -266,3 +259,44 @@ def label_rows(image: torch.Tensor, labels: Mapping[str, torch.Tensor], to_mask:
     masks = {heading: to_mask(label.cpu().numpy()) for heading, label in labels.items()}
     images = image.permute(0, 2, 3, 1).cpu().numpy()
     return [(each, None, {heading: mask[n] for heading, mask in masks.items()}) for n, each in enumerate(images)]
+
+
+class RunSheets:
+    """What a run draws at its evaluations, in `images/` of its folder.
+
+    Args:
+        folder: of the run.
+        dataset: the evaluation images, with their names in `ids`.
+        split: the classes; gives `names`, `num_seen`, `to_mask`, `drawing` and, for training labels, `trained`.
+    """
+
+    def __init__(self, folder: Path, dataset: Dataset, split: Any):
+        self.folder, self.dataset, self.split = folder, dataset, split
+        self.indices = images_showing(dataset, range(split.num_seen, len(split.names)))
+
+    def draw_predictions(self, model: nn.Module, step: int, title: str) -> np.ndarray:
+        """One sheet with an image for each unseen class, the same ones each time; uint8 [H, W, 3]."""
+        rows = prediction_rows(model, self.dataset, self.indices, self.split.to_mask)
+        return self._save(f"evaluation_{step:06d}", rows, title, self.split)
+
+    def draw_extremes(self, model: nn.Module, per_image: Mapping[str, Sequence]) -> dict[str, str]:
+        """A sheet for each of the images with the worst and the best mean IoU; {image: path below the folder}."""
+        scored = sorted((score, name) for name, (score, _) in per_image.items() if score is not None)
+        count = min(NUM_EXTREMES, len(scored) // 2)
+        extremes = {f"worst_{n + 1}": scored[n] for n in range(count)}
+        extremes |= {f"best_{n + 1}": scored[-1 - n] for n in range(count)}
+        for name, (score, image) in extremes.items():
+            rows = prediction_rows(model, self.dataset, [self.dataset.ids.index(image)], self.split.to_mask)
+            self._save(name, rows, f"{image}: mean IoU {score:.1%}", self.split)
+        return {image: f"images/{name}.jpg" for name, (_, image) in extremes.items()}
+
+    def draw_pseudo_labels(self, image: torch.Tensor, label: torch.Tensor, step: int, title: str) -> np.ndarray:
+        """One sheet of target images uint8 [N, 3, H, W] and their pseudo-labels [N, H, W]; uint8 [H, W, 3]."""
+        trained = self.split.trained
+        rows = label_rows(image.cpu(), {"pseudo-labels": label}, trained.to_mask)
+        return self._save(f"pseudo_labels_{step:06d}", rows, title, trained)
+
+    def _save(self, name: str, rows: Sequence[Row], title: str, split: Any) -> np.ndarray:
+        sheet = contact_sheet(rows, title=title, **split.drawing)
+        save_image(sheet, self.folder / "images" / f"{name}.jpg")
+        return np.asarray(sheet)
