@@ -168,7 +168,14 @@ def vgg16(network: nn.Module) -> Backbone:
         nn.Dropout(0.5),
         nn.ReLU(inplace=True),  # after the dropout, which commutes with it: so it needs no copy of the features
     )
+    start_new_layer(classifier[1])
     return Backbone(nn.Sequential(*blocks), classifier, 1024)
+
+
+def start_new_layer(convolution: nn.Conv2d) -> None:
+    """The published start of layers without ImageNet weights."""
+    nn.init.kaiming_normal_(convolution.weight, a=1)
+    nn.init.zeros_(convolution.bias)
 
 
 def _deeplabv3(network: nn.Module) -> Backbone:
@@ -276,7 +283,7 @@ class Architecture:
     Args:
         build: makes the backbone, of the layers of `imagenet()` where there is one.
         imagenet: makes the classifier of ImageNet.
-        weights: its published weights; None: nobody publishes any.
+        weights: its published weights.
         head: what that classifier makes of the trunk's features, [P, C] -> [P, 1000]; None: it needs more than a cell.
         head_keys: how the names of its weights begin; the trunk does without them.
     """
@@ -345,7 +352,7 @@ def build_backbone(
     if cache is not None and not frozen:
         raise UserError("--cache-features keeps the features of a frozen backbone: add --freeze-backbone")
     architecture = ARCHITECTURES[name]
-    if weights == "imagenet" and architecture.weights is None:
+    if weights != "none" and architecture.imagenet is None:
         raise UserError(f"--backbone {name} has no ImageNet weights: add --backbone-weights none")
     network = _imagenet_network(name, weights, architecture.head_keys)
     backbone = architecture.build() if network is None else architecture.build(network)

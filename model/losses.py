@@ -94,7 +94,7 @@ def pseudo_labels(
         logits: [N, K, H, W].
         num_seen: the first `num_seen` of the K classes are seen.
         valid: bool [N, H, W], the pixels to choose from.
-        keep: share of pixels that get a label; logits equal to the threshold are all kept.
+        keep: share of the n pixels that get a label, floor(keep n) + 1 of them; logits equal to the last are all kept.
         balanced: False keeps the highest `keep` of the batch's valid pixels, as published; True the highest `keep` of
             each class's pixels, so that a class of low logits gets labels too (Zou et al., class-balanced
             self-training, ECCV 2018).
@@ -115,10 +115,10 @@ def _by_pixel(logits: PixelLogits | torch.Tensor) -> PixelLogits:
 
 
 def _highest(score: torch.Tensor, among: torch.Tensor, share: float, all_reduce_sum: Reduce) -> torch.Tensor:
-    """Where `score` is one of the highest `share` of its values `among`; bool, of the same shape."""
-    count = (all_reduce_sum(among.sum()) * share).long()
-    threshold = _value_of_rank(score.masked_fill(~among, -torch.inf), count, all_reduce_sum)
-    return among & (score >= threshold) & (count > 0)
+    """Where `score` is one of the highest floor(share n) + 1 of its n values `among`; bool, of the same shape."""
+    number = all_reduce_sum(among.sum())
+    rank = torch.minimum((number * share).long() + 1, number)
+    return among & (score >= _value_of_rank(score.masked_fill(~among, -torch.inf), rank, all_reduce_sum))
 
 
 def _value_of_rank(score: torch.Tensor, rank: torch.Tensor, all_reduce_sum: Reduce) -> torch.Tensor:

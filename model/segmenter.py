@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.transforms.v2.functional import resize
 
-from model.backbone import Backbone, build_backbone
+from model.backbone import Backbone, build_backbone, start_new_layer
 from model.upsampling import PixelLogits, upsample
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -36,6 +36,7 @@ class EmbeddingProjection(nn.Module):
         super().__init__()
         self.auxiliary = nn.Conv2d(channels, num_auxiliary, kernel_size=1) if num_auxiliary else None
         self.project = nn.Conv2d(channels, class_embeddings.shape[1], kernel_size=1)
+        start_new_layer(self.project)
         self.register_buffer("class_embeddings", F.normalize(class_embeddings.float(), dim=1))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:

