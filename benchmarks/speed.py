@@ -1,202 +1,347 @@
-"""How fast we are, and how far from the limit: the plain loop against ours, side by side on this machine.
+"""Speed and memory of this code divided by those of a plain training loop, measured side by side in one run.
 
-    python -m benchmarks.speed                                   # on a CPU: under 10 minutes on 2 free cores
-    python -m benchmarks.speed --device cuda --json speed.json   # on a GPU: 512 pixels, 9 + 9, bf16; under 10 minutes
-    python -m benchmarks.speed --parts input eval --quick
-    python -m benchmarks.speed --growth                          # how cost grows with classes, sides and processes
+    python -m benchmarks.speed                                  # on a CPU: under 10 minutes on two free cores
+    python -m benchmarks.speed --device cuda --json speed.json  # on a GPU: 512 pixels, bf16
+    python -m benchmarks.speed --quick                          # small sizes, to see that it runs
 
-Training (stage 1's own `train_step`, batches at hand in the machine's memory), evaluation, input and peak memory. Each
-figure is the median of repeats taken in turn, so that a busy machine harms both alike. Ratios come first. The share of
-the limit is what a whole training step makes of the rate at which this machine multiplies large matrices.
+Four parts: a training step of stage 1 (the script's own `train_step`), an evaluation, the reading of training images,
+and the peak memory of a training step with 171 classes. The plain loop stands in this file. It computes the same
+method with the same network on the same batches; on a GPU in full float32, without TensorFloat-32 (--plain-tf32
+allows it). Each side runs in a process of its own. The two take turns, so that a busy machine slows both, and each
+figure is the median of the repeats. The load of the machine before the run and the spread of the repeats are printed.
 
-The pictures are drawn, of VOC's sizes, unless --data-path has some. Weights are random, which takes as long as any.
-The plain loop is `benchmarks.plain`: on a GPU in full float32, without the TensorFloat-32 that torch allows
-convolutions (--plain-tf32 lets it).
+Images are drawn, of VOC's size, unless --data-path names a folder. Weights are random, which takes the same time.
 """
 
 import argparse
+import contextlib
+import io
 import json
+import math
 import os
 import platform
+import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as transforms
 
-from benchmarks.measures import (
-    measure_evaluation,
-    measure_growth,
-    measure_input,
-    measure_memory,
-    measure_training,
-    pictures,
-)
-from model.backbone import BACKBONES
-from utils.errors import UserError, one_line_errors
-from utils.options import Parser, count, natural, number
-from utils.run import choose_device
+import train_split_lambda
+from dataset.drawn import write_dataset
+from dataset.loaders import evaluation_loader
+from dataset.splits import VOID, Split
+from dataset.transforms import training_transform
+from dataset.voc import EvaluationDataset, SourceDataset, evaluation_dataset, training_datasets
+from model.backbone import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, Recomputed, build_backbone
+from model.segmenter import Segmenter
+from utils.config import Parser, count, parse_settings
+from utils.distributed import choose_amp, choose_device, keep_freed_memory
+from utils.errors import UserError, one_line_errors, write_text
+from utils.logging import peak_memory
+from utils.metrics import ZeroShotMetrics, evaluate, images_at_once
+from utils.trainer import build_optimizer
 
-PARTS = ("train", "eval", "input", "memory")
+SPLIT = Split.voc(1)
+EMBEDDING_SIZE = 600  # word2vec and fastText together
 
-TARGETS = {
-    "cpu": {"train": ">= 1.15", "eval": ">= 2.2", "input": ">= 3", "memory": "<= 0.4", "share": ">= 0.88"},
-    "cuda": {"train": ">= 6", "eval": ">= 8", "input": ">= 3", "memory": "<= 0.3", "share": ">= 0.45"},
+PARTS = {
+    "train": ("training", "images/s", {"cpu": ">= 1.15", "cuda": ">= 6"}),
+    "eval": ("evaluation", "images/s", {"cpu": ">= 2.2", "cuda": ">= 8"}),
+    "input": ("reading training images, one core", "images/s", {"cpu": ">= 2.8", "cuda": ">= 2.8"}),
+    "memory": ("peak memory of a step, 171 classes", "GB", {"cpu": "<= 0.45", "cuda": "<= 0.3"}),
 }
-"""What we hold ourselves to: on 2 CPU cores with VGG16 at 256 pixels; on an H200 at 512 pixels, with bf16."""
+"""Titles, units and the ratios that are wanted: with VGG16 on two CPU cores, and on an H100 with bf16."""
 
-LABELS = {
-    "train": "training, pictures a second, ours / plain",
-    "eval": "evaluation, pictures a second, ours / plain",
-    "input": "input, pictures a second and core, ours / plain",
-    "memory": "peak memory of a step, ours / plain",
-    "share": "share of the matrix product's rate, training step",
+SIZES = {
+    "cpu": {"input_size": 256, "steps": 1, "images": 4, "num_workers": 0, "memory_batch_size": 4},
+    "cuda": {"input_size": 512, "steps": 10, "images": 64, "num_workers": 8, "memory_batch_size": 8},
 }
+COMMON = {"batch_size": 9, "crops": 20, "repeats": 3, "memory_input_size": 512, "crop_size": 512}
+QUICK = {"batch_size": 2, "crops": 2, "repeats": 1, "memory_input_size": 256, "memory_batch_size": 2, "input_size": 64}
+
+# The plain loop: how such code is commonly written. Images are decoded, scaled and rotated whole, as float arrays. A
+# step is two forward passes, two optimisers, logits upsampled to every pixel, and losses printed at once. An evaluation
+# goes over the images twice, for GZSL and ZSL, one image at a time with gradients on, and counts in NumPy.
+
+
+def normalise(image: torch.Tensor) -> torch.Tensor:
+    """Float image [..., 3, H, W] in [0, 255] -> what ImageNet weights expect."""
+    mean, std = (255 * image.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return (image - mean) / std
+
+
+def read(dataset, index: int, to_labels: Callable) -> tuple[torch.Tensor, torch.Tensor]:
+    """Image float32 [3, H, W] in [0, 255] and label float32 [H, W]."""
+    image = np.asarray(Image.open(dataset.folder.image_path(dataset.ids[index])).convert("RGB"), np.float32)
+    mask = np.asarray(Image.open(dataset.folder.mask_path(dataset.ids[index])))
+    return torch.from_numpy(image.transpose(2, 0, 1).copy()), torch.from_numpy(to_labels(mask).astype(np.float32))
+
+
+def plain_item(dataset: SourceDataset, index: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A crop of an image that is scaled and rotated whole: image float32 [3, size, size], label int64 [size, size]."""
+    image, label = read(dataset, index, dataset.to_labels)
+    image, label = image[None], label[None, None]  # [1, 3, H, W], [1, 1, H, W]
+    factor = 0.8 + (2.5 - 0.8) * float(torch.rand(1))
+    scaled = [max(1, round(side * factor)) for side in image.shape[-2:]]
+    image = F.interpolate(image, scaled, mode="bilinear", align_corners=False)
+    label = F.interpolate(label, scaled, mode="nearest")
+    angle = 15.0 * (2 * float(torch.rand(1)) - 1)
+    image = transforms.rotate(image, angle, InterpolationMode.BILINEAR, fill=[124.0, 116.0, 104.0])
+    label = transforms.rotate(label, angle, InterpolationMode.NEAREST, fill=[float(VOID)])
+    below, right = (max(0, size - side) for side in scaled)
+    image, label = F.pad(normalise(image), (0, right, 0, below)), F.pad(label, (0, right, 0, below), value=float(VOID))
+    top, left = (math.floor(float(torch.rand(1)) * (side - size + 1)) for side in image.shape[-2:])
+    image, label = (x[0, :, top : top + size, left : left + size] for x in (image, label))
+    if float(torch.rand(1)) < 0.5:
+        image, label = image.flip(-1), label.flip(-1)
+    return image.contiguous(), label[0].long()
+
+
+def plain_logits(model: Segmenter, image: torch.Tensor) -> torch.Tensor:
+    """Normalised float image [N, 3, H, W] -> logits of every pixel [N, K, H, W]."""
+    coarse = model.projection(model.backbone.classifier(model.backbone.trunk(image)))  # [N, K, h, w]
+    return F.interpolate(coarse, image.shape[-2:], mode="bilinear", align_corners=True)
+
+
+def plain_bias_loss(logits: torch.Tensor, num_seen: int, valid: torch.Tensor) -> torch.Tensor:
+    unseen = F.softmax(logits, dim=1)[:, num_seen:].sum(dim=1)
+    return (-torch.log(unseen + 1e-5) * valid).sum() / valid.sum().clamp(min=1)
+
+
+def plain_step(model: Segmenter, optimizers: list, source: tuple, target: tuple, num_seen: int) -> None:
+    """A step of stage 1. Source: normalised image [N, 3, S, S], label [N, S, S]; target: image, valid [N, S, S]."""
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    image, label = source
+    logits = plain_logits(model, image)
+    ce = F.cross_entropy(logits, label, ignore_index=VOID)
+    bias_source = plain_bias_loss(logits, num_seen, label < num_seen)
+    (ce + 0.2 * 0.8 * bias_source).backward()
+    image, valid = target
+    bias_target = plain_bias_loss(plain_logits(model, image), num_seen, valid)
+    (0.2 * 0.2 * bias_target).backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    print(f"ce {ce.item():.4f}, source {bias_source.item():.4f}, target {bias_target.item():.4f}")
+
+
+class PlainEvaluationDataset(EvaluationDataset):
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normalised image float32 [3, H, W] and label float32 [H, W]."""
+        image, label = read(self, index, self.split.to_labels)
+        return normalise(image), label
+
+
+def plain_evaluate(model: Segmenter, dataset: PlainEvaluationDataset, device: str, num_workers: int) -> list:
+    """Confusion matrices of GZSL, int64 [K, K], and of ZSL, int64 [U, U]: a pass over the images for each."""
+    model.eval()
+    matrices = []
+    for first in (0, dataset.split.num_seen):  # the first class that is scored
+        number = len(dataset.split.names) - first
+        matrix = np.zeros((number, number), np.int64)
+        for image, label in DataLoader(dataset, batch_size=1, num_workers=num_workers):
+            logits = plain_logits(model, image.to(device))[:, first:]
+            label, prediction = label.numpy(), logits.max(dim=1)[1].cpu().numpy()
+            kept = (label >= first) & (label != VOID)
+            pairs = (label[kept].astype(np.int64) - first) * number + prediction[kept]
+            matrix += np.bincount(pairs, minlength=number**2).reshape(number, number)
+        matrices.append(matrix)
+    return matrices
+
+
+# The two sides of each part. A builder runs in the process that is measured and gives the function to be timed.
+
+
+def build_network(side: str, args: argparse.Namespace, num_classes: int) -> Segmenter:
+    """Stage 1's network with random weights: ours as the script builds it, plain in float32 and torch's layout."""
+    torch.manual_seed(0)
+    device = choose_device(args.device)
+    amp = choose_amp("auto", device) if side == "ours" else "off"
+    model = Segmenter(build_backbone(args.backbone), torch.randn(num_classes, EMBEDDING_SIZE), amp=amp).to(device)
+    if side == "ours":
+        return model
+    torch.backends.cudnn.allow_tf32 = args.plain_tf32
+    for layer in model.modules():
+        layer.__class__ = nn.Sequential if isinstance(layer, Recomputed) else layer.__class__
+    return model.to(memory_format=torch.contiguous_format)
+
+
+def draw_batches(n: int, size: int, num_seen: int, pin: bool) -> tuple[tuple, tuple]:
+    """Source batch (image, label) and target batch (image, valid) of noise, on the CPU as the loaders give them."""
+    noise = torch.Generator().manual_seed(0)
+    image = torch.randint(256, (2 * n, 3, size, size), generator=noise, dtype=torch.uint8)
+    label = torch.randint(num_seen, (n, size, size), generator=noise, dtype=torch.uint8)
+    label[:, ::3] = VOID
+    batches = (image[:n], label), (image[n:], torch.ones(n, size, size, dtype=torch.bool))
+    return tuple(tuple(tensor.pin_memory() if pin else tensor for tensor in batch) for batch in batches)
+
+
+def build_step(side: str, args: argparse.Namespace, num_classes: int = 20, kind: str = "") -> Callable[[], object]:
+    """A training step; `kind` is a prefix of the names of its sizes."""
+    model, num_seen = build_network(side, args, num_classes).train(), num_classes * 3 // 4  # as in VOC's splits
+    sizes = getattr(args, f"{kind}batch_size"), getattr(args, f"{kind}input_size")
+    source, target = draw_batches(*sizes, num_seen, pin=args.device == "cuda")
+    settings = parse_settings(["--backbone", args.backbone], 1, "", train_split_lambda.CHOICES)
+    groups = model.parameter_groups(settings.learning_rate, settings.head_factor)
+    if side == "ours":
+        if not kind:  # memory is measured without what a process keeps for the next step
+            keep_freed_memory(torch.device(args.device))
+        step, optimizer = partial(train_split_lambda.train_step, args=settings), build_optimizer(groups, settings)
+    else:
+        step, optimizer = plain_step, [torch.optim.SGD([group], momentum=0.9, weight_decay=5e-4) for group in groups]
+        source, target = (normalise(source[0].float()), source[1].long()), (normalise(target[0].float()), target[1])
+
+    def work() -> None:
+        batches = ([tensor.to(args.device, non_blocking=side == "ours") for tensor in b] for b in (source, target))
+        step(model, optimizer, *batches, num_seen)
+
+    return work
+
+
+def build_evaluation(side: str, args: argparse.Namespace) -> Callable[[], object]:
+    model, dataset = build_network(side, args, len(SPLIT.names)), evaluation_dataset(args.data_path, SPLIT)
+    dataset.ids = dataset.ids[: args.images]
+    if side == "plain":
+        dataset = PlainEvaluationDataset(dataset.folder, dataset.ids, SPLIT)
+        return partial(plain_evaluate, model, dataset, args.device, args.num_workers)
+    device = torch.device(args.device)
+    loader = evaluation_loader(dataset, args.num_workers, images_at_once(None, device))
+    return lambda: evaluate(model, loader, ZeroShotMetrics(SPLIT.names, SPLIT.num_seen), device)
+
+
+def build_input(side: str, args: argparse.Namespace) -> Callable[[], object]:
+    torch.set_num_threads(1)
+    source, _ = training_datasets(args.data_path, SPLIT, training_transform(args.crop_size), "all", "all")
+    item = partial(plain_item, source, size=args.crop_size) if side == "plain" else lambda n: source[n, n]
+    return lambda: [item(n % len(source)) for n in range(args.crops)]
+
+
+class Worker:
+    """What `build(side, args)` gives, in a process of its own: neither side changes the other's memory or caches."""
+
+    def __init__(self, build: Callable, side: str, args: argparse.Namespace):
+        self._pool = ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, (torch.get_num_threads(),))
+        self(_build, build, side, args)
+
+    def __call__(self, function: Callable, *arguments):
+        """Calls a function of this file there. Raises `UserError` if the process dies."""
+        try:
+            return self._pool.submit(function, *arguments).result()
+        except BrokenProcessPool as error:
+            raise UserError("a measured process died: lower --batch-size, or free some memory") from error
+
+
+def _build(build: Callable, side: str, args: argparse.Namespace) -> None:
+    global _work
+    _work = build(side, args)
+
+
+def _seconds(times: int, device: str, clock: str) -> float:
+    """Seconds of so many calls, by a clock of the module `time`."""
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    wait()
+    start = getattr(time, clock)()
+    with contextlib.redirect_stdout(io.StringIO()):  # the plain loop prints its losses
+        for _ in range(times):
+            _work()
+    wait()
+    return getattr(time, clock)() - start
+
+
+def _peak(device: str) -> float:
+    """GB by which the process grows in its first call; on a GPU, GB that it reserves in its second."""
+    cpu = torch.device("cpu")
+    with contextlib.redirect_stdout(io.StringIO()):
+        if device == "cuda":
+            _work()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        before = peak_memory(cpu)
+        _work()
+    return torch.cuda.max_memory_reserved() / 1e9 if device == "cuda" else peak_memory(cpu) - before
+
+
+def measure(part: str, args: argparse.Namespace) -> dict[str, float]:
+    """Both sides in the unit of the part, their ratio, and the spread of the repeats."""
+    if part == "memory":
+        build = partial(build_step, num_classes=171, kind="memory_")
+        ours, plain = (Worker(build, side, args)(_peak, args.device) for side in ("ours", "plain"))
+        return {"ours": ours, "plain": plain, "ratio": ours / plain, "spread": 0.0}
+    build, number, times, clock = {
+        "train": (build_step, 2 * args.batch_size, args.steps, "perf_counter"),
+        "eval": (build_evaluation, args.images, 1, "perf_counter"),
+        "input": (build_input, args.crops, 1, "process_time"),  # a core's time, whoever else uses the machine
+    }[part]
+    workers = [Worker(build, side, args) for side in ("ours", "plain")]
+    rounds = [[worker(_seconds, times, args.device, clock) for worker in workers] for _ in range(args.repeats + 1)]
+    columns = list(zip(*rounds[1:]))  # the first round does not count
+    ours, plain = (number * times / statistics.median(column) for column in columns)
+    spread = max(max(column) / min(column) - 1 for column in columns)
+    return {"ours": ours, "plain": plain, "ratio": ours / plain, "spread": spread}
+
+
+def format_report(report: dict) -> str:
+    settings = report["settings"]
+    lines = [f"{'ours / plain':<36} {'ratio':>6} {'wanted':>8} {'ours':>8} {'plain':>8}  spread"]
+    for part, figures in report["figures"].items():
+        title, unit, wanted = PARTS[part]
+        row = "{title:<36} {ratio:>6.2f} {wanted:>8} {ours:>8.3g} {plain:>8.3g}  {spread:.0%}, {unit}"
+        lines.append(row.format(title=title, unit=unit, wanted=wanted[settings["device"]], **figures))
+    return "\n".join(lines) + (
+        "\n{backbone}; steps of {batch_size} + {batch_size} crops of {input_size} pixels, memory with "
+        "{memory_batch_size} + {memory_batch_size} of {memory_input_size}; {images} images evaluated; {repeats} repeats"
+        "\n{name}, {cores} cores, {threads} threads, torch {torch}, load before the run {load_before}"
+    ).format(**settings, **report["machine"])
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
-    parser.add_argument("--backbone", choices=BACKBONES, default=BACKBONES[0], help="the network of all parts")
-    parser.add_argument("--data-path", type=Path, metavar="FOLDER", help="pictures to read (default: draw some)")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto: the first there is")
-    parser.add_argument(
-        "--input-size", type=count, metavar="PIXELS", help="side of the crops (default: 512 on a GPU, 256 on a CPU)"
-    )
-    parser.add_argument(
-        "--batch-size", type=count, metavar="N",
-        help="source, and as many target pictures a step (default: 9 on a GPU; 3 on a CPU, where 9 take minutes)",
-    )  # fmt: skip
-    parser.add_argument("--classes", type=number(int, 2), default=20, metavar="K", help="classes of the training part")
-    parser.add_argument(
-        "--memory-batch-size", type=count, metavar="N", help="of the memory part (default: 8 on a GPU, 4 on a CPU)"
-    )
-    parser.add_argument("--pictures", type=count, metavar="N", help="to evaluate (default: 64 on a GPU, 3 on a CPU)")
-    parser.add_argument(
-        "--size", type=count, nargs=2, default=[500, 375], metavar=("WIDTH", "HEIGHT"), help="of drawn pictures"
-    )
-    parser.add_argument("--repeats", type=count, default=3, metavar="N", help="of each figure, in turn")
-    parser.add_argument(
-        "--num-workers", type=natural, metavar="N",
-        help="processes that read pictures in the evaluations of both (default: 8 on a GPU, 0 on a CPU)",
-    )  # fmt: skip
+    parser.add_argument("--data-path", type=Path, metavar="FOLDER", help="images in VOC layout (default: drawn ones)")
+    parser.add_argument("--backbone", choices=BACKBONES, default="vgg16", help="the network")
+    parser.add_argument("--batch-size", type=count, metavar="N", help="source and target images a step (default: 9)")
     parser.add_argument("--plain-tf32", action="store_true", help="let the plain loop use TensorFloat-32 on a GPU")
-    parser.add_argument("--quick", action="store_true", help="one repeat of little: to see that it runs")
-    parser.add_argument("--growth", action="store_true", help="only the table of how cost grows")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write all figures there too")
-    return parser.parse_args(argv)
-
-
-def fill_in(args: argparse.Namespace, device: torch.device) -> None:
-    """Defaults that depend on the machine."""
-    gpu = device.type == "cuda"
-    if args.quick:
-        args.repeats = 1
-    args.input_size = args.input_size or (512 if gpu else 256)
-    args.batch_size = args.batch_size or ((9 if gpu else 3) if not args.quick else 2)
-    args.memory_batch_size = args.memory_batch_size or ((8 if gpu else 4) if not args.quick else 1)
-    args.pictures = args.pictures or ((64 if gpu else 3) if not args.quick else 2)
-    args.num_workers = (8 if gpu else 0) if args.num_workers is None else args.num_workers
-
-
-# Report
-
-
-def machine(device: torch.device) -> dict[str, object]:
-    """What ran it, and how busy it was before."""
-    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {
-        "device": device.type, "name": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-        "torch": torch.__version__, "load_before": busy,
-    }  # fmt: skip
-
-
-def met(value: float, target: str) -> bool:
-    sign, limit = target.split()
-    return value >= float(limit) if sign == ">=" else value <= float(limit)
-
-
-def format_report(report: dict) -> str:
-    settings, targets = report["settings"], TARGETS[report["machine"]["device"]]
-    lines = ["ratio                                                  here   target"]
-    for name, value in report["ratios"].items():
-        mark = "" if met(value, targets[name]) else "  missed"
-        lines.append(f"{LABELS[name]:<52} {value:>6.2f}   {targets[name]}{mark}")
-    lines += ["", "raw figures"]
-    for name, unit in (("train", "pictures/s"), ("eval", "pictures/s"), ("input", "pictures/s"), ("memory", "GB")):
-        figures = report["figures"].get(name)
-        if figures is not None:
-            lines.append(f"{name:<8} ours {figures['ours']:.3g}, plain {figures['plain']:.3g} {unit}")
-    if training := report["figures"].get("train"):
-        rates = ", ".join(
-            f"{name} {training[f'{name}_gflops']:,.0f}"
-            for name in ("float32", "bfloat16")
-            if f"{name}_gflops" in training
-        )
-        lines.append(
-            f"limit    matrix product {rates} GFLOP/s; the step's convolutions {training['reached_gflops']:,.0f} "
-            f"GFLOP/s, {training['gflop_a_picture']:.0f} GFLOP a picture, forward and backward"
-        )
-    here = report["machine"]
-    lines += [
-        "",
-        "{backbone}, training {batch_size} + {batch_size} crops of {input_size} pixels and {classes} classes, "
-        "evaluation of {pictures} pictures, input crops of {crop_size} pixels; medians of {repeats}".format(**settings),
-        f"{here['name']}, {here['cores']} cores, {here['threads']} threads, torch {here['torch']}, "
-        f"load before {here['load_before']}; targets: "
-        + ("an H200, 512 pixels, 9 + 9" if here["device"] == "cuda" else "2 free cores, VGG16, 256 pixels, 9 + 9"),
-    ]
-    return "\n".join(lines)
-
-
-def format_growth(rows: Sequence[dict]) -> str:
-    """A table for the README."""
-    lines = ["| | pictures a second | time a picture |", "|---|---:|---:|"]
-    first: dict[str, float] = {}
-    for row in rows:
-        rate = row["pictures_a_second"]
-        times = first.setdefault(row["what"], rate) / rate
-        lines.append(f"| {row['what']} {row['value']} | {rate:.3g} | x {times:.2f} |")
-    return "\n".join(lines)
+    parser.add_argument("--quick", action="store_true", help="small sizes and one repeat, to see that it runs")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    args = parser.parse_args(argv)
+    args.device = choose_device(args.device).type
+    if args.device not in SIZES:
+        parser.error(f"--device {args.device} is not measured here: give cpu or cuda")
+    sizes = {**COMMON, **SIZES[args.device], **(QUICK if args.quick else {})}
+    return argparse.Namespace(**{**vars(args), **sizes, "batch_size": args.batch_size or sizes["batch_size"]})
 
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    device = choose_device(args.device)
-    if device.type not in TARGETS:
-        raise UserError(f"--device {device.type} has no targets: give cpu or cuda")
-    args.crop_size = args.input_size or 512
-    fill_in(args, device)
-    if args.json is not None and not args.json.resolve().parent.is_dir():
-        raise UserError(f"--json {args.json} can't be written: make its folder")
-    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-    report = {"machine": machine(device), "settings": settings, "figures": {}, "ratios": {}}
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "pictures"
-        source, evaluation = pictures(args, folder)
-        if args.growth:
-            report["growth"] = measure_growth(args, source, args.data_path or folder, device)
-            print(format_growth(report["growth"]))
-        else:
-            measures = {
-                "train": partial(measure_training, args, source, device),
-                "eval": partial(measure_evaluation, args, evaluation, device),
-                "input": partial(measure_input, args, source),
-                "memory": partial(measure_memory, args, device),
-            }
-            for name in (name for name in PARTS if name in args.parts):
-                print(f"measuring: {name}", file=sys.stderr)
-                report["figures"][name] = measures[name]()
-                report["ratios"][name] = report["figures"][name]["ratio"]
-            if "train" in report["figures"]:
-                report["ratios"]["share"] = report["figures"]["train"]["share"]
-            print(format_report(report))
+    name = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine()
+    load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else "unknown"
+    machine = {"name": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "load_before": load}
+    report = {"machine": {**machine, "torch": torch.__version__}}
+    with tempfile.TemporaryDirectory() as folder:
+        if args.data_path is None:
+            args.data_path = Path(folder) / "images"
+            write_dataset(args.data_path, num_train=20, num_val=max(8, args.images), size=(500, 375))
+        report["figures"] = {part: measure(part, args) for part in args.parts}
+    report["settings"] = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    print(format_report(report))
     if args.json is not None:
-        args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_text(args.json, json.dumps(report, indent=2) + "\n")
     return 0
 
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import index_masks
 from dataset.parallel import CHUNK, spread
 from dataset.splits import VOID, Split
 from dataset.transforms import training_transform
@@ -347,12 +346,6 @@ def test_what_was_indexed_before_a_bad_mask_is_kept(folder, many):
         index_classes(folder, many, KNOWN)
     kept = json.loads((folder.root / INDEX).read_text())
     assert set(many[:CHUNK]) <= set(kept) and bad not in kept
-
-
-def test_the_benchmark_of_indexing_compares_like_with_like(capsys):
-    assert index_masks.main(["--masks", str(2 * CHUNK), "--repeats", "1", "--workers", "2"]) == 0
-    text = capsys.readouterr().out
-    assert f"{2 * CHUNK} masks, speed-up" in text and "the same values: yes" in text
 
 
 # --- anyone's own layout and classes ----------------------------------------------------------------------
