@@ -120,10 +120,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def report(args, metrics: dict[float, ZeroShotMetrics], about: dict, ids: list[str], split: Split) -> None:
     """Prints the table of one calibration, or a row for each of several; writes or prints JSON if asked for."""
-    results = [
-        {**counts.compute(), "per_class_zsl": counts.per_class_zsl(), "calibration": gamma}
-        for gamma, counts in metrics.items()
-    ]
+    results = [{**counts.compute(), "calibration": gamma} for gamma, counts in metrics.items()]
     best = max(results, key=lambda result: -1.0 if math.isnan(result["hiou"]) else result["hiou"])
     several = {"best_calibration": best["calibration"], "calibrations": results}
     content = as_json({**(several if len(results) > 1 else best), **about})

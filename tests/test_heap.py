@@ -6,11 +6,11 @@ import sys
 
 import pytest
 import torch
+from utils.heap import ROOMY, keep_memory, machine_memory
 
 from helpers import ROOT, arguments, failure
 from train_split_lambda import main
 from utils import heap
-from utils.heap import ROOMY, keep_memory, machine_memory
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 

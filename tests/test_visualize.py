@@ -10,7 +10,7 @@ from dataset.voc import evaluation_dataset
 from model.upsampling import PixelLogits
 from utils import visualize
 from utils.errors import UserError
-from utils.visualize import contact_sheet, images_showing, overlay, prediction_rows, read_image, save_index_png
+from utils.visualize import RunSheets, contact_sheet, images_showing, overlay, read_image, save_index_png
 
 NAMES = {7: "car", 8: "cat", 15: "person", 20: "tvmonitor"}
 CAR, CAT, PERSON, SCREEN = (128, 128, 128), (64, 0, 0), (192, 128, 128), (0, 64, 128)
@@ -212,14 +212,14 @@ def test_images_that_show_the_unseen_classes_are_found(data):
     assert set().union(*shown) == set(unseen) and len(chosen) <= len(unseen) and all(shown)
 
 
-def test_rows_hold_image_label_and_prediction(data):
+def test_rows_hold_image_label_and_prediction(data, tmp_path):
     class Constant(torch.nn.Conv2d):
         def pixel_logits(self, image):
             assert not self.training
             return PixelLogits(torch.eye(len(SPLIT.names))[3].view(1, -1, 1, 1), *image.shape[-2:])
 
     dataset, model = evaluation_dataset(data, SPLIT), Constant(1, 1, 1)
-    (shown, mask, prediction), _ = prediction_rows(model, dataset, [2, 0], SPLIT.to_mask)
+    (shown, mask, prediction), _ = RunSheets(tmp_path, dataset, SPLIT).rows(model, [2, 0])
     image, label, _ = dataset[2]
     assert model.training and (shown == image.permute(1, 2, 0).numpy()).all()
     assert (mask == SPLIT.to_mask(label.numpy())).all() and (prediction == SPLIT.mask_values[3]).all()

@@ -7,13 +7,13 @@ import threading
 import time
 
 import pytest
+from utils.waiting import watched
 
 import train_split_lambda
 from dataset.voc import EvaluationDataset, SourceDataset
 from helpers import arguments, failure, load, same_run, train
 from utils import waiting
 from utils.errors import one_line
-from utils.waiting import watched
 
 
 class Told:

@@ -16,15 +16,20 @@ class UserError(ValueError):
     """Something that the user gave can't be used. One line: which file or flag, and what to do."""
 
 
+OUT_OF_MEMORY = (
+    "in training lower --batch-size or --input-size, in evaluation and prediction --longest-side; eval.py evaluates a "
+    "finished training"
+)
+
 HINTS = {
     "does not have a deterministic implementation": "leave out --deterministic, or give --device cpu",
     "shared memory": "lower --num-workers, or give the machine more of it (docker run --shm-size 8g)",
     "gloo/transport": "another process of this run has ended: start all of them again, with continue",
     "NCCL": "another process of this run has ended, or has no GPU: start all of them again, with continue",
     "DataLoader worker": "a process that reads images died: lower --num-workers or free some memory",
-    "out of memory": "lower --batch-size or --input-size (--longest-side of your own images)",
+    "out of memory": OUT_OF_MEMORY,
     "TORCHDYNAMO_VERBOSE": "leave out --compile, or install what it lacks",
-    "can't allocate memory": "lower --batch-size or --input-size",
+    "can't allocate memory": OUT_OF_MEMORY,
 }
 """Parts of the messages of torch's `RuntimeError` that tell of the machine, not of a mistake in the code."""
 
@@ -87,11 +92,6 @@ def one_line(error: Exception) -> str:
     if text.startswith(f"Caught {name} in "):
         text = re.split(rf"^[\w.]*{name}: ", text, flags=re.MULTILINE)[-1]
     return " ".join(line.strip() for line in text.splitlines() if line.strip()) or name
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out, of the machine or of a GPU."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
 @contextlib.contextmanager

@@ -8,8 +8,7 @@ IoU is undefined (NaN) and it is left out of the means. A class that is predicte
 """
 
 import math
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from utils import distributed
-from utils.errors import UserError, is_out_of_memory
+from utils.errors import UserError
 from utils.logging import progress, warn_if_loader_slow
 
 HEADLINES = (
@@ -64,28 +63,13 @@ def predictions(
         batches = progress(warn_if_loader_slow(loader), total=len(loader), desc="evaluation", unit="batch", leave=False)
         for number, (image, label, index) in enumerate(batches, start=1):
             image, label = image.to(device, non_blocking=True), label.to(device, non_blocking=True)
-            try:
-                logits = model.pixel_logits(image, **options)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                size = " x ".join(map(str, image.shape[-2:]))
-                raise UserError(
-                    f"memory ran out at evaluation images of {size} pixels: evaluate the checkpoint with eval.py and a "
-                    "lower --longest-side or --evaluation-batch-size"
-                ) from error
+            logits = model.pixel_logits(image, **options)
             broken |= ~logits.coarse.isfinite().all()
-            if device.type == "cpu" or number % CHECK_EVERY == 0 or number == len(loader):
-                check_finite(broken)
+            if (device.type == "cpu" or number % CHECK_EVERY == 0 or number == len(loader)) and broken:
+                raise UserError("the network's scores are not finite: train again with a lower --learning-rate")
             yield image, label, index, logits
     finally:
         model.train(training)
-
-
-def check_finite(broken: Tensor) -> None:
-    """Raises `UserError` if `broken`, a bool tensor of one element, is true. Waits for an accelerator."""
-    if broken:
-        raise UserError("the network's scores are not finite: train again with a lower --learning-rate")
 
 
 def evaluate(model: nn.Module, loader: DataLoader, metrics: "ZeroShotMetrics", device: torch.device) -> dict:
@@ -98,8 +82,6 @@ def evaluate(model: nn.Module, loader: DataLoader, metrics: "ZeroShotMetrics", d
         best, best_unseen = logits.map_pixels(partial(best_classes, num_seen=metrics.num_seen))
         metrics.update(best, best_unseen, label, index)
     metrics.all_reduce()
-    if metrics.num_images != len(loader.dataset):
-        print(f"warning: {metrics.num_images} of {len(loader.dataset)} images were evaluated", file=sys.stderr)
     return {**metrics.compute(), **metrics.details(loader.dataset.ids)}
 
 
@@ -170,10 +152,6 @@ class ZeroShotMetrics:
         self._order = distributed.gather_list(self._order)
 
     @property
-    def num_images(self) -> int:
-        return len(self._order)
-
-    @property
     def gzsl(self) -> Tensor:
         """Confusion matrix of all classes, int64 [K, K] on the CPU. Raises ValueError for a label that is no class."""
         return self._matrix(self._gzsl)
@@ -200,25 +178,23 @@ class ZeroShotMetrics:
         mean_accuracy:   mean over the labelled classes of the share of their pixels that are right, GZSL
         fwiou:           IoU weighted by each class's share of the labelled pixels, GZSL
         per_class:       {name: IoU}, GZSL, in the order of `names`
+        per_class_zsl:   {unseen name: IoU}, ZSL
         """
         matrix, num_seen = self.gzsl.double(), self.num_seen
-        iou, hits, labelled = class_iou(matrix), matrix.diagonal(), matrix.sum(1)
+        iou, iou_zsl, hits, labelled = class_iou(matrix), class_iou(self.zsl), matrix.diagonal(), matrix.sum(1)
         seen, unseen = float(iou[:num_seen].nanmean()), float(iou[num_seen:].nanmean())
         return {
             "miou_seen": seen,
             "miou_unseen": unseen,
             "hiou": harmonic_mean(seen, unseen),
-            "miou_zsl": float(class_iou(self.zsl).nanmean()),
+            "miou_zsl": float(iou_zsl.nanmean()),
             "bias": float(matrix[num_seen:, :num_seen].sum() / labelled[num_seen:].sum()),
             "pixel_accuracy": float(hits.sum() / matrix.sum()),
             "mean_accuracy": float((hits / labelled).nanmean()),
             "fwiou": float((labelled * iou.nan_to_num(0.0)).sum() / matrix.sum()),
             "per_class": dict(zip(self.names, iou.tolist())),
+            "per_class_zsl": dict(zip(self.names[num_seen:], iou_zsl.tolist())),
         }
-
-    def per_class_zsl(self) -> dict[str, float]:
-        """{unseen name: IoU under the ZSL argmax on unseen pixels}."""
-        return dict(zip(self.names[self.num_seen :], class_iou(self.zsl).tolist()))
 
     def details(self, ids: Sequence[str]) -> dict:
         """What a report needs besides `compute`, in plain types.
@@ -295,7 +271,7 @@ def percent(value: float | None) -> str:
 
 def format_table(result: dict, names: Sequence[str], num_seen: int, columns: int = 4) -> str:
     """A result of `compute` as text for a terminal, in percent: headlines, then IoU by class (* unseen)."""
-    lines = [*_headline_rows([result]), "", "IoU by class, % (* unseen)"]
+    lines = [format_rows({"": result}), "", "IoU by class, % (* unseen)"]
     width = max(map(len, names)) + 1
     cells = [
         f"{name + '*' * (number >= num_seen):<{width}} {percent(result['per_class'][name]):>5}"
@@ -308,11 +284,10 @@ def format_table(result: dict, names: Sequence[str], num_seen: int, columns: int
 def format_rows(results: Mapping[str, dict]) -> str:
     """Several results of `compute` as a table of headlines in percent, a row each; the key names the row."""
     width = max(map(len, results))
-    return "\n".join(f"{name:<{width}}  {row}" for name, row in zip(["", *results], _headline_rows(results.values())))
-
-
-def _headline_rows(results: Iterable[dict]) -> list[str]:
-    """The titles of the headlines, and a line of figures for each result."""
-    widths = [max(len(title), 5) for title, _ in HEADLINES]
-    rows = [[title for title, _ in HEADLINES], *([percent(r[key]) for _, key in HEADLINES] for r in results)]
-    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows]
+    rows = [("", [title for title, _ in HEADLINES])]
+    rows += [(name, [percent(result[key]) for _, key in HEADLINES]) for name, result in results.items()]
+    widths = [len(title) + 3 for title, _ in HEADLINES]
+    return "\n".join(
+        f"{name:<{width}}" + "".join(cell.rjust(its_width) for cell, its_width in zip(cells, widths))
+        for name, cells in rows
+    )

@@ -3,7 +3,7 @@
 A mask is uint8 [H, W] of mask values, an image uint8 [H, W, 3] in RGB. What the values mean comes in as `names`.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -215,11 +215,10 @@ def _font(size: int):
 
 
 def _fitting(text: str, size: int, width: int) -> str:
-    """The text, shortened with dots if it is wider than `width` pixels."""
-    short = text
-    while short and _font(size).getlength(text if short == text else short + "...") > width:
-        short = short[:-1]
-    return text if short == text else short + "..."
+    """The text, without what is beyond `width` pixels."""
+    while text and _font(size).getlength(text) > width:
+        text = text[:-1]
+    return text
 
 
 # What a network predicts for images of a data set, as rows of a sheet
@@ -244,23 +243,6 @@ def images_showing(dataset: Dataset, classes: Iterable[int], share: float = 0.02
     return found or list(range(min(len(dataset), 4)))
 
 
-def prediction_rows(model: nn.Module, dataset: Dataset, indices: Sequence[int], to_mask: Callable) -> list[Row]:
-    """A row with label and prediction for each image; `to_mask` makes mask values of class indices."""
-    rows = []
-    for index in indices:
-        image, label, _ = dataset[index]
-        (prediction,) = predict_logits(model, image[None]).map_pixels(lambda logits: (logits.argmax(dim=1),))
-        rows.append((image.permute(1, 2, 0).numpy(), to_mask(label.numpy()), to_mask(prediction[0].cpu().numpy())))
-    return rows
-
-
-def label_rows(image: torch.Tensor, labels: Mapping[str, torch.Tensor], to_mask: Callable) -> list[Row]:
-    """A row for each image of a batch, image [N, 3, H, W], with its labels {heading: [N, H, W]}."""
-    masks = {heading: to_mask(label.cpu().numpy()) for heading, label in labels.items()}
-    images = image.permute(0, 2, 3, 1).cpu().numpy()
-    return [(each, None, {heading: mask[n] for heading, mask in masks.items()}) for n, each in enumerate(images)]
-
-
 class RunSheets:
     """What a run draws at its evaluations, in `images/` of its folder.
 
@@ -276,8 +258,7 @@ class RunSheets:
 
     def draw_predictions(self, model: nn.Module, step: int, title: str) -> np.ndarray:
         """One sheet with an image for each unseen class, the same ones each time; uint8 [H, W, 3]."""
-        rows = prediction_rows(model, self.dataset, self.indices, self.split.to_mask)
-        return self._save(f"evaluation_{step:06d}", rows, title, self.split)
+        return self._save(f"evaluation_{step:06d}", self.rows(model, self.indices), title, self.split)
 
     def draw_extremes(self, model: nn.Module, per_image: Mapping[str, Sequence]) -> dict[str, str]:
         """A sheet for each of the images with the worst and the best mean IoU; {image: path below the folder}."""
@@ -286,15 +267,27 @@ class RunSheets:
         extremes = {f"worst_{n + 1}": scored[n] for n in range(count)}
         extremes |= {f"best_{n + 1}": scored[-1 - n] for n in range(count)}
         for name, (score, image) in extremes.items():
-            rows = prediction_rows(model, self.dataset, [self.dataset.ids.index(image)], self.split.to_mask)
+            rows = self.rows(model, [self.dataset.ids.index(image)])
             self._save(name, rows, f"{image}: mean IoU {score:.1%}", self.split)
         return {image: f"images/{name}.jpg" for name, (_, image) in extremes.items()}
 
     def draw_pseudo_labels(self, image: torch.Tensor, label: torch.Tensor, step: int, title: str) -> np.ndarray:
         """One sheet of target images uint8 [N, 3, H, W] and their pseudo-labels [N, H, W]; uint8 [H, W, 3]."""
         trained = self.split.trained
-        rows = label_rows(image.cpu(), {"pseudo-labels": label}, trained.to_mask)
+        masks = trained.to_mask(label.cpu().numpy())
+        images = image.permute(0, 2, 3, 1).cpu().numpy()
+        rows = [(image, None, {"pseudo-labels": mask}) for image, mask in zip(images, masks)]
         return self._save(f"pseudo_labels_{step:06d}", rows, title, trained)
+
+    def rows(self, model: nn.Module, indices: Sequence[int]) -> list[Row]:
+        """A row with label and prediction for each image."""
+        rows = []
+        for index in indices:
+            image, label, _ = self.dataset[index]
+            (prediction,) = predict_logits(model, image[None]).map_pixels(lambda logits: (logits.argmax(dim=1),))
+            masks = (self.split.to_mask(classes.cpu().numpy()) for classes in (label, prediction[0]))
+            rows.append((image.permute(1, 2, 0).numpy(), *masks))
+        return rows
 
     def _save(self, name: str, rows: Sequence[Row], title: str, split: Any) -> np.ndarray:
         sheet = contact_sheet(rows, title=title, **split.drawing)
