@@ -20,7 +20,7 @@ import torch
 
 from dataset.loaders import evaluation_loader
 from dataset.splits import SPLITS, Split, split_name
-from dataset.voc import EvaluationDataset, evaluation_dataset
+from dataset.voc import EvaluationDataset, check_datasets, evaluation_dataset
 from model.predictor import load_segmenter
 from model.segmenter import LONGEST_SIDE, MIN_SIDE, calibrate
 from utils.checkpoint import check_settings, describe_protocol
@@ -95,6 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.split is not None:
         check_settings(args.checkpoint, checkpoint["metadata"], {"split": args.split}, ["split"])
     dataset = evaluation_dataset(args.data_path, split, args.list)
+    check_datasets(dataset)
     loader = evaluation_loader(dataset, args.num_workers, images_at_once(args.evaluation_batch_size, device), place())
     model.to(device)
     metrics = {gamma: ZeroShotMetrics(split.names, split.num_seen) for gamma in args.calibration}

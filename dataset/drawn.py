@@ -24,9 +24,9 @@ from PIL import Image, ImageColor, ImageDraw, ImageFilter
 from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
-from dataset.masks import voc_palette
 from dataset.splits import VOC_CLASSES, VOID
 from utils.errors import UserError, one_line_errors, write_text
+from utils.visualize import voc_palette
 
 VERSION = 2
 """Raise it whenever the same seed draws other images than before: it makes old folders redraw."""
@@ -336,7 +336,7 @@ def draw_scene(rng: np.random.Generator, classes: Sequence[str], size: tuple[int
         mask = instance_mask(canvas, values)
         if all((mask == value).mean() >= MIN_VISIBLE for value in values):
             labels = Image.fromarray(mask)
-            labels.putpalette(np.asarray(voc_palette()).ravel().tolist())
+            labels.putpalette(voc_palette().tobytes())
             return develop(rng, canvas.image.resize(size, Image.Resampling.BOX)), labels
     raise UserError(f"no layout of {size[0]} x {size[1]} pixels leaves all of {', '.join(classes)} visible")
 

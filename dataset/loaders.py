@@ -13,9 +13,9 @@ from utils.errors import UserError
 class StepSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (index, seed) for the steps `first_step` ... `last_step` - 1.
 
-    The dataset is gone through in a new random order again and again; an order that ends inside a batch is
-    followed by the next one. The seed that goes with an index draws that picture's augmentation, so a run
-    that begins at step k sees exactly what an uninterrupted one sees from step k on.
+    The dataset is gone through in a new random order again and again; an order that ends inside a batch is followed by
+    the next one. The seed that goes with an index draws that image's augmentation, so a run that begins at step k
+    sees exactly what an uninterrupted one sees from step k on.
 
     Args:
         num_items: length of the dataset.
@@ -38,7 +38,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         if batch_size < share[1]:
             raise UserError(
                 f"--batch-size or --target-batch-size {batch_size} can't be shared by {share[1]} processes: give more "
-                "pictures a step, or start fewer processes"
+                "images a step, or start fewer processes"
             )
 
     def __len__(self) -> int:
@@ -51,7 +51,8 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
             for position in range(step * self.batch_size, (step + 1) * self.batch_size):
                 if position // self.num_items != epoch:
                     epoch = position // self.num_items
-                    order = torch.randperm(self.num_items, generator=_generator(self.seed, epoch)).tolist()
+                    generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
+                    order = torch.randperm(self.num_items, generator=generator).tolist()
                 batch.append((order[position % self.num_items], _mix(self.seed, position)))
             yield shared(batch, self.share)
 
@@ -70,21 +71,16 @@ def _mix(seed: int, number: int) -> int:
     return (state ^ (state >> 31)) % 2**63
 
 
-def _generator(seed: int, epoch: int) -> torch.Generator:
-    return torch.Generator().manual_seed(_mix(seed, epoch))
-
-
 def training_loader(
     dataset: Dataset, batch_size: int, first_step: int, last_step: int, seed: int, num_workers: int,
     share: tuple[int, int] = (0, 1),
 ) -> DataLoader:  # fmt: skip
     """Batches of `dataset` for the steps from `first_step` to before `last_step`, see `StepSampler`."""
-    sampler = StepSampler(len(dataset), batch_size, first_step, last_step, seed, share)
-    return _loader(dataset, num_workers, batch_sampler=sampler)
+    return _loader(dataset, num_workers, StepSampler(len(dataset), batch_size, first_step, last_step, seed, share))
 
 
 def empty_batches(size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Target batches of no picture, image [0, 3, size, size] and valid [0, size, size]: for source-only training."""
+    """Target batches of no image, image [0, 3, size, size] and valid [0, size, size]: for source-only training."""
     return itertools.repeat(
         (torch.empty(0, 3, size, size, dtype=torch.uint8), torch.empty(0, size, size, dtype=torch.bool))
     )
@@ -93,13 +89,12 @@ def empty_batches(size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 def evaluation_loader(
     dataset: Dataset, num_workers: int, batch_size: int = 1, share: tuple[int, int] = (0, 1)
 ) -> DataLoader:
-    """The pictures of `dataset`, each once, in batches of up to `batch_size` that are of one size, or a share of these.
+    """The images of `dataset`, each once, in batches of up to `batch_size` that are of one size, or a share of these.
 
-    One at a time they come in order. Else the sizes are read first, from the files' headers; pictures of one size come
-    in order, and so do the sizes.
+    With a batch size of 1 they come in order; else images of one size come in order, and so do the sizes.
     """
     batches = [[i] for i in range(len(dataset))] if batch_size == 1 else batches_by_size(dataset.sizes(), batch_size)
-    return _loader(dataset, num_workers, batch_sampler=shared(batches, share))
+    return _loader(dataset, num_workers, shared(batches, share))
 
 
 def batches_by_size(sizes: Sequence[tuple[int, int]], batch_size: int) -> list[list[int]]:
@@ -110,20 +105,20 @@ def batches_by_size(sizes: Sequence[tuple[int, int]], batch_size: int) -> list[l
     return [indices[i : i + batch_size] for indices in alike.values() for i in range(0, len(indices), batch_size)]
 
 
-def _loader(dataset: Dataset, num_workers: int, **batches) -> DataLoader:
+def _loader(dataset: Dataset, num_workers: int, batches: Sampler | Sequence) -> DataLoader:
     return DataLoader(
         dataset,
+        batch_sampler=batches,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_leave_signals_to_the_main_process,
-        **batches,
+        worker_init_fn=leave_signals_to_the_main_process,
     )
 
 
-def _leave_signals_to_the_main_process(worker: int) -> None:
+def leave_signals_to_the_main_process(worker: int) -> None:
     """Ctrl-C and many a SIGTERM go to all processes; a worker must live until the main process is done with it.
 
-    A second SIGTERM ends it: that is how an interpreter that shuts down is rid of a worker that hangs.
+    A second SIGTERM ends it: so an interpreter that shuts down ends a worker that hangs.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

@@ -3,18 +3,12 @@
 A mask on disk holds *mask values* (VOC: 0 background, 1-20 classes, 255 void). A network scores *class indices*: the
 seen classes first, then the unseen ones. `Split` knows both and converts between them.
 
-    python -m dataset.splits                 # prints every named split
-    python -m dataset.splits spnet 1         # prints these
-
 The classes of a data set are the lines of a file in `names/`; a named split is a file in `named_splits/`, with
 the publication that it comes from.
 """
 
-import argparse
-import difflib
 import json
-import sys
-import textwrap
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,31 +23,54 @@ VOID = 255
 
 BACKGROUND = "background"
 
+VOID_NAMES = ("ignore", "void", "unlabeled", "unlabelled")
+"""What lists of classes call pixels without a class, as `fold` writes it."""
+
 NAMES = Path(__file__).parent / "names"
 NAMED_SPLITS = Path(__file__).parent / "named_splits"
+
+
+def fold(name: str) -> str:
+    """A class name without what people write in different ways: case, spaces, hyphens and underscores."""
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
+
+
+def class_name(text: str) -> str:
+    """A class name as it is used: the background is `BACKGROUND` however it is spelt (Background, _background_, bg)."""
+    return BACKGROUND if fold(text) in ("background", "back ground", "bg") else text.strip()
 
 
 def read_classes(path: Path) -> dict[str, int]:
     """Class name -> mask value, from a text file with one class a line.
 
-    A line is `VALUE: NAME`, or only `NAME`: then its mask value is its place, and the first line has 0.
+    A line is `VALUE: NAME`, or only `NAME`: then its mask value is its place, and the first line has 0. A first line
+    `__ignore__` is void, as labelme writes it, and the line after it has 0.
 
     Raises:
-        UserError: a file that can't be read, no class, a name or value twice, or a value outside 0 ... 254.
+        UserError: a file that can't be read, no class, a name or value twice, a name that means void, or a value
+            outside 0 ... 254.
     """
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} can't be read as a text file of class names: {error}") from error
+    if lines and lines[0] == "__ignore__":
+        del lines[0]
     classes: dict[str, int] = {}
     for place, line in enumerate(lines):
         value, colon, name = line.partition(":")
-        value, name = (value, name.strip()) if colon and value.strip().isdecimal() else (place, line)
-        if not name or not 0 <= int(value) < VOID or name in classes or int(value) in classes.values():
+        value, name = (int(value), name) if colon and value.strip().isdecimal() else (place, line)
+        name = class_name(name)
+        if fold(name) in VOID_NAMES:
+            raise UserError(
+                f"{path}, line {line!r}: pixels without a class have the value {VOID} in masks and no line here: leave "
+                f"the line out, or call it {BACKGROUND} if masks show it"
+            )
+        if not name or not 0 <= value < VOID or value in classes.values() or fold(name) in map(fold, classes):
             raise UserError(
                 f"{path}, line {line!r}: write NAME or VALUE: NAME, each name and value once, values 0 to {VOID - 1}"
             )
-        classes[name] = int(value)
+        classes[name] = value
     if not classes:
         raise UserError(f"{path} is empty: write one class a line")
     return classes
@@ -152,13 +169,12 @@ class Split:
         """
         if background not in BACKGROUND_CHOICES:
             raise ValueError(f"background is one of {', '.join(BACKGROUND_CHOICES)}, not {background!r}")
+        given = {fold(wanted): wanted for wanted in classes}
         for wanted in (*unseen, *(seen or ()), *left_out, *([BACKGROUND] if background != "ignore" else [])):
-            if wanted not in classes:
-                near = difflib.get_close_matches(wanted, classes, n=1)
-                raise UserError(
-                    f"there is no class {wanted!r} among {', '.join(classes)}"
-                    + (f": did you mean {near[0]}?" if near else "")
-                )
+            if fold(wanted) not in given:
+                raise UserError(f"there is no class {wanted!r} among {', '.join(classes)}")
+        unseen, left_out = ([given[fold(wanted)] for wanted in names] for names in (unseen, left_out))
+        seen = None if seen is None else [given[fold(wanted)] for wanted in seen]
         by_value = sorted((wanted for wanted in classes if wanted != BACKGROUND), key=classes.get)
         candidates = by_value if seen is None else seen
         seen = [wanted for wanted in by_value if wanted in candidates and wanted not in {*unseen, *left_out}]
@@ -270,30 +286,3 @@ class Split:
 def read_named_split(name: int | str) -> dict:
     """What the file of a named split says."""
     return json.loads((NAMED_SPLITS / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def describe(name: int | str) -> str:
-    """Text about a named split: its data set, its classes and where it comes from."""
-    split, facts = Split.named(name), read_named_split(name)
-    lines = [f"{name}: {facts['dataset']}, {len(split.seen)} seen and {len(split.unseen)} unseen classes"]
-    parts = {"seen": split.seen, "unseen": split.unseen, "left out": facts.get("left_out", ())}
-    for title, text in [*((key, ", ".join(names)) for key, names in parts.items()), ("source", facts["source"])]:
-        wrapped = textwrap.wrap(text, 106, break_on_hyphens=False)
-        lines += [f"  {title}: {wrapped[0]}", *(f"    {line}" for line in wrapped[1:])] if wrapped else []
-    return "\n".join(lines)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m dataset.splits", description="Print the named splits.")
-    parser.add_argument("name", nargs="*", type=split_name, help="the splits to print (default: all)")
-    names = parser.parse_args(argv).name or SPLITS
-    unknown = [str(name) for name in names if name not in SPLITS]
-    if unknown:
-        print(f"error: no split {', '.join(unknown)}: choose among {', '.join(map(str, SPLITS))}", file=sys.stderr)
-        raise SystemExit(2)
-    print("\n\n".join(map(describe, names)))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Joint transforms of a picture and its label: one warp on the bytes that Pillow decoded."""
+"""Joint transforms of an image and its label: one warp of the bytes that Pillow decoded."""
 
 import functools
 import math
@@ -10,75 +10,110 @@ from PIL import Image
 
 from dataset.splits import VOID
 
-FILL = (124, 116, 104)
-"""What lies outside the picture: ImageNet's mean colour. The label says `VOID` there."""
+RESIZES = ("square", "crop")
+"""The whole image stretched to a square, as the published code does; or a square crop that keeps the aspect."""
+
+FILL = {"square": (0, 0, 0), "crop": (124, 116, 104)}
+"""The colour outside the image: the published code's black, and ImageNet's mean. The label is `VOID` there."""
 
 View = tuple[float, float, float, float, float, float]
-"""(a, b, c, d, e, f): the point (x, y) of the crop shows the picture's point (a x + b y + c, d x + e y + f).
+"""(a, b, c, d, e, f): the point (x, y) of the result shows the image's point (a x + b y + c, d x + e y + f).
 
 Points, not pixels: the first pixel's middle is (0.5, 0.5), so that the image, which is interpolated, and the label,
 whose nearest pixel is taken, stay together."""
 
 
 def training_transform(
-    size: int, scale: tuple[float, float] = (0.8, 2.5), degrees: float = 15.0, flip: float = 0.5
+    size: int, scale: tuple[float, float] = (0.8, 2.5), degrees: float = 15.0, flip: float = 0.5, resize: str = "crop"
 ) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
-    """The augmentation of both stages: scale, rotation, crop and flip, each pixel of the crop drawn once.
+    """The augmentation of both stages: resizing, rotation and flip.
 
     Args:
-        size: side of the square crop in pixels.
-        scale: range of the random scale, drawn uniformly.
-        degrees: largest rotation either way, around the middle of the crop.
+        size: side of the square result in pixels.
+        scale: range of the random factor, drawn uniformly. With "square" it only decides how sharp the image is.
+        degrees: largest rotation either way, around the middle of the result.
         flip: probability of a horizontal flip.
+        resize: one of `RESIZES`. "square": all of the image is seen, but for what a rotation turns out. "crop": of an
+            image larger than the crop a random part is seen; neither scaled nor rotated, pixels stay what they are.
 
     Returns:
-        A transform of (image uint8 [3, H, W], label uint8 [H, W]) to the same with H = W = size; pixels that
-        the picture does not cover are `VOID` in the label. Neither scaled nor rotated, pixels stay what they are.
+        A transform of (image uint8 [3, H, W], label uint8 [H, W]) to the same with H = W = size; pixels that the image
+        does not cover are `VOID` in the label.
     """
-    return functools.partial(_augment, size=size, scale=scale, degrees=degrees, flip=flip)
+    if resize not in RESIZES:
+        raise ValueError(f"resize is one of {', '.join(RESIZES)}, not {resize!r}")
+    draw = {"square": _stretch, "crop": _crop}[resize]
+    return functools.partial(_augment, draw=draw, size=size, scale=scale, degrees=degrees, flip=flip)
 
 
-def _augment(
-    image: torch.Tensor, label: torch.Tensor, size: int, scale: tuple[float, float], degrees: float, flip: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    factor, view = draw_view(*label.shape, size, scale, degrees, flip)
-    picture, mask = Image.fromarray(image.permute(1, 2, 0).numpy()), Image.fromarray(label.numpy())
-    mask = mask.transform((size, size), Image.Transform.AFFINE, view, Image.Resampling.NEAREST, fillcolor=VOID)
+def _augment(image: torch.Tensor, label: torch.Tensor, draw: Callable, size: int, **settings) -> tuple:
+    image, label = Image.fromarray(image.permute(1, 2, 0).numpy()), Image.fromarray(label.numpy())
+    image, label = draw(image, label, size, **settings)
+    # Channels apart first: NumPy copies three planes faster than it permutes one array.
+    planes = np.stack([np.asarray(plane) for plane in image.split()])
+    return torch.from_numpy(planes), torch.from_numpy(np.array(label))
+
+
+def _warp(image: Image.Image, size: int, view: View, resampling: Image.Resampling, fill) -> Image.Image:
+    return image.transform((size, size), Image.Transform.AFFINE, view, resampling, fillcolor=fill)
+
+
+def _stretch(
+    image: Image.Image, label: Image.Image, size: int, scale: tuple[float, float], degrees: float, flip: float
+):
+    """Resized by a random factor, then to size x size, then rotated and flipped."""
+    factor = float(torch.empty(1).uniform_(*scale))
+    view = _rotation(size, size / 2, size / 2, degrees, flip)
+    if factor < 1:  # a larger image would only be made smaller again
+        image = image.resize([max(1, round(side * factor)) for side in image.size], Image.Resampling.BILINEAR)
+    image = image.resize((size, size), Image.Resampling.BILINEAR)
+    across, down = label.width / size, label.height / size
+    to_label = (*(across * n for n in view[:3]), *(down * n for n in view[3:]))
+    label = _warp(label, size, to_label, Image.Resampling.NEAREST, VOID)
+    return _warp(image, size, view, Image.Resampling.BILINEAR, FILL["square"]), label
+
+
+def _crop(image: Image.Image, label: Image.Image, size: int, scale: tuple, degrees: float, flip: float):
+    """Scaled and rotated around the middle of a random crop, each of whose pixels is computed once."""
+    factor, view = draw_view(image.height, image.width, size, scale, degrees, flip)
+    label = _warp(label, size, view, Image.Resampling.NEAREST, VOID)
     if factor < 1:  # bilinear interpolation would leave pixels out
-        picture, view = _shrink(picture, view, size, factor)
-    picture = picture.transform((size, size), Image.Transform.AFFINE, view, Image.Resampling.BILINEAR, fillcolor=FILL)
-    # Channels apart first: NumPy copies three planes faster than it turns one array round.
-    planes = np.stack([np.asarray(plane) for plane in picture.split()])
-    return torch.from_numpy(planes), torch.from_numpy(np.array(mask))
+        image, view = _shrink(image, view, size, factor)
+    return _warp(image, size, view, Image.Resampling.BILINEAR, FILL["crop"]), label
 
 
 def draw_view(
     height: int, width: int, size: int, scale: tuple[float, float], degrees: float, flip: float
 ) -> tuple[float, View]:
-    """Draws a scale and a view of it, see `training_transform`, for a picture of height x width pixels."""
+    """Draws a scale and a crop at it, see `training_transform`, of an image of height x width pixels."""
     factor = float(torch.empty(1).uniform_(*scale))
-    side = size / factor  # of the crop, in pixels of the picture
-    # A picture smaller than the crop lies in its middle, a larger one anywhere around it.
+    side = size / factor  # of the crop, in pixels of the image
+    # An image smaller than the crop lies in its middle, a larger one anywhere around it.
     top = (float(torch.rand(1)) if height > side else 0.5) * (height - side)
     left = (float(torch.rand(1)) if width > side else 0.5) * (width - side)
-    angle = math.radians(float(torch.empty(1).uniform_(-degrees, degrees))) if degrees else 0.0
-    if factor == 1 and angle == 0:  # pixel for pixel
+    if factor == 1 and not degrees:  # pixel for pixel
         top, left = round(top), round(left)
+    return factor, _rotation(size, left + side / 2, top + side / 2, degrees, flip, factor)
+
+
+def _rotation(size: int, x: float, y: float, degrees: float, flip: float, factor: float = 1.0) -> View:
+    """Draws a rotation and a flip: the middle of the result shows the image's point (x, y), enlarged by `factor`."""
+    angle = math.radians(float(torch.empty(1).uniform_(-degrees, degrees))) if degrees else 0.0
     mirror = -1 if float(torch.rand(1)) < flip else 1
     cos, sin = math.cos(angle) / factor, math.sin(angle) / factor
     a, b, d, e = mirror * cos, -sin, mirror * sin, cos
-    half = size / 2  # the middle of the crop shows the middle of its square in the picture
-    return factor, (a, b, left + side / 2 - (a + b) * half, d, e, top + side / 2 - (d + e) * half)
+    half = size / 2
+    return a, b, x - (a + b) * half, d, e, y - (d + e) * half
 
 
-def _shrink(picture: Image.Image, view: View, size: int, factor: float) -> tuple[Image.Image, View]:
-    """The part of `picture` that `view` shows, made smaller by `factor` with every pixel counted, and its view."""
+def _shrink(image: Image.Image, view: View, size: int, factor: float) -> tuple[Image.Image, View]:
+    """The part of `image` that `view` shows, made smaller by `factor` with every pixel counted, and its view."""
     a, b, c, d, e, f = view
     across, down = ([k * x + m * y + n for x in (0, size) for y in (0, size)] for k, m, n in ((a, b, c), (d, e, f)))
     margin = 2 / factor  # what interpolation reaches beyond the crop
-    left, right = max(0, math.floor(min(across) - margin)), min(picture.width, math.ceil(max(across) + margin))
-    top, bottom = max(0, math.floor(min(down) - margin)), min(picture.height, math.ceil(max(down) + margin))
+    left, right = max(0, math.floor(min(across) - margin)), min(image.width, math.ceil(max(across) + margin))
+    top, bottom = max(0, math.floor(min(down) - margin)), min(image.height, math.ceil(max(down) + margin))
     width, height = max(1, round((right - left) * factor)), max(1, round((bottom - top) * factor))
-    small = picture.resize((width, height), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
+    small = image.resize((width, height), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
     u, v = width / (right - left), height / (bottom - top)
     return small, (a * u, b * u, (c - left) * u, d * v, e * v, (f - top) * v)

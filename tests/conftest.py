@@ -3,14 +3,15 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from dataset.drawn import write_dataset
-from dataset.splits import Split
-from dataset.voc import evaluation_dataset
-from helpers import copy_of, mask_path, train
+from dataset.splits import VOID, Split
+from dataset.voc import VOCFolder, evaluation_dataset
+from helpers import copy_of, mask_path, train, write_values
 
 torch.set_num_threads(1)
 
@@ -27,6 +28,24 @@ def data(tmp_path_factory) -> Path:
 def own_data(data, tmp_path) -> Path:
     """A copy of the drawn set for a test that changes its files."""
     return copy_of(data, tmp_path / "data")
+
+
+@pytest.fixture
+def folder(tmp_path) -> VOCFolder:
+    """Three images of 12 x 8: a seen class of split 1, an unseen one, and both (with background and void)."""
+    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (tmp_path / name).mkdir(parents=True)
+    for number, (image, values) in enumerate({"seen": [7], "unseen": [2], "both": [2, 7, 20]}.items()):
+        grey = np.full((8, 12, 3), 40 + 60 * number, np.uint8)
+        Image.fromarray(grey).save(tmp_path / "JPEGImages" / f"{image}.jpg")
+        mask = np.zeros((8, 12), np.uint8)
+        mask[0] = VOID
+        for row, value in enumerate(values, start=2):
+            mask[row] = value
+        write_values(tmp_path / "SegmentationClass" / f"{image}.png", mask)
+    (tmp_path / "ImageSets/Segmentation/train.txt").write_text("seen\nunseen\nboth\n")
+    (tmp_path / "ImageSets/Segmentation/val.txt").write_text("both\n")
+    return VOCFolder.open(tmp_path)
 
 
 @pytest.fixture

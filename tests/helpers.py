@@ -12,8 +12,9 @@ from PIL import Image
 import eval as evaluation_script
 import train_split_lambda
 import train_st_split
+from dataset.checks import ClassIndex
 from dataset.splits import Split
-from dataset.voc import VOCFolder, index_classes
+from dataset.voc import VOCFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = {1: train_split_lambda, 2: train_st_split}
@@ -97,7 +98,7 @@ def copy_of(data: Path, folder: Path) -> Path:
 def classes_shown(data: Path, name: str = "train") -> dict[str, frozenset[int]]:
     """Mask values of each picture of a list, read from its mask (and kept in the class index)."""
     folder = VOCFolder.open(data)
-    return index_classes(folder, folder.read_list(name, ()), Split.voc(1).known_values)
+    return ClassIndex(folder).classes(folder.read_list(name, ()))
 
 
 def target_only(data: Path, split: Split) -> list[str]:

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-from dataset import splits
 from dataset.splits import (
     BACKGROUND,
     BACKGROUND_CHOICES,
@@ -257,24 +256,44 @@ def test_background_counts_where_there_is_one(name):
         assert Split.named(name, background="score").seen[0] == BACKGROUND
 
 
-def test_named_splits_are_printed(capsys):
-    assert splits.main(["spnet-val", "2"]) == 0
-    text = capsys.readouterr().out
-    assert "spnet-val: voc, 12 seen and 3 unseen classes" in text and "left out: pottedplant, sheep" in text
-    assert "unseen: bus, car, cat, chair, cow" in text and "arXiv 2007.00515" in " ".join(text.split())
-    assert splits.main([]) == 0
-    text = capsys.readouterr().out
-    assert all(f"{name}: " in text for name in SPLITS)
-    with pytest.raises(SystemExit) as caught:
-        splits.main(["spnat"])
-    assert caught.value.code == 2 and capsys.readouterr().err.startswith("error: no split spnat")
-
-
-def test_class_files_have_values_or_places(tmp_path):
+@pytest.mark.parametrize(
+    "text, classes",
+    [
+        ("\ufeff7: a b\n\n3: c:d\n", {"a b": 7, "c:d": 3}),
+        ("background\ntraffic light\n", {"background": 0, "traffic light": 1}),
+        ("_background_\ncat\n", {"background": 0, "cat": 1}),
+        (" Background\r\nCat\r\n", {"background": 0, "Cat": 1}),
+        ("cat\n5: BG\n", {"cat": 0, "background": 5}),
+        ("__ignore__\n_background_\ncat\n", {"background": 0, "cat": 1}),
+    ],
+)
+def test_class_files_as_tools_and_people_write_them(tmp_path, text, classes):
     path = tmp_path / "classes.txt"
-    path.write_text("\ufeff7: a b\n\n3: c:d\n", encoding="utf-8")
-    assert read_classes(path) == {"a b": 7, "c:d": 3}
-    path.write_text("background\ntraffic light\n")
-    assert read_classes(path) == {"background": 0, "traffic light": 1}
+    path.write_bytes(text.encode())
+    assert read_classes(path) == classes
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("", "empty"), ("a\na\n", "'a'"), ("traffic light\nTraffic_Light\n", "Traffic_Light"), ("2:\n", "'2:'"),
+        ("255: a\n", "'255: a'"), ("1: a\n1: b\n", "'1: b'"), ("cat\n__ignore__\n", "__ignore__"),
+        ("0: Unlabeled\ncat\n", "leave the line out"), ("background\nvoid\ncat\n", "'void'"),
+    ],
+)  # fmt: skip
+def test_class_files_that_make_no_sense_are_refused(tmp_path, text, words):
+    path = tmp_path / "classes.txt"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"classes\.txt") as caught:
+        read_classes(path)
+    assert words in str(caught.value)
     with pytest.raises(UserError, match="can't be read"):
         read_classes(tmp_path / "none.txt")
+
+
+def test_unseen_classes_are_found_however_they_are_spelt():
+    classes = {"background": 0, "Traffic light": 1, "cat": 2, "sofa": 3}
+    split = Split.of(classes, ["traffic_light", "Sofa"], "auxiliary")
+    assert split.unseen == ("Traffic light", "sofa") and split.seen == ("cat",) and split.num_auxiliary == 1
+    with pytest.raises(UserError, match="no class 'dog' among background, Traffic light"):
+        Split.of(classes, ["dog"])

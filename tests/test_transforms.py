@@ -64,7 +64,7 @@ def test_what_the_picture_does_not_cover_is_void(seed):
     """A small picture lies whole inside its crop: everything else is void and has the mean colour."""
     image, label = drawn(training_transform(64, (1, 1), 0, 0), *pair(np.full((20, 30), 7)), seed)
     assert (label == 7).sum() == 20 * 30 and ((label == 7) | (label == VOID)).all()
-    mean = torch.tensor(FILL, dtype=torch.uint8)
+    mean = torch.tensor(FILL["crop"], dtype=torch.uint8)
     assert image[:, label == VOID].T.equal(mean.expand((label == VOID).sum(), 3)) and (image[:, label == 7] == 70).all()
 
 
@@ -190,3 +190,34 @@ def test_a_smaller_picture_counts_every_pixel(scale, degrees):
         crop, _ = drawn(transform, stripes, torch.zeros(400, 400, dtype=torch.uint8), seed)
         assert crop.float().std() < (30 if scale == 0.8 else 10)  # with pixels left out: above 55
         assert crop.float().mean() == pytest.approx(100, abs=5)
+
+
+def test_a_stretched_image_is_seen_whole():
+    """Without a rotation every pixel of the label is seen, whatever the aspect; only the borders move."""
+    label = patches(60, 90, 30)
+    transform = training_transform(120, (0.8, 2.5), 0, 0, "square")
+    image, seen = drawn(transform, *pair(label), 0)
+    expected = np.kron(label, np.ones((2, 1)))[:, np.arange(120) * 90 // 120]
+    assert (seen.numpy() == expected).mean() > 0.99 and not (seen == VOID).any()
+    sure = inside(seen, 6)
+    assert sure.any() and (image[:, sure].int() - 10 * seen[sure].int()).abs().max() <= 3
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_stretched_image_and_its_label_stay_together(seed):
+    image, label = drawn(training_transform(96, resize="square"), *pair(patches(side=30)), seed)
+    sure = inside(label, 6) & (label != VOID)
+    assert sure.any() and (image[:, sure].int() - 10 * label[sure].int()).abs().max() <= 3
+    assert (image[:, inside(label, 3) & (label == VOID)] == 0).all()  # black outside, as published
+
+
+def test_a_stretched_image_is_rotated_and_flipped():
+    halves = pair(np.kron([[0, 1]], np.ones((32, 16))))
+    flips = [
+        drawn(training_transform(64, (1, 1), 0, 0.5, "square"), *halves, seed)[1][0, 0].item() for seed in range(40)
+    ]
+    assert 8 < sum(flips) < 32
+    void = [(drawn(training_transform(64, resize="square"), *halves, s)[1] == VOID).float().mean() for s in range(20)]
+    assert min(void) < 0.03 and 0.04 < max(void) < 0.25
+    with pytest.raises(ValueError, match="square, crop"):
+        training_transform(64, resize="whole")

@@ -91,8 +91,7 @@ RARE = {"flag": False}
 SETTINGS: dict[str, list[Setting]] = {
     "data": [
         Setting("data_path", Path, Path("data/VOCdevkit/VOC2012"), "folder in VOC layout, see DATA_PATH.md", "FOLDER"),
-        Setting("split", split_name, 1, "which classes are unseen: 1-4, or a name that python -m dataset.splits "
-                "prints"),
+        Setting("split", split_name, 1, "which classes are unseen: 1-4, or a name of dataset/named_splits"),
         Setting("unseen", class_names, None, "unseen classes of your own data, in place of --split", "A,B"),
         Setting("train_list", str, None, "training images: a list of ImageSets/Segmentation or a text file "
                 "(default: train_aug, else train)", "LIST"),

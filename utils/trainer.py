@@ -28,7 +28,7 @@ from torch import nn
 
 from dataset.loaders import empty_batches, evaluation_loader, training_loader
 from dataset.transforms import training_transform
-from dataset.voc import choose_split, evaluation_dataset, training_datasets
+from dataset.voc import check_datasets, choose_split, evaluation_dataset, training_datasets
 from embeddings import load_class_embeddings
 from model.backbone import WITH_CLASSIFIER, build_backbone
 from model.segmenter import Segmenter
@@ -204,7 +204,8 @@ class Trainer:
                 args.data_path, self.split, transform, "all" if source_only else args.target_images,
                 args.target_pixels, args.train_list, supervised,
             )  # fmt: skip
-        images = evaluation_dataset(args.data_path, self.split, args.evaluation_list)
+            images = evaluation_dataset(args.data_path, self.split, args.evaluation_list)
+            check_datasets(images, self.source, self.target, decode=args.dry_run)
         at_once = images_at_once(args.evaluation_batch_size, self.device)
         self.evaluation = evaluation_loader(images, args.num_workers, at_once, distributed.place())
         self.num_steps = count_steps(len(self.source), args.batch_size, args.num_epochs, args.max_steps)

@@ -1,0 +1,174 @@
+"""Reading images and masks: formats, orientation, modes, values, palettes, and conversion of colours."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dataset.images import (
+    colours_to_values,
+    convert_colour_mask,
+    orientation,
+    read_image,
+    read_mask,
+    save_mask,
+    voc_colours,
+)
+from dataset.splits import VOID
+from helpers import read_values, write_values
+from utils.errors import UserError
+from utils.visualize import voc_palette
+
+VOC = voc_colours(range(21))
+OWN = {0: (0, 0, 0), 1: (48, 112, 32), 2: (250, 50, 83), 3: (51, 221, 255)}
+
+
+def palette_png(path, mask, entries):
+    """A PNG of mode P with these colours, and no more."""
+    image = Image.fromarray(np.asarray(mask, np.uint8), mode="P")
+    image.putpalette(np.asarray(entries, np.uint8).ravel().tolist())
+    image.save(path, "PNG")
+    return path
+
+
+def image_bytes(mode, kind):
+    data = io.BytesIO()
+    values = np.random.default_rng(0).integers(0, 20, (32, 40), dtype=np.uint8)
+    Image.fromarray(values).convert(mode).save(data, kind)
+    return data.getvalue()
+
+
+@pytest.mark.parametrize("kind, read", [("JPEG", read_image), ("PNG", lambda path: read_mask(path, VOC))])
+def test_a_broken_file_is_one_line_wherever_it_is_broken(tmp_path, kind, read):
+    """Cut off anywhere or with changed bytes: it reads, or it ends in our error; never in another."""
+    whole, path = image_bytes("L", kind), tmp_path / "file"
+    rng, errors = np.random.default_rng(1), 0
+    cuts, changed = [whole[:n] for n in range(0, len(whole), 7)], []
+    for _ in range(150):
+        broken = bytearray(whole)
+        for at in rng.integers(0, len(whole), 3):
+            broken[at] = rng.integers(0, 256)
+        changed.append(bytes(broken))
+    for content in cuts + changed:
+        path.write_bytes(content)
+        try:
+            read(path)
+        except UserError as error:
+            errors += 1
+            assert str(path) in str(error) and "\n" not in str(error)
+    assert errors > len(cuts) / 2
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "P"])
+def test_any_image_becomes_rgb(tmp_path, mode):
+    Image.new(mode, (5, 4)).save(tmp_path / "image", "TIFF")
+    assert read_image(tmp_path / "image").shape == (4, 5, 3) and read_image(tmp_path / "image").dtype == np.uint8
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_images_are_turned_as_their_exif_data_says(tmp_path, turn, kind):
+    """By definition: 3 is half a turn, 6 is stored with its top at the right, and so on; read as viewers show it."""
+    shown = np.zeros((40, 64, 3), np.uint8)
+    shown[:20, :32] = 255  # bright at the top left, as a viewer shows it
+    stored = {
+        1: shown, 2: shown[:, ::-1], 3: shown[::-1, ::-1], 4: shown[::-1], 5: shown.transpose(1, 0, 2),
+        6: np.rot90(shown), 7: shown[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90(shown, -1),
+    }[turn]  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "x", kind, exif=exif, quality=95)
+    image = read_image(tmp_path / "x", (64, 40))
+    assert image.shape == (40, 64, 3) and np.abs(image.astype(int) - shown).max() < 40
+    np.testing.assert_array_equal(read_image(tmp_path / "x"), image)  # without a mask too
+    if turn > 4 and kind != "TIFF":  # a mask that was drawn on the pixels as stored says so by its size
+        assert read_image(tmp_path / "x", (40, 64)).shape == (64, 40, 3)
+        with Image.open(tmp_path / "x") as file:
+            assert (orientation(file, (64, 40)), orientation(file, (40, 64))) == (turn, 1)
+
+
+def test_sizes_must_agree(tmp_path):
+    Image.new("RGB", (12, 8)).save(tmp_path / "x.png")
+    with pytest.raises(UserError, match=r"x\.png is 12 x 8 but its mask is 12 x 9"):
+        read_image(tmp_path / "x.png", (12, 9))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "1", "I;16"])
+def test_a_mask_that_is_no_index_mask_is_refused(tmp_path, mode):
+    Image.new(mode, (5, 4)).save(tmp_path / "mask.png")
+    with pytest.raises(UserError, match="not an index mask"):
+        read_mask(tmp_path / "mask.png", VOC)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_jpeg_is_no_mask_whatever_its_name(tmp_path, mode):
+    Image.new(mode, (5, 4)).save(tmp_path / "mask.png", "JPEG")
+    with pytest.raises(UserError, match="is a JPEG"):
+        read_mask(tmp_path / "mask.png", VOC)
+    assert "is a JPEG" in convert_colour_mask(tmp_path / "mask.png", VOC, tmp_path / "keep")
+
+
+@pytest.mark.parametrize("value, fine", [(0, True), (20, True), (255, True), (21, False), (254, False)])
+def test_mask_values_are_checked(tmp_path, value, fine):
+    write_values(tmp_path / "mask.png", np.full((3, 3), value))
+    if fine:
+        assert (read_mask(tmp_path / "mask.png", VOC) == value).all()
+    else:
+        with pytest.raises(UserError, match=f"value {value}"):
+            read_mask(tmp_path / "mask.png", VOC)
+
+
+VOC_ENTRIES = voc_palette()
+TWISTED = VOC_ENTRIES.copy()
+TWISTED[[1, 12]] = TWISTED[[12, 1]]
+PALETTES = {
+    "VOC's": ([[0, 7, 255]], VOC_ENTRIES, VOC, True),
+    "grey": ([[0, 7, 20]], np.arange(256)[:, None].repeat(3, 1), VOC, True),
+    "one colour for all": ([[0, 7, 255]], np.full((256, 3), 200), VOC, True),
+    "of another data set": ([[0, 1, 2]], [(128, 64, 128), (244, 35, 232), (70, 70, 70)], VOC, True),
+    "with more colours than VOC's": ([[0, 1]], [(128, 128, 128), (128, 0, 0), (60, 40, 222)], VOC, True),
+    "VOC's, two exchanged": ([[0, 1, 12]], TWISTED, VOC, False),
+    "of the colours that are there": ([[0, 1, 2]], VOC_ENTRIES[[0, 12, 17]], VOC, False),
+    "the same with white borders": ([[0, 1, 2]], [*VOC_ENTRIES[[0, 12]], (255, 255, 255)], VOC, False),
+    "the background last": ([[0, 1]], VOC_ENTRIES[[15, 0]], VOC, False),
+    "own colours": ([[0, 1, 3]], list(OWN.values()), OWN, True),
+    "own colours in another order": ([[0, 1, 3]], [OWN[n] for n in (0, 3, 2, 1)], OWN, False),
+}
+
+
+@pytest.mark.parametrize("mask, entries, colours, fine", PALETTES.values(), ids=PALETTES)
+def test_a_palette_in_another_order_is_refused_and_converted(tmp_path, mask, entries, colours, fine):
+    path = palette_png(tmp_path / "mask.png", mask, entries)
+    with Image.open(path) as image:
+        shown = np.array(image.convert("RGB"))
+    if fine:
+        assert read_mask(path, colours).tolist() == mask
+        assert convert_colour_mask(path, colours, tmp_path / "keep") is None and not (tmp_path / "keep").exists()
+        return
+    with pytest.raises(UserError, match=r"in another order .*--convert-colour-masks"):
+        read_mask(path, colours)
+    assert convert_colour_mask(path, colours, tmp_path / "keep") == "converted"
+    np.testing.assert_array_equal(read_mask(path, colours), colours_to_values(shown, colours, path))
+    with Image.open(tmp_path / "keep/mask.png") as image:
+        np.testing.assert_array_equal(np.array(image.convert("RGB")), shown)
+
+
+def test_indices_saved_as_grey_colours_are_indices(tmp_path):
+    mask = np.array([[0, 3, 20, VOID]], np.uint8)
+    path = tmp_path / "x"
+    np.testing.assert_array_equal(colours_to_values(np.stack([mask] * 3, axis=-1), VOC, path), mask)
+    grey = np.full((2, 2, 3), 128, np.uint8)  # the colour of VOC's class 7, and no index
+    np.testing.assert_array_equal(colours_to_values(grey, VOC, path), np.full((2, 2), 7))
+    white = np.array([[(0, 0, 0), (128, 0, 0), (255, 255, 255)]], np.uint8)
+    assert colours_to_values(white, VOC, path).tolist() == [[0, 1, VOID]]
+    with pytest.raises(UserError, match=r"\(99, 99, 99\)"):
+        colours_to_values(np.full((2, 2, 3), 99, np.uint8), VOC, path)
+
+
+def test_masks_are_saved_in_voc_s_colours(tmp_path):
+    mask = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    save_mask(mask, tmp_path / "mask.png")
+    np.testing.assert_array_equal(read_values(tmp_path / "mask.png"), mask)
+    with Image.open(tmp_path / "mask.png") as image:
+        np.testing.assert_array_equal(np.array(image.convert("RGB")), voc_palette()[mask])
