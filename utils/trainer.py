@@ -194,7 +194,7 @@ class Trainer:
         args = self.args
         self.split = choose_split(args.data_path, args.split, args.unseen, args.background)
         args.split, args.background = self.split.name, self.split.background
-        transform = training_transform(args.input_size, tuple(args.scale), args.rotation, args.flip)
+        transform = training_transform(args.input_size, tuple(args.scale), args.rotation, args.flip, args.resize)
         supervised = getattr(args, "supervised", False)
         if supervised:
             args.lambda_ = 0.0
