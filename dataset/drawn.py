@@ -222,13 +222,10 @@ class Canvas:
 
 
 def place(canvas: Canvas, parts: list[Part], habit: dict, share: float, x: float, foot: float):
-    """Mirrors, turns, stretches and scales an object so that it covers about `share` of the image, close to (x, foot).
+    """Mirrors, turns, stretches and scales an object so that it covers about `share` of the image.
 
-    Args:
-        x, foot: the object's middle and its lowest point, as shares of the image's width and height.
-
-    Returns:
-        Matrix [2, 2] and origin [2] for `Canvas.draw`, and the x, foot and half width that the object has in the end.
+    Its middle comes close to x and its lowest point to foot, as shares of the image's width and height. Returns matrix
+    [2, 2] and origin [2] for `Canvas.draw`, and the x, foot and half width that the object has in the end.
     """
     rng, size = canvas.rng, canvas.size
     turn = rng.normal(0, 0.2 if habit.get("flies") else 0.035)

@@ -250,7 +250,7 @@ def _optional(package: str) -> ModuleType:
 
 
 def small() -> Backbone:
-    """Nine convolutions at stride 8 that learn from nothing in minutes on a CPU: the network of the demo."""
+    """Nine convolutions at stride 8 that learn from nothing: for tests."""
 
     def block(inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
         conv = nn.Conv2d(inputs, outputs, 3, stride, padding=dilation, dilation=dilation, bias=False)

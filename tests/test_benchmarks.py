@@ -8,7 +8,7 @@ from utils.recipes import RECIPES
 import eval as evaluation_script
 import train_split_lambda
 import train_st_split
-from benchmarks import ablation, demo, runs
+from benchmarks import ablation, runs
 from dataset.drawn import write_dataset
 
 SCRIPTS = {
@@ -91,24 +91,6 @@ def test_a_failing_command_ends_the_study_with_its_exit_code(tmp_path, capsys):
 def in_process(monkeypatch):
     """Runs the scripts here instead of as commands of their own, whose start takes seconds each."""
     monkeypatch.setattr(runs, "command", lambda line, log: SCRIPTS[line[0]].main(list(map(str, line[1:]))))
-
-
-def test_demo_gives_a_table_and_pictures_and_a_second_run_trains_nothing(in_process, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(demo, "SHARED", [*TINY, *CROPS, "--split", demo.SPLIT, "--background"])
-    monkeypatch.setattr(demo, "STAGE1", ["--max-steps", 1])
-    monkeypatch.setattr(demo, "STAGE2", ["--max-steps", 1])
-    monkeypatch.setattr(demo, "TRAIN_PICTURES", 40)
-    monkeypatch.setattr(demo, "EVALUATION_PICTURES", 20)
-    arguments = ["--data-path", str(tmp_path / "data"), "--output-dir", str(tmp_path / "runs"), "--seeds", "1"]
-    demo.main(arguments)
-    output = capsys.readouterr().out
-    assert all(f"| {method}" in output for method in demo.METHODS)
-    pictures = {path.name for path in (tmp_path / "runs").glob("*.png")}
-    assert pictures == {"source_only.png", "stage_1.png", "stage_2.png", "all_methods.png"}
-    checkpoints = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("latest.pth")}
-    assert len(checkpoints) == 3
-    demo.main(arguments)
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("latest.pth")} == checkpoints
 
 
 @pytest.fixture
