@@ -27,6 +27,9 @@ from model.segmenter import Segmenter
 CELLS = 100
 """Grid cells that are drawn from each image for clusters and thresholds."""
 
+MOST_POINTS = 60_000
+"""Of those cells, the most that k-means works on."""
+
 
 class ClusterPseudoLabeler(nn.Module):
     """A frozen teacher that labels target pixels; its state belongs to the checkpoint.
@@ -169,7 +172,9 @@ class ClusterPseudoLabeler(nn.Module):
         """Clusters of features [P, C], their classes, and r."""
         self.feature_mean.copy_(features.mean(0))
         self.feature_std.copy_(features.std(0).clamp(min=1e-6))
-        self.centroids.copy_(kmeans(features, self._normalise, len(self.centroids)))
+        order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))[:MOST_POINTS]
+        sample = self._normalise(features[order.to(features.device)])
+        self.centroids.copy_(kmeans(sample, len(self.centroids)))
         cluster = self._cluster_of(features)
         in_target = cluster.bincount(minlength=len(self.centroids)).float()
         drawn = self._draw_cells(others, self._features)
@@ -249,20 +254,11 @@ def mean_by_group(group: torch.Tensor, values: torch.Tensor, num_groups: int) ->
     return total / size.view(-1, *[1] * (values.dim() - 1))
 
 
-def kmeans(
-    points: torch.Tensor,
-    normalise: Callable[[torch.Tensor], torch.Tensor],
-    num_clusters: int,
-    iterations: int = 10,
-    limit: int = 60_000,
-) -> torch.Tensor:
-    """Spherical k-means: unit centroids [num_clusters, C] of points [P, C], from a fixed draw of them.
+def kmeans(points: torch.Tensor, num_clusters: int, iterations: int = 10) -> torch.Tensor:
+    """Spherical k-means: unit centroids [num_clusters, C] of unit points [P, C] in random order.
 
-    At most `limit` points take part, made of unit length by `normalise`. Of fewer points than clusters some are taken
-    more than once.
+    It starts from the first points; of fewer points than clusters some are taken more than once.
     """
-    order = torch.randperm(len(points), generator=torch.Generator().manual_seed(0))[:limit].to(points.device)
-    points = normalise(points[order])
     centroids = points[torch.arange(num_clusters, device=points.device) % len(points)]
     for _ in range(iterations):
         nearest = (points @ centroids.T).argmax(1)

@@ -10,6 +10,7 @@ from torchvision.transforms.v2.functional import resize
 
 from model.backbone import Backbone, build_backbone, start_new_layer
 from model.upsampling import PixelLogits, upsample
+from utils.errors import UserError
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """The precision of the convolutions in training, by the names of --amp."""
@@ -61,6 +62,9 @@ class Segmenter(nn.Module):
         loss_stride: in training mode, logits of every loss_stride-th row and column of pixels only.
         amp: one of `AMP`, the precision of the backbone in training; weights and projection are float32 always.
         compiled: in training mode, run the backbone through torch.compile.
+
+    Raises:
+        UserError: if the backbone can't be compiled.
     """
 
     def __init__(
@@ -73,6 +77,8 @@ class Segmenter(nn.Module):
         compiled: bool = False,
     ):
         super().__init__()
+        if compiled and backbone.checkpoint_activations:
+            raise UserError("--compile can't be used with --checkpoint-activations: leave one of them out")
         self.backbone = backbone
         self.projection = EmbeddingProjection(backbone.channels, class_embeddings, num_auxiliary)
         self.num_auxiliary, self.loss_stride, self.amp = num_auxiliary, loss_stride, AMP[amp]
@@ -100,7 +106,10 @@ class Segmenter(nn.Module):
         In evaluation mode without the auxiliary classes. In training mode at every `loss_stride`-th pixel, and not yet
         upsampled: `model.losses` takes them like that.
         """
-        return self.score(self.features(image), *image.shape[-2:])
+        logits = self.projection(self.features(image)).contiguous()  # [N, num_auxiliary + K, h, w]
+        if self.training:
+            return PixelLogits(logits, *image.shape[-2:], self.loss_stride)
+        return upsample(logits[:, self.num_auxiliary :], *image.shape[-2:])
 
     def features(self, image: torch.Tensor) -> torch.Tensor:
         """uint8 image [N, 3, H, W] -> what the projection takes, float32 [N, C, h, w]."""
@@ -116,13 +125,6 @@ class Segmenter(nn.Module):
     def autocast(self, device: torch.device) -> torch.autocast:
         """Within it convolutions run in the precision of training."""
         return torch.autocast(device.type, self.amp, enabled=self.amp is not None)
-
-    def score(self, features: torch.Tensor, height: int, width: int) -> torch.Tensor | PixelLogits:
-        """Features [N, C, h, w] of images height x width -> logits, as `forward` gives them."""
-        logits = self.projection(features).contiguous()  # [N, K, h, w]
-        if self.training:
-            return PixelLogits(logits, height, width, self.loss_stride)
-        return upsample(logits[:, self.num_auxiliary :], height, width)
 
     @torch.no_grad()
     def pixel_logits(

@@ -10,22 +10,19 @@ from model.segmenter import Segmenter
 
 
 def two_groups(number=50):
-    """Points around two directions, the first half around one."""
+    """Unit points around two directions, the first half around one."""
     torch.manual_seed(0)
-    return F.normalize(torch.randn(2, 6), dim=1).repeat_interleave(number, dim=0) + 0.05 * torch.randn(2 * number, 6)
-
-
-def unit(points):
-    return F.normalize(points, dim=1)
+    centres = F.normalize(torch.randn(2, 6), dim=1).repeat_interleave(number, dim=0)
+    return F.normalize(centres + 0.05 * torch.randn(2 * number, 6), dim=1)
 
 
 def test_kmeans_finds_groups():
     points = two_groups()
-    centroids = kmeans(points, unit, 2)
+    centroids = kmeans(points[torch.randperm(100)], 2)
     cluster = (points @ centroids.T).argmax(1)
-    assert torch.allclose(centroids.norm(dim=1), torch.ones(2)) and torch.equal(centroids, kmeans(points, unit, 2))
+    assert torch.allclose(centroids.norm(dim=1), torch.ones(2))
     assert len(set(cluster[:50].tolist())) == len(set(cluster[50:].tolist())) == 1 and cluster[0] != cluster[-1]
-    assert kmeans(two_groups(1), unit, 5).shape == (5, 6)  # fewer points than clusters
+    assert kmeans(two_groups(1), 5).shape == (5, 6)  # fewer points than clusters
 
 
 def test_mean_by_group():

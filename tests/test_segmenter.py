@@ -7,6 +7,7 @@ import torch
 from model.backbone import build_backbone
 from model.segmenter import EmbeddingProjection, Segmenter, calibrate, mean_over_views
 from model.upsampling import PixelLogits
+from utils.errors import UserError
 
 WORDS = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
 
@@ -67,6 +68,11 @@ def test_weights_alone_rebuild_the_network(num_auxiliary):
         assert torch.equal(rebuilt(images()), model(images()))
     with pytest.raises(RuntimeError, match=r"trunk"):
         Segmenter.from_weights("small", {"projection.class_embeddings": WORDS})
+
+
+def test_compiling_excludes_checkpointed_activations():
+    with pytest.raises(UserError, match="--compile can't be used with --checkpoint-activations"):
+        Segmenter(build_backbone("small", checkpoint_activations=True), WORDS, compiled=True)
 
 
 @pytest.mark.parametrize("scales, flip", [((1.0,), False), ((1.0,), True), ((0.5, 1.0), True)])
