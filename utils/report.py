@@ -19,7 +19,6 @@ from string import Template
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from utils.config import Parser
 from utils.errors import UserError, one_line_errors, write_text
@@ -29,24 +28,11 @@ PAGE = Path(__file__).with_suffix(".html")
 COLOURS = ("#2563a8", "#c2561a", "#2e7d4f", "#8b3fa0", "#b08900", "#c2316b", "#4c5a67", "#0f8a9d")
 CURVES = HEADLINES[:5]
 NUM_EXTREMES = 3  # worst and best images that are shown, of each
-IMAGE_SIDE = 1000  # pixels; a larger image is shrunk
 NEEDED = {"seen", "unseen", "confusion", "per_image", "per_class", *(key for _, key in HEADLINES)}
 
 
 class Run:
-    """A run on the page.
-
-    Args:
-        path: its folder, or a file of `eval.py --json`.
-        name: distinct from the other runs' on the page.
-        colour: of its lines and bars.
-
-    Attributes:
-        last: the last evaluation with all details.
-        log: the figures of all evaluations, with `step`.
-        metadata: flag, version or fact -> value as text.
-        classes: names in the order of the confusion matrix; "*" marks the unseen ones.
-        label: the name as HTML, after a square of the run's colour.
+    """A run on the page, from its folder or a file of `eval.py --json`.
 
     Raises:
         UserError: where a file is missing or not complete.
@@ -62,12 +48,11 @@ class Run:
         self.classes = [*self.last["seen"], *(f"{unseen}*" for unseen in self.last["unseen"])]
         if np.shape(self.last["confusion"]) != (len(self.classes), len(self.classes)):
             raise UserError(f"{path} lacks a confusion matrix of its classes: evaluate the run again")
-        self.log = read_log(path / "log.jsonl") if is_folder else []
+        self.log = read_log(path / "log.jsonl") if is_folder else []  # the figures of all evaluations
         arguments = read_json(path / "args.json") if is_folder else {}
         facts = {key: self.last.get(key) for key in ("stage", "selection", "protocol")}
         facts |= {f"--{key.strip('_').replace('_', '-')}": v for key, v in arguments.get("arguments", {}).items()}
-        facts |= {f"version of {key}": value for key, value in arguments.get("versions", {}).items()}
-        facts["commit"] = arguments.get("commit")
+        facts |= {"commit": arguments.get("commit"), **arguments.get("versions", {})}
         self.metadata = {
             key: " ".join(map(str, value)) if isinstance(value, list) else str(value)
             for key, value in facts.items()
@@ -115,10 +100,7 @@ def figures_table(runs: Sequence[Run]) -> str:
         bold = {key: "<b>{}</b>" if run.last[key] == best.get(key, -1) else "{}" for _, key in HEADLINES}
         figures = [bold[key].format(percent(run.last[key])) for _, key in HEADLINES]
         rows.append([run.label + oracle, str(run.last.get("step", "-")), *figures])
-    return table(rows) + note(
-        "Percent. seen, unseen: mean IoU where all classes compete; hIoU: their harmonic mean; ZSL: unseen pixels, "
-        "unseen classes alone; bias: share of unseen pixels given a seen class, where less is better."
-    )
+    return table(rows)
 
 
 def table(rows: Sequence[Sequence[str]], kind: str = "") -> str:
@@ -126,10 +108,6 @@ def table(rows: Sequence[Sequence[str]], kind: str = "") -> str:
     head, *body = ["<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>\n" for row in rows]
     content = f"<thead>{head.replace('td>', 'th>')}</thead><tbody>{''.join(body)}</tbody>"
     return f'<div class="wide"><table class="{kind}">{content}</table></div>'
-
-
-def note(text: str) -> str:
-    return f'<p class="muted">{text}</p>'
 
 
 def new_chart(width: float, height: float) -> tuple[Any, Any]:
@@ -152,6 +130,7 @@ def chart_image(figure: Any, text: str) -> str:
 
 
 def image_tag(content: bytes, kind: str, text: str) -> str:
+    """An <img> that carries its image."""
     return f'<img alt="{escape(text)}" src="data:image/{kind};base64,{base64.b64encode(content).decode()}">'
 
 
@@ -168,7 +147,7 @@ def curves(runs: Sequence[Run]) -> str:
         axes.set(title=f"{title}, %", xlabel="step", ylim=(0, None))
         axes.grid(axis="y", color="#e4e4e4")
         charts += chart_image(figure, f"{title} over the steps")
-    return f'<div class="grid">{charts}</div>' + note(" &emsp; ".join(run.label for run in runs))
+    return f'<div class="grid">{charts}</div>'
 
 
 def class_bars(runs: Sequence[Run]) -> str:
@@ -182,7 +161,7 @@ def class_bars(runs: Sequence[Run]) -> str:
             bar = f'<div class="bar"><i style="{width};background:{colour}"></i>{percent(iou.get(name))}</div>'
             bars += bar if name in iou else ""
         rows += f"<div>{escape(name)}</div><div>{bars}</div>"
-    return f'<div class="bars">{rows}</div>' + note('Percent; * unseen class; "-": neither labelled nor predicted.')
+    return f'<div class="bars">{rows}</div>'
 
 
 def confusions(runs: Sequence[Run]) -> str:
@@ -198,9 +177,7 @@ def confusions(runs: Sequence[Run]) -> str:
         for line in (axes.axhline, axes.axvline):
             line(len(run.last["seen"]) - 0.5, color="#888", linewidth=0.8)
         charts += f"<div><h3>{run.label}</h3>{chart_image(figure, f'confusion matrix of {run.name}')}</div>"
-    return f'<div class="grid large">{charts}</div>' + note(
-        "Rows: labelled classes. Columns: predicted classes, dark for many pixels (square root of the share)."
-    )
+    return f'<div class="grid large">{charts}</div>'
 
 
 def extreme_images(run: Run) -> str:
@@ -211,25 +188,12 @@ def extreme_images(run: Run) -> str:
         figures = ""
         for iou, name, accuracy in chosen:
             text = f"{escape(name)}: mean IoU {percent(iou)} %, {percent(accuracy)} % of the pixels right"
-            drawn = run.last.get("drawn", {}).get(name)
-            figures += (
-                f"<figure>{embed_image(run.folder / drawn) if drawn else ''}<figcaption>{text}</figcaption></figure>"
-            )
+            drawn = run.folder / run.last.get("drawn", {}).get(name, "")
+            kind_of_file = drawn.suffix[1:].replace("jpg", "jpeg")
+            image = image_tag(drawn.read_bytes(), kind_of_file, name) if drawn.is_file() else ""
+            figures += f"<figure>{image}<figcaption>{text}</figcaption></figure>"
         content += f'<h3>{run.label}: {kind}</h3><div class="grid large">{figures}</div>'
     return content
-
-
-def embed_image(path: Path) -> str:
-    """An <img> that carries the image; nothing where the file is gone."""
-    buffer = io.BytesIO()
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except OSError:
-        return ""
-    image.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
-    image.save(buffer, "JPEG", quality=82)
-    return image_tag(buffer.getvalue(), "jpeg", "image, label and prediction")
 
 
 def metadata_tables(runs: Sequence[Run]) -> str:
@@ -244,16 +208,23 @@ def metadata_tables(runs: Sequence[Run]) -> str:
 
 
 def page(runs: Sequence[Run], title: str) -> str:
-    """The whole HTML file."""
-    sections = {
-        "Figures": figures_table(runs),
-        "During training": curves(runs),
-        "IoU of each class": class_bars(runs),
-        "Confusion": confusions(runs),
-        "Worst and best images": "".join(map(extreme_images, runs)),
-        "What differs": metadata_tables(runs),
-    }
-    body = "".join(f"<section><h2>{heading}</h2>{text}</section>\n" for heading, text in sections.items() if text)
+    """The whole HTML file: sections with a heading, their content, and a note on how to read it."""
+    sections = [
+        ("Figures", figures_table(runs), "Percent. seen, unseen: mean IoU where all classes compete; hIoU: their "
+         "harmonic mean; ZSL: unseen pixels, unseen classes alone; bias: share of unseen pixels given a seen class, "
+         "where less is better."),
+        ("During training", curves(runs), " &emsp; ".join(run.label for run in runs)),
+        ("IoU of each class", class_bars(runs), 'Percent; * unseen class; "-": neither labelled nor predicted.'),
+        ("Confusion", confusions(runs), "Rows: labelled classes. Columns: predicted classes, dark for many pixels "
+         "(square root of the share)."),
+        ("Worst and best images", "".join(map(extreme_images, runs)), ""),
+        ("What differs", metadata_tables(runs), ""),
+    ]  # fmt: skip
+    body = "\n".join(
+        f'<section><h2>{heading}</h2>{content}<p class="muted">{note}</p></section>'
+        for heading, content, note in sections
+        if content
+    )
     return Template(PAGE.read_text(encoding="utf-8")).substitute(title=escape(title), body=body)
 
 
