@@ -52,6 +52,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     model.add_argument("--scales", type=positive, nargs="+", default=[1.0], metavar="SCALE",
                        help="mean of the softmax over the image at these sizes, such as 0.75 1 1.25")
     model.add_argument("--flip", action="store_true", help="mean of the softmax over the image and its mirror image")
+    model.add_argument("--edges", action="store_true", help="let borders between classes follow the edges of the image")
     output.add_argument("--json", nargs="?", const="-", metavar="PATH", help="write the figures to PATH, with the "
                         "confusion matrix and the figures of each image for python -m utils.report; without PATH, "
                         "print the figures instead of the table")
@@ -100,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     model.to(device)
     metrics = {gamma: ZeroShotMetrics(split.names, split.num_seen) for gamma in args.calibration}
     classes = partial(calibrated_classes, num_seen=split.num_seen, gammas=args.calibration)
-    views = {"longest_side": args.longest_side, "scales": args.scales, "flip": args.flip}
+    views = {"longest_side": args.longest_side, "scales": args.scales, "flip": args.flip, "edges": args.edges}
     for image, label, index, logits in predictions(model, loader, device, **views):
         best_unseen, *best = logits.map_pixels(classes)
         for counts, prediction in zip(metrics.values(), best):
@@ -134,8 +135,9 @@ def report(args, metrics: dict[float, ZeroShotMetrics], about: dict, ids: list[s
         drawn = {name: str(overlays / f"{name}.png") for name in ids} if overlays else {}
         write_json(Path(args.json), {**content, **details, "drawn": drawn})
     print(f"{about['checkpoint']}: stage {about['stage']}, step {about['step']}, selection: {about['selection']}")
-    scales = f" at scales {' '.join(f'{scale:g}' for scale in args.scales)}" if args.scales != [1.0] else ""
-    print(f"{about['protocol']}; {about['images']} images{scales}{' with flips' if args.flip else ''}")
+    views = f" at scales {' '.join(f'{scale:g}' for scale in args.scales)}" if args.scales != [1.0] else ""
+    views += " with flips" * args.flip + " along edges" * args.edges
+    print(f"{about['protocol']}; {about['images']} images{views}")
     if len(results) > 1:
         print("calibration: several\n")
         print(format_rows({f"gamma {result['calibration']:g}": result for result in results}))

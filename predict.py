@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from dataset.images import IMAGE_SUFFIXES, read_image
 from dataset.splits import BACKGROUND, VOID
 from model.export import export
 from model.predictor import SHIPPED, Predictor
@@ -32,7 +33,7 @@ from utils.config import Parser, add_settings, fraction, number, positive
 from utils.distributed import choose_device
 from utils.errors import UserError, one_line_errors, write_text
 from utils.logging import progress
-from utils.visualize import contact_sheet, read_image, save_image, save_index_png
+from utils.visualize import contact_sheet, save_image, save_index_png
 
 KINDS = {"seen": "labelled", "unseen": "shown without labels", "new": "never shown, only words"}
 MARKS = {"seen": "", "unseen": "*", "new": " (new)"}
@@ -44,7 +45,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     model, output = parser.add_argument_group("network"), parser.add_argument_group("output")
     # fmt: off
     task.add_argument("--images", type=Path, nargs="+", default=[], metavar="PATH",
-                      help="images, or folders of images, of any size and format that Pillow reads")
+                      help="images of any size, or folders of images")
     task.add_argument("--export", type=Path, metavar="FILE", help="write the network with its classes as FILE: .pt2 "
                       "(torch.export), .onnx (pip install onnx onnxscript), or .pth (without a frozen trunk)")
     words.add_argument("--classes", nargs="+", metavar="WORD", help="what the images may show, separated by commas: "
@@ -61,6 +62,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
                        help="mean of the softmax over the image at these sizes; 1 alone is several times as fast")
     model.add_argument("--flip", action=argparse.BooleanOptionalAction, default=True,
                        help="mean of the softmax over the image and its mirror image (default)")
+    model.add_argument("--edges", action=argparse.BooleanOptionalAction, default=True,
+                       help="let borders between classes follow the edges of the image (default)")
     output.add_argument("--output-dir", type=Path, default=Path("predictions"), metavar="FOLDER",
                         help="where the results go")
     output.add_argument("--confidence", action="store_true", help="write confidence/<image>.png too, white is certain")
@@ -80,11 +83,12 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     Raises:
         UserError: if there is none, or a path does not exist.
     """
-    suffixes = set(Image.registered_extensions())
     found = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith("."))
+            inside = sorted(
+                p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
+            )
             if not inside:
                 raise UserError(f"--images {path} holds no images: give a folder of JPEG or PNG files")
             found += inside
@@ -113,7 +117,7 @@ def predict_image(predictor: Predictor, path: Path, name: str, args: argparse.Na
     """
     began = time.perf_counter()
     image = read_image(path)
-    mask, confidence = predictor.segment(image, None, args.scale_to, args.scales, args.flip)
+    mask, confidence = predictor.segment(image, None, args.scale_to, args.scales, args.flip, args.edges)
     seconds = time.perf_counter() - began
     mask[confidence < args.min_confidence] = VOID
     counts = np.bincount(mask.ravel(), minlength=256) / mask.size

@@ -153,7 +153,7 @@ class Predictor(nn.Module):
     @torch.no_grad()
     def segment(
         self, image: np.ndarray, class_names: Sequence[str] | None = None, longest_side: int | None = None,
-        scales: Sequence[float] = (0.75, 1.0, 1.25), flip: bool = True,
+        scales: Sequence[float] = (0.75, 1.0, 1.25), flip: bool = True, edges: bool = True,
     ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
         """The mask value and the probability of the best class of each pixel, uint8 and float32 [H, W].
 
@@ -161,7 +161,7 @@ class Predictor(nn.Module):
             image: uint8 [H, W, 3] in RGB.
             class_names: calls `set_classes` first.
             longest_side: the image is resized to this for the network; None: the size of the training images.
-            scales, flip: views over which the softmax is averaged.
+            scales, flip, edges: see `Segmenter.pixel_logits`.
 
         Raises:
             UserError: for scores that are not finite.
@@ -171,7 +171,7 @@ class Predictor(nn.Module):
         longest_side = longest_side or self.checkpoint["settings"]["input_size"]
         batch = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
         batch = batch.to(self.network.projection.class_embeddings.device)
-        logits = self.network.pixel_logits(batch, longest_side, scales, flip)
+        logits = self.network.pixel_logits(batch, longest_side, scales, flip, edges)
         if not logits.coarse.isfinite().all():
             raise UserError("the network's scores are not finite: train again with a lower --learning-rate")
         confidence, best = logits.map_pixels(lambda block: block.softmax(dim=1).max(dim=1))

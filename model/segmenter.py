@@ -129,7 +129,7 @@ class Segmenter(nn.Module):
     @torch.no_grad()
     def pixel_logits(
         self, image: torch.Tensor, longest_side: int = LONGEST_SIDE, scales: Sequence[float] = (1.0,),
-        flip: bool = False,
+        flip: bool = False, edges: bool = False,
     ) -> PixelLogits:  # fmt: skip
         """Logits [N, K, H, W] of images uint8 [N, 3, H, W] of any size, upsampled only where they are read.
 
@@ -138,13 +138,18 @@ class Segmenter(nn.Module):
         Args:
             longest_side: larger images are resized to this for the network.
             scales, flip: views over which the softmax is averaged, see `mean_over_views`.
+            edges: let borders between classes follow the edges of the image, see `guided_filter`.
         """
         height, width = image.shape[-2:]
         scale = min(1.0, longest_side / max(height, width))
         size = [max(MIN_SIDE, round(side * scale)) for side in (height, width)]
         image = image if size == [height, width] else resize(image, size, antialias=True)
-        if flip or tuple(scales) != (1.0,):
-            return PixelLogits(mean_over_views(self, image, scales, flip), height, width)
+        if edges or flip or tuple(scales) != (1.0,):
+            logits = mean_over_views(self, image, scales, flip)
+            if edges:
+                probability = guided_filter(logits.softmax(dim=1), image.float() / 255)
+                logits = probability.clamp(min=torch.finfo(torch.float32).tiny).log()
+            return PixelLogits(logits, height, width)
         logits = self.projection(self.features(image)).contiguous()  # [N, num_auxiliary + K, h, w]
         return PixelLogits(logits[:, self.num_auxiliary :], height, width)
 
@@ -180,6 +185,42 @@ def mean_over_views(
             total = total + probability
     mean = total / (len(scales) * (1 + flip))
     return mean.clamp(min=torch.finfo(mean.dtype).tiny).log()
+
+
+def guided_filter(
+    probability: torch.Tensor, image: torch.Tensor, radius: int = 8, epsilon: float = 1e-3, least: float = 0.05
+) -> torch.Tensor:
+    """Probabilities that follow the edges of the image: He, Sun and Tang, "Guided Image Filtering", ECCV 2010.
+
+    In each window of the image the probability of a class is fitted by a linear function of the colour, by ridge
+    regression; a pixel gets the mean of the functions of all windows that it lies in.
+
+    Args:
+        probability: float [N, K, H, W].
+        image: float [N, 3, H, W] in [0, 1].
+        radius: of a window, in pixels.
+        epsilon: of the ridge regression, a variance of colours: below it a window counts as flat.
+        least: classes whose probability stays below this are left as they are.
+    """
+
+    def box(x: torch.Tensor) -> torch.Tensor:
+        """Mean over the window of each pixel."""
+        for window, padding in (((2 * radius + 1, 1), (radius, 0)), ((1, 2 * radius + 1), (0, radius))):
+            x = F.avg_pool2d(x, window, 1, padding, count_include_pad=False)
+        return x
+
+    mean = box(image)
+    products = box((image[:, :, None] * image[:, None]).flatten(1, 2)).unflatten(1, (3, 3))
+    covariance = (products - mean[:, :, None] * mean[:, None]).movedim((1, 2), (-2, -1))  # [N, H, W, 3, 3]
+    inverse = torch.linalg.inv(covariance + epsilon * torch.eye(3, device=image.device))
+    result = probability.clone()
+    for c in (probability.amax((0, 2, 3)) > least).nonzero()[:, 0].tolist():
+        p = probability[:, c : c + 1]
+        mean_p = box(p)
+        slope = torch.einsum("nhwij,njhw->nihw", inverse, box(image * p) - mean * mean_p)  # [N, 3, H, W]
+        offset = mean_p - (slope * mean).sum(1, keepdim=True)
+        result[:, c] = (box(slope) * image).sum(1) + box(offset)[:, 0]
+    return result
 
 
 def calibrate(logits: torch.Tensor, num_seen: int, gamma: float) -> torch.Tensor:

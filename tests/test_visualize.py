@@ -10,7 +10,7 @@ from dataset.voc import evaluation_dataset
 from model.upsampling import PixelLogits
 from utils import visualize
 from utils.errors import UserError
-from utils.visualize import RunSheets, contact_sheet, images_showing, overlay, read_image, save_index_png
+from utils.visualize import RunSheets, contact_sheet, images_showing, overlay, save_index_png
 
 NAMES = {7: "car", 8: "cat", 15: "person", 20: "tvmonitor"}
 CAR, CAT, PERSON, SCREEN = (128, 128, 128), (64, 0, 0), (192, 128, 128), (0, 64, 128)
@@ -152,53 +152,6 @@ def test_images_one_pixel_wide(size):
     predictions = {"a very long heading, which does not fit" * 3: mask}
     page = contact_sheet([(noise(*size), mask, predictions)], NAMES, title="x" * 300)
     assert page.width >= 3 * 256 and page.height < 800
-
-
-# --- images as they come --------------------------------------------------------------------------------
-
-
-def two_colours(left=RED, right=BLUE, size=(8, 12)):
-    return Image.fromarray(halves(*size, left, right))
-
-
-@pytest.mark.parametrize("orientation, top_left", [(1, RED), (3, BLUE), (6, RED), (8, BLUE)])
-def test_image_is_turned_as_exif_says(tmp_path, orientation, top_left):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    two_colours().save(tmp_path / "p.png", exif=exif)
-    image = read_image(tmp_path / "p.png")
-    assert image.shape == ((8, 12, 3) if orientation in (1, 3) else (12, 8, 3)) and tuple(image[0, 0]) == top_left
-
-
-def test_transparent_parts_are_white(tmp_path):
-    clear = two_colours().convert("RGBA")
-    clear.putalpha(Image.fromarray(halves(8, 12, 0, 255)))
-    clear.save(tmp_path / "p.png")
-    image = read_image(tmp_path / "p.png")
-    assert (image[:, :6] == 255).all() and (image[:, 6:] == BLUE).all()
-
-
-@pytest.mark.parametrize("kind, high", [(np.uint16, 65535), (np.int32, 65535), (np.int32, 255), (np.float32, 1)])
-def test_deep_grey_is_scaled_to_8_bits(tmp_path, kind, high):
-    Image.fromarray(np.linspace(0, high, 96).reshape(8, 12).astype(kind)).save(tmp_path / "p.tiff")
-    image = read_image(tmp_path / "p.tiff")
-    assert image.shape == (8, 12, 3) and (image[..., 0] == image[..., 2]).all()
-    assert np.abs(image[..., 0].astype(int) - np.linspace(0, 255, 96).reshape(8, 12)).max() <= 1
-
-
-@pytest.mark.parametrize("mode", ["L", "LA", "1", "P", "CMYK", "YCbCr"])
-def test_other_modes_become_rgb(tmp_path, mode):
-    two_colours((0, 0, 0), (255, 255, 255)).convert(mode).save(tmp_path / "p.tiff")
-    image = read_image(tmp_path / "p.tiff").astype(int)
-    assert image.shape == (8, 12, 3) and image[:, :6].max() < 8 and image[:, 6:].min() > 247
-
-
-@pytest.mark.parametrize("content", [None, b"", b"no image", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"])
-def test_file_that_is_no_image_is_named(tmp_path, content):
-    if content is not None:
-        (tmp_path / "p.png").write_bytes(content)
-    with pytest.raises(UserError, match=r"p\.png (is missing|can't be read as an image)"):
-        read_image(tmp_path / "p.png")
 
 
 # --- what a network predicts ----------------------------------------------------------------------------

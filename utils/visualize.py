@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -46,34 +46,6 @@ def voc_palette() -> np.ndarray:
 
 COLOURS = voc_palette()
 COLOURS[255] = VOID_COLOUR
-
-
-def read_image(path: Path) -> np.ndarray:
-    """An image as a person sees it, in RGB: uint8 [H, W, 3].
-
-    It is turned as its EXIF data say, transparent parts are white, 16 bits are scaled to 8, and of several frames the
-    first is taken.
-
-    Raises:
-        UserError: if it is missing, or no image that Pillow reads.
-    """
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I") or image.mode == "F":
-                grey = np.asarray(image)
-                highest = grey.max(initial=0)
-                scale = 1 / 257 if highest > 255 or image.mode.startswith("I;16") else 255 if highest <= 1 else 1
-                return np.repeat((grey * scale).clip(0, 255).round().astype(np.uint8)[..., None], 3, axis=2)
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return np.array(image.convert("RGB"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: give images that exist, or their folder") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} can't be read as an image ({reason}): save it as JPEG or PNG") from error
 
 
 def save_index_png(mask: np.ndarray, path: Path) -> None:
