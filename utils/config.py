@@ -380,8 +380,10 @@ def read_config(path: Path) -> dict[int, dict[str, Any]]:
 
 def _checked(values: Any, where: str, excluded: Sequence[str] = ()) -> dict[str, Any]:
     """Values of a TOML table as those that flags give. Raises `UserError`."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: {values!r} is no table of settings")
     checked = {}
-    for name, value in (values if isinstance(values, dict) else {}).items():
+    for name, value in values.items():
         setting = TABLE.get(name)
         if setting is None or name in excluded:
             near = difflib.get_close_matches(name, TABLE, n=1)
@@ -389,6 +391,8 @@ def _checked(values: Any, where: str, excluded: Sequence[str] = ()) -> dict[str,
         many = setting.nargs is not None
         if (setting.kind is bool) != isinstance(value, bool) or many != isinstance(value, list):
             raise UserError(f"{where}: {name} = {value!r} is of another type than {_default(setting, 1)!r}")
+        if isinstance(setting.nargs, int) and len(value) != setting.nargs:
+            raise UserError(f"{where}: {name} = {value!r}: give {setting.nargs} values")
         checked[_attribute(name)] = [_convert(setting, item, where) for item in value] if many else _convert(
             setting, value, where)  # fmt: skip
     return checked
