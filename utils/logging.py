@@ -61,21 +61,30 @@ def _commit() -> str | None:
 
 def _drop_log_lines(path: Path, after: int) -> None:
     """Removes lines of steps above `after`, and one that was cut off as the process died."""
+    write_text(path, "".join(f"{line}\n" for line in _log_lines(path) if _step_of(line) <= after))
 
-    def step(line: str) -> float:
-        try:
-            return json.loads(line)["step"]
-        except (ValueError, KeyError, TypeError):
-            return math.inf
 
-    lines = []
+def has_log_line(folder: Path, step: int) -> bool:
+    """Whether log.jsonl has the evaluation of this step."""
+    return any(_step_of(line) == step for line in _log_lines(folder / "log.jsonl"))
+
+
+def _log_lines(path: Path) -> list[str]:
     with contextlib.suppress(FileNotFoundError):
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    write_text(path, "".join(f"{line}\n" for line in lines if step(line) <= after))
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return []
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of log.jsonl; infinity where it is no such line."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def append_log(folder: Path, entry: dict[str, Any]) -> None:
-    """One more line of log.jsonl, on the disk before the checkpoint that comes after it. Raises `UserError`."""
+    """One more line of log.jsonl, on the disk when this returns. Raises `UserError`."""
     path = folder / "log.jsonl"
     try:
         with path.open("a", encoding="utf-8") as file:

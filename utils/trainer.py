@@ -51,6 +51,7 @@ from utils.logging import (
     LossMeter,
     append_log,
     duration,
+    has_log_line,
     open_run_folder,
     peak_memory,
     progress,
@@ -293,8 +294,13 @@ class Trainer:
             if key not in ignored and before.get(key) != value:
                 flag = "--" + key.strip("_").replace("_", "-")
                 print(f"note: continues with {flag} {value}, was {before.get(key)}", file=sys.stderr)
-        if self.step >= self.num_steps:
+        if self.step >= self.num_steps and not self._lacks_evaluation():
             print(f"{self.latest} has all {self.num_steps} steps: nothing to do")
+
+    def _lacks_evaluation(self) -> bool:
+        """Whether the run stopped after it saved this step and before it logged the evaluation that belongs to it."""
+        due = self.step > 0 and self.is_due(self.args.evaluate_every)
+        return bool(distributed.all_reduce_max(due and not has_log_line(self.folder, self.step)))
 
     def _scale_rates(self, factor: float) -> None:
         """Multiplies the rates of all groups from this step on; the schedule is recursive and follows."""
@@ -364,6 +370,9 @@ class Trainer:
                 bar_format="{l_bar}{bar:20}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}{postfix}]",
             )  # fmt: skip
             try:
+                if self._lacks_evaluation():
+                    self._open_folder()
+                    self._evaluate()
                 for number, pair in enumerate(self._bar):
                     if number == 0:
                         self._open_folder()
@@ -382,7 +391,7 @@ class Trainer:
             return
         more = {"continued_at": self.step} if self.step else {}
         open_run_folder(self.folder, self.step, self.settings, metadata=self.metadata, **more)
-        if self._writer is not None:
+        if self._writer is not None and self._board is None:
             self._board = self._writer(self.folder / "tensorboard", purge_step=self.step + 1)
 
     def _stop_if_asked(self, signals: list[int]) -> None:
@@ -468,9 +477,6 @@ class Trainer:
         entry = {"stage": self.stage, "step": self.step, **protocol, **losses, **figures}
         described = {"selection": "last", "protocol": describe_protocol(self.metadata)}
         self._evaluation = {**entry, **described, **{key: result[key] for key in DETAILS}}
-        if distributed.is_main():
-            append_log(self.folder, entry)
-            write_json(self.folder / "evaluation.json", self._evaluation)
         self._bar.clear()
         print(f"\nstage {self.stage}, step {self.step}: {described['protocol']}")
         print(format_table(result, result["seen"] + result["unseen"], len(result["seen"])), flush=True)
@@ -483,7 +489,9 @@ class Trainer:
             self.save("best.pth", f"highest {SELECTED_BY} on the evaluation images")
             self.save()  # with the new best score
         if distributed.is_main():
+            write_json(self.folder / "evaluation.json", self._evaluation)
             self._draw()
+            append_log(self.folder, entry)  # last: a run that resumes repeats an evaluation that is not in the log
 
     def _draw(self) -> None:
         """Draws into images/ what the network predicts, and in stage 2 the pseudo-labels, see `RunSheets`."""
