@@ -18,7 +18,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory) -> Path:
-    """40 training and 8 evaluation pictures of 48 x 40 pixels in VOC layout. Read only: see `own_data`."""
+    """40 training and 8 evaluation images of 48 x 40 pixels in VOC layout. Read only: see `own_data`."""
     folder = tmp_path_factory.mktemp("drawn") / "set"
     write_dataset(folder, num_train=40, num_val=8, size=(48, 40), seed=3)
     return folder
@@ -50,7 +50,7 @@ def folder(tmp_path) -> VOCFolder:
 
 @pytest.fixture
 def mixed(own_data):
-    """Every third evaluation picture lies on its side."""
+    """Every third evaluation image lies on its side."""
     dataset = evaluation_dataset(own_data, Split.voc(1))
     for picture in dataset.ids[::3]:
         for path in (dataset.folder.image_path(picture), mask_path(own_data, picture)):
@@ -64,6 +64,6 @@ def mixed(own_data):
 def finished(data, tmp_path_factory) -> SimpleNamespace:
     """Stage 1 and stage 2 of split 1, run to the end. Read only."""
     output = tmp_path_factory.mktemp("finished")
-    stage1 = train(1, data, output, evaluate_every=2, pictures=True)
-    stage2 = train(2, data, output, restore_from_where="saved", pictures=True)
+    stage1 = train(1, data, output, draws=True, evaluate_every=2)
+    stage2 = train(2, data, output, draws=True, restore_from_where="saved")
     return SimpleNamespace(data=data, output=output, stage1=stage1, stage2=stage2)

@@ -1,0 +1,300 @@
+"""The settings: TOML file < --set < flags; all explained, all read, each with an effect; mistakes end in one line."""
+
+import argparse
+import re
+import shlex
+
+import pytest
+
+import eval as evaluation_script
+import predict
+import train_split_lambda
+import train_st_split
+from helpers import ROOT, STAGES, arguments, failure, same_bits, train, weights
+from utils import report
+from utils.config import ONLY_STAGE, OTHER_NAMES, SETTINGS, TABLE, Parser, parse_settings
+
+CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
+
+
+def parse(stage: int, *argv) -> argparse.Namespace:
+    module = STAGES[stage]
+    return parse_settings(list(map(str, argv)), stage, module.__doc__, module.CHOICES)
+
+
+def message(capsys, stage: int, *argv) -> str:
+    """The one line that the settings `argv` end in."""
+    return failure(capsys, STAGES[stage].main, argv)
+
+
+# --- the help -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("script", [train_split_lambda, train_st_split, evaluation_script, predict, report])
+def test_help_has_the_docstring_and_commands_that_parse(script, capsys, monkeypatch):
+    with pytest.raises(SystemExit, match="0"):
+        script.main(["--help"])
+    text, examples = capsys.readouterr().out.split("examples:\n")
+    assert script.__doc__.splitlines()[0] in text and examples.count("python ") >= 2
+
+    class Parsed(Exception):
+        pass
+
+    parse_args = Parser.parse_args
+
+    def stop(parser, *argv):
+        parse_args(parser, *argv)
+        raise Parsed
+
+    monkeypatch.setattr(Parser, "parse_args", stop)
+    for line in examples.splitlines():
+        argv = shlex.split(line, comments=True)
+        with pytest.raises(Parsed):
+            script.main(argv[3:] if argv[1] == "-m" else argv[2:])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_help_lists_every_setting_of_the_stage_under_its_heading(stage, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        STAGES[stage].main(["--help"])
+    text = capsys.readouterr().out
+    assert re.findall(r"^([\w ]+):$", text, re.MULTILINE) == ["options", *SETTINGS, "examples"]
+    own = [setting for setting in TABLE.values() if setting.name not in ONLY_STAGE[3 - stage]]
+    assert all((f"  --{s.name.replace('_', '-')}" if s.flag else s.name) in text for s in own)
+    assert all(len(setting.help) >= 5 for setting in own) and "LAMBDA_" not in text
+
+
+# --- values ---------------------------------------------------------------------------------------------
+
+PUBLISHED = {
+    "backbone": "vgg16", "input_size": 512, "learning_rate": 1e-4, "momentum": 0.9, "weight_decay": 5e-4,
+    "head_factor": 10.0, "poly_power": 0.9, "num_epochs": 50, "scale": [0.8, 2.5], "rotation": 15.0, "flip": 0.5,
+    "seed": 1234, "background": "ignore", "target_pixels": "all", "target_images": "unseen", "weak_proportion": 0.2,
+    "backbone_weights": "imagenet", "freeze_backbone": False,
+}  # fmt: skip
+OF_STAGE = {
+    1: {"lambda_": 0.2, "batch_size": 9, "restore_from_where": "pretrained"},
+    2: {"self_training_weight": 0.4, "keep": 0.6, "batch_size": 10, "restore_from_where": "saved"},
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("argv", [[], ["--config", ROOT / "configs/paper.toml"]], ids=["defaults", "paper.toml"])
+def test_defaults_are_the_published_ones(stage, argv):
+    args, expected = vars(parse(stage, *argv)), PUBLISHED | OF_STAGE[stage]
+    assert {name: args[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_config_is_for_both_stages_and_begins_with_its_commands(path):
+    for stage in STAGES:
+        assert parse(stage, "--config", path).config == path
+    head = path.read_text().split("\n\n")[0]
+    assert all(f"{script} " in head for script in ("train_split_lambda.py", "train_st_split.py"))
+
+
+def test_flags_override_set_which_overrides_the_file(tmp_path):
+    path = tmp_path / "own.toml"
+    path.write_text('scale = [1, 1]\nmomentum = 0.5\nseed = 1\nbackbone = "small"\n[stage1]\nlambda = 0.7\nseed = 2\n')
+    args = parse(1, "--config", path, "--set", "momentum=0.6", "scale=0.5,2", "seed=3", "--seed", "4")
+    found = (args.scale, args.momentum, args.seed, args.backbone, args.lambda_)
+    assert found == ([0.5, 2.0], 0.6, 4, "small", 0.7)
+    assert parse(1, "--config", path).seed == 2 and parse(2, "--config", path).seed == 1
+    assert parse(1, "--config", path).other.seed == 1  # stage 2's settings are read and checked in stage 1
+
+
+@pytest.mark.parametrize("stage, default", [(1, "pretrained"), (2, "saved")])
+def test_both_spellings_of_restore_from_where(stage, default):
+    assert parse(stage).restore_from_where == default
+    for flag in ("--restore-from-where", "--RESTORE_FROM_WHERE"):
+        assert parse(stage, flag, "continue").restore_from_where == "continue"
+
+
+def test_number_of_epochs_gives_the_steps(data, tmp_path, capsys):
+    """33 source images in batches of 20, twice: 66 images in 4 steps."""
+    train(1, data, tmp_path, max_steps=None, num_epochs=2, batch_size=20)
+    found = re.search(r"(\d+) source and \d+ target images, (\d+) steps", capsys.readouterr().out)
+    images, steps = map(int, found.groups())
+    assert 20 < images <= 40 and steps == -(-2 * images // 20)
+
+
+# --- every setting is read and has an effect ------------------------------------------------------------
+
+
+class Recording(argparse.Namespace):
+    """A namespace that records which of its values are asked for by name; `vars` does not count."""
+
+    asked: set = set()  # noqa: RUF012
+
+    def __getattribute__(self, name):
+        Recording.asked.add(name)
+        return object.__getattribute__(self, name)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_setting_is_read(finished, tmp_path, monkeypatch, stage):
+    names, read = set(), STAGES[stage].parse_settings
+
+    def recording(*arguments):
+        values = vars(read(*arguments))
+        names.update(values)
+        return Recording(**values)
+
+    monkeypatch.setattr(STAGES[stage], "parse_settings", recording)
+    monkeypatch.setattr(Recording, "asked", set())
+    train(stage, finished.data, tmp_path, max_steps=2)
+    if stage == 2:
+        saved = {"restore_from_where": "saved", "stage1_checkpoint": finished.stage1 / "latest.pth"}
+        train(stage, finished.data, tmp_path, max_steps=1, **saved)
+        train(stage, finished.data, tmp_path, "--set", "num_clusters=3", pseudo_labels="clusters", max_steps=1)
+    assert names and names - Recording.asked <= {"config", "other"}
+
+
+CHANGES = {
+    "train list": ["--train-list", "val"],
+    "input size": ["--input-size", 40],
+    "scale": ["--set", "scale=1,1"],
+    "rotation": ["--set", "rotation=0"],
+    "flip": ["--set", "flip=0"],
+    "background scored": ["--background", "score"],
+    "background trained": ["--background", "auxiliary"],
+    "frozen": ["--freeze-backbone"],
+    "batch size": ["--batch-size", 2],
+    "target batch size": ["--target-batch-size", 1],
+    "optimiser": ["--optimizer", "adamw"],
+    "rate": ["--learning-rate", 0.02],
+    "head": ["--set", "head_factor=1"],
+    "momentum": ["--set", "momentum=0"],
+    "weight decay": ["--set", "weight_decay=0.1"],
+    "power": ["--set", "poly_power=0"],
+    "loss stride": ["--set", "loss_stride=2"],
+    "weak proportion": ["--weak-proportion", 0.9],
+    "target pixels": ["--target-pixels", "oracle"],
+    "target images": ["--target-images", "all"],
+    "precision": ["--amp", "bf16"],
+}
+METHOD = {
+    1: {"lambda": ["--lambda", 1], "supervised": ["--supervised"]},
+    2: {
+        "self-training weight": ["--self-training-weight", 1],
+        "keep": ["--keep", 0.1],
+        "balance": ["--balance-classes"],
+        "clusters": ["--pseudo-labels", "clusters"],
+    },
+}
+NO_EFFECT = {
+    "looking": ["--set", "log_every=1", "--save-every", 1, "--evaluate-every", 1],
+    "evaluation list": ["--evaluation-list", "train", "--set", "evaluation_batch_size=3"],
+    "recomputed": ["--checkpoint-activations"],
+}
+CASES = [(1, flags) for flags in (CHANGES | METHOD[1]).values()] + [(2, flags) for flags in METHOD[2].values()]
+
+
+@pytest.fixture(scope="module")
+def unchanged(data, tmp_path_factory):
+    return {stage: weights(train(stage, data, tmp_path_factory.mktemp("base"))) for stage in STAGES}
+
+
+@pytest.mark.parametrize("stage, flags", CASES, ids=[*CHANGES, *METHOD[1], *METHOD[2]])
+def test_settings_of_the_method_change_the_network(unchanged, data, tmp_path, stage, flags):
+    assert not same_bits(unchanged[stage], weights(train(stage, data, tmp_path, *flags)))
+
+
+@pytest.mark.parametrize("flags", NO_EFFECT.values(), ids=NO_EFFECT)
+def test_other_settings_do_not_change_the_network(unchanged, data, tmp_path, flags):
+    assert same_bits(unchanged[1], weights(train(1, data, tmp_path, *flags)))
+
+
+# --- mistakes -------------------------------------------------------------------------------------------
+
+BAD_FLAGS = [
+    (["--lamda", "0.1"], ["--lamda", "did you mean --lambda"]),
+    (["--target-pixel", "all"], ["did you mean --target-pixels"]),
+    (["--qqqq"], ["--qqqq", "--help"]),
+    (["--max", "3"], ["--max"]),  # flags are not guessed from their beginning
+    (["--split", "5"], ["--split", "1", "2", "3", "4"]),
+    (["--split", "2", "--unseen", "cat"], ["--split", "--unseen"]),
+    (["--unseen", ","], ["--unseen", "class names"]),
+    (["--backbone", "resnet"], ["--backbone", "vgg16", "deeplabv3_resnet50", "efficientnet_lite0"]),
+    (["--restore-from-where", "saved"], ["pretrained", "continue"]),
+    (["--target-pixels", "some"], ["--target-pixels", "all", "oracle"]),
+    (["--target-images", "some"], ["--target-images", "all", "unseen"]),
+    (["--background", "black"], ["--background", "ignore", "score", "auxiliary"]),
+    (["--batch-size", "0"], ["--batch-size", "'0'", "at least 1"]),
+    (["--batch-size", "2.5"], ["--batch-size", "whole number"]),
+    (["--max-steps", "-1"], ["--max-steps", "at least 1"]),
+    (["--weak-proportion", "1.5"], ["--weak-proportion", "at most 1"]),
+    (["--lambda", "-0.1"], ["--lambda", "at least 0"]),
+    (["--lambda", "nan"], ["--lambda", "number"]),
+    (["--learning-rate", "inf"], ["--learning-rate", "number"]),
+    (["--learning-rate", "0"], ["--learning-rate", "above 0"]),
+    (["--input-size", "8"], ["--input-size", "at least 16"]),
+    (["--seed", "-1"], ["--seed", "at least 0"]),
+    (["--split"], ["--split", "expected one argument"]),
+    (["--rotation", "3"], ["--rotation", "--set rotation=VALUE"]),
+    (["--set", "rotation"], ["--set rotation", "NAME=VALUE"]),
+    (["--set", "rotatoin=3"], ["--set rotatoin=3"]),
+    (["--set", "rotation=200"], ["rotation", "at most 180"]),
+    (["--set", "scale=2,1"], ["scale", "2.0", "lower one first"]),
+    (["--set", "scale=2"], ["scale", "2"]),
+]
+
+
+@pytest.mark.parametrize("argv, expected", BAD_FLAGS, ids=lambda value: " ".join(value))
+def test_bad_flags_end_in_one_line(capsys, argv, expected):
+    line = message(capsys, 1, *argv)
+    assert all(words in line for words in expected), line
+
+
+@pytest.mark.parametrize("value", ["-0.1", "1.1", "some"])
+def test_a_bad_share_to_keep_ends_in_one_line(capsys, value):
+    assert "--keep" in message(capsys, 2, "--keep", value)
+
+
+@pytest.mark.parametrize("flag", OTHER_NAMES)
+def test_other_names_of_a_flag_end_in_one_line_with_the_flag_here(capsys, flag):
+    line = message(capsys, 2, flag, "1")
+    named = re.findall(r"--[a-z][\w-]*", line.split(": write", 1)[1])
+    assert f"unknown argument {flag}: " in line and named
+    assert all(name == "--set" or name == "--config" or name[2:].replace("-", "_") in TABLE for name in named)
+
+
+BAD_FILES = {
+    "unknown key": ("lamda = 1", ["no setting 'lamda'", "did you mean lambda"]),
+    "key of the other stage": ("[stage1]\nkeep = 0.5", ["[stage1]", "'keep'"]),
+    "unknown part": ("[stage3]\nkeep = 0.5", ["stage3"]),
+    "text for a number": ('learning_rate = "fast"', ["learning_rate", "fast"]),
+    "number for text": ("backbone = 3", ["backbone", "3"]),
+    "true for a number": ("seed = true", ["seed", "True"]),
+    "number for true": ("freeze_backbone = 1", ["freeze_backbone", "1"]),
+    "one number for two": ("scale = 1", ["scale", "1"]),
+    "three numbers for two": ("scale = [1, 2, 3]", ["scale"]),
+    "out of range": ("[stage2]\nkeep = 2", ["[stage2]", "keep", "at most 1"]),
+    "unknown choice": ('target_pixels = "some"', ["target_pixels", "all, oracle"]),
+    "unknown backbone": ('backbone = "resnet"', ["--backbone resnet", "vgg16"]),
+    "table for a value": ("backbone = {a = 1}", ["backbone"]),
+    "value for a table": ("stage1 = 3", ["stage1"]),
+    "no TOML": ("backbone: vgg16", ["is no TOML"]),
+    "no text": (b"\xff\xfe", ["is no TOML"]),
+}
+
+
+@pytest.mark.parametrize("content, expected", BAD_FILES.values(), ids=BAD_FILES)
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_bad_config_ends_in_one_line(capsys, tmp_path, stage, content, expected):
+    """Of either stage: what stage 2 could not use is refused before stage 1 runs."""
+    path = tmp_path / "own.toml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    line = message(capsys, stage, "--config", path)
+    assert all(words in line for words in expected), line
+
+
+@pytest.mark.parametrize("name", ["none.toml", "."])
+def test_a_config_that_is_not_there_ends_in_one_line(capsys, tmp_path, name):
+    line = message(capsys, 1, "--config", tmp_path / name)
+    assert f"--config {tmp_path / name} can't be read" in line
+
+
+def test_the_quick_runs_of_the_tests_parse(data, tmp_path):
+    for stage in STAGES:
+        parse(stage, *arguments(data, tmp_path))

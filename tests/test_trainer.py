@@ -1,0 +1,681 @@
+"""Training that is stopped, killed or out of disk loses no step and ends with the same bits; and what a run shows."""
+
+import importlib.util
+import io
+import itertools
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import eval as evaluation_script
+import utils.trainer
+from dataset.splits import Split
+from dataset.voc import EvaluationDataset, SourceDataset
+from helpers import (
+    SHORT,
+    STAGES,
+    ScriptProcess,
+    append,
+    arguments,
+    copy_of,
+    fail_in_step,
+    failure,
+    load,
+    open_files,
+    read_log,
+    run_script,
+    same,
+    same_bits,
+    same_run,
+    tiny_network,
+    train,
+    use_network,
+    weights,
+)
+
+SPLIT = Split.voc(1)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    use_network(tiny_network, monkeypatch)
+
+
+# --- resuming -------------------------------------------------------------------------------------------
+
+EPOCHS = SHORT | {"max_steps": 8, "batch_size": 9, "evaluate_every": 3, "save_every": 1}
+"""33 source images in batches of 9: an epoch ends within the fourth step, another within the eighth."""
+RUNS = {
+    "stage 1": (1, {}),
+    "stage 2, clusters, AdamW": (2, {"optimizer": "adamw", "pseudo_labels": "clusters"}),
+    "stage 2, fp16": (2, {"amp": "fp16"}),
+}
+
+
+@pytest.fixture(scope="module", params=RUNS.values(), ids=RUNS)
+def whole(request, data, tmp_path_factory):
+    """A run that nobody stops, and a copy of its folder after each of its steps."""
+    stage, changes = request.param
+    folder, save = tmp_path_factory.mktemp("whole"), utils.trainer.save_checkpoint
+    flags = EPOCHS | changes
+
+    def keep(path, **content):
+        save(path, **content)
+        copy = folder / f"after{content['step']}" / "split1" / f"stage{stage}"
+        if path.name == "latest.pth" and not copy.exists():
+            shutil.copytree(path.parent, copy)
+
+    scaler = torch.amp.GradScaler  # its first scale is too large: it skips steps, and lowers the scale
+    with pytest.MonkeyPatch.context() as patch:
+        use_network(tiny_network, patch)
+        patch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device, 2.0**20, enabled=enabled))
+        patch.setattr(utils.trainer, "save_checkpoint", keep)
+        return stage, flags, folder, train(stage, data, folder / "end", **flags)
+
+
+@pytest.mark.parametrize("step", range(1, 8))
+def test_a_run_resumed_after_any_step_ends_with_the_same_bits(whole, data, tmp_path, tiny, step):
+    """Copies of step 3 and 6 were made before the evaluation that belongs to them, which is then repeated."""
+    stage, flags, folder, end = whole
+    shutil.copytree(folder / f"after{step}", tmp_path, dirs_exist_ok=True)
+    torch.manual_seed(step)  # the process that resumes has another random state
+    workers = {"num_workers": 2} if step in (2, 5) else {}
+    resumed = train(stage, data, tmp_path, **flags | workers, restore_from_where="continue")
+    assert same_run(resumed, end, losses=False)
+    assert load(resumed / "latest.pth")["scaler"] == load(end / "latest.pth")["scaler"]
+
+
+def test_the_last_step_changes_what_is_compared(whole):
+    """The control."""
+    stage, _, folder, end = whole
+    before, after = load(folder / "after7" / "split1" / f"stage{stage}" / "latest.pth"), load(end / "latest.pth")
+    assert not any(same(before[part], after[part]) for part in ("model", "optimizer", "scheduler", "step"))
+
+
+@pytest.fixture
+def stopped(data, tmp_path, tiny):
+    """A run of four steps with a constant rate, as it was after the second."""
+    flags = SHORT | {"max_steps": 4, "save_every": 2}
+    folder, save = train(1, data, tmp_path / "whole", "--set", "poly_power=0", **flags), utils.trainer.save_checkpoint
+
+    def stop(path, **content):
+        save(path, **content)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit, match="130"):
+        patch.setattr(utils.trainer, "save_checkpoint", stop)
+        train(1, data, tmp_path, "--set", "poly_power=0", **flags)
+    return flags, folder
+
+
+def test_another_learning_rate_scales_the_rates_of_the_steps_that_are_left(
+    stopped, data, tmp_path, capsys, monkeypatch
+):
+    flags, whole = stopped
+    used, step = [], utils.trainer.optimizer_step
+
+    def recording(loss, optimizer, scaler):
+        used.append([group["lr"] for group in optimizer.param_groups])
+        step(loss, optimizer, scaler)
+
+    monkeypatch.setattr(STAGES[1], "optimizer_step", recording)
+    changed = flags | {"learning_rate": 0.002, "restore_from_where": "continue"}
+    folder = train(1, data, tmp_path, "--set", "poly_power=0", **changed)
+    assert "--learning-rate 0.002, was 0.01" in capsys.readouterr().err
+    expected = [group["lr"] / 5 for group in load(whole / "latest.pth")["optimizer"]["param_groups"]]
+    assert len(used) == 2 and all(rates == pytest.approx(expected) for rates in used)
+    assert not same_bits(weights(folder), weights(whole))
+    assert load(folder / "latest.pth")["settings"]["learning_rate"] == 0.002
+
+
+def test_a_lower_rate_follows_the_schedule(data, tmp_path, tiny):
+    """Resumed at half the rate the rates fall as those of a run that had it from the start."""
+    flags = SHORT | {"max_steps": 4, "save_every": 1}
+    folders = [train(1, data, tmp_path / str(rate), **flags, learning_rate=rate) for rate in (0.02, 0.01)]
+    checkpoint = load(folders[0] / "latest.pth")
+    optimizer = checkpoint["optimizer"]["param_groups"]
+    whole = load(folders[1] / "latest.pth")
+    assert [g["initial_lr"] for g in optimizer] == [2 * g["initial_lr"] for g in whole["optimizer"]["param_groups"]]
+    trainer = utils.trainer.Trainer.__new__(utils.trainer.Trainer)
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    trainer.optimizer = torch.optim.SGD([{"params": [parameter], "lr": 0.02}])
+    trainer.scheduler = torch.optim.lr_scheduler.PolynomialLR(trainer.optimizer, 4, 0.9)
+    rates = []
+    for step in range(4):
+        if step == 2:
+            trainer._scale_rates(0.5)
+        rates.append(trainer.scheduler.get_last_lr()[0])
+        trainer.optimizer.step()
+        trainer.scheduler.step()
+    assert rates == pytest.approx([0.02 * (1 - n / 4) ** 0.9 * (0.5 if n >= 2 else 1) for n in range(4)])
+
+
+def test_a_run_resumes_in_another_precision_and_from_a_fused_optimiser(data, tmp_path, tiny):
+    for optimizer in ("sgd", "adamw"):
+        flags = SHORT | {"max_steps": 2, "optimizer": optimizer}
+        folder = train(1, data, tmp_path, "--set", "poly_power=0", **flags, amp="fp16")
+        checkpoint = load(folder / "latest.pth")
+        groups = [{**group, "fused": True} for group in checkpoint["optimizer"]["param_groups"]]
+        checkpoint |= {"step": 1, "optimizer": {**checkpoint["optimizer"], "param_groups": groups}}
+        checkpoint["scheduler"]["last_epoch"] = 1
+        for amp in ("off", "fp16"):
+            torch.save(checkpoint, folder / "latest.pth")
+            train(1, data, tmp_path, "--set", "poly_power=0", **flags, amp=amp, restore_from_where="continue")
+            assert load(folder / "latest.pth")["step"] == 2
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_deterministic_runs_are_equal(data, tmp_path, stage, monkeypatch, tiny):
+    asked, end_step = [], utils.trainer.Trainer.end_step
+
+    def recording(trainer, losses):
+        asked.append(torch.are_deterministic_algorithms_enabled())
+        end_step(trainer, losses)
+
+    monkeypatch.setattr(utils.trainer.Trainer, "end_step", recording)
+    first, second = (train(stage, data, tmp_path / name, "--deterministic", **EPOCHS) for name in "ab")
+    assert same_run(first, second) and set(asked) == {True}
+    train(stage, data, tmp_path / "c", **EPOCHS | {"max_steps": 1})
+    assert asked[-1] is False  # another run in the same process is free again
+
+
+def test_continue_at_the_end_does_nothing(finished, tmp_path, capsys):
+    shutil.copytree(finished.output, tmp_path / "runs")
+    before = (tmp_path / "runs/split1/stage1/latest.pth").read_bytes()
+    train(1, finished.data, tmp_path / "runs", restore_from_where="continue", evaluate_every=2)
+    assert (tmp_path / "runs/split1/stage1/latest.pth").read_bytes() == before
+    assert "nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stage, where", [(1, "pretrained"), (2, "pretrained"), (2, "saved")])
+def test_a_new_run_does_not_replace_one_that_is_there(data, tmp_path, tiny, capsys, stage, where):
+    train(1, data, tmp_path, **SHORT)
+    folder = train(stage, data, tmp_path, **SHORT)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    argv = arguments(data, tmp_path, **SHORT | {"restore_from_where": where, "learning_rate": 0.5})
+    line = failure(capsys, STAGES[stage].main, argv)
+    assert all(words in line for words in (str(folder / "latest.pth"), "continue", "--output-dir", "delete"))
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_new_run_starts_with_nothing_of_an_old_one(data, tmp_path, tiny):
+    """Once its latest.pth is deleted: the log and the best checkpoint are of other steps."""
+    folder = train(1, data, tmp_path, **EPOCHS)
+    (folder / "best.pth").write_bytes(b"of another run")
+    (folder / ".latest.pth.123.tmp").write_bytes(b"half")
+    assert same_run(train(1, data, tmp_path, **EPOCHS), train(1, data, tmp_path / "other", **EPOCHS))
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"latest.pth", "best.pth", "log.jsonl", "args.json", "evaluation.json"}
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_an_evaluation_image_that_cannot_be_read_loses_no_training(data, tmp_path, tiny, capsys, monkeypatch, step):
+    """It resumes with the evaluation that failed, also where no step is left."""
+    flags = SHORT | {"max_steps": 4, "evaluate_every": 2}
+    whole, read = train(1, data, tmp_path / "whole", **flags), EvaluationDataset.__getitem__
+    folder = tmp_path / "runs/split1/stage1"
+
+    def fail(dataset, key):
+        if (folder / "latest.pth").exists() and load(folder / "latest.pth")["step"] == step:
+            raise OSError(5, "Input/output error", "broken.jpg")
+        return read(dataset, key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EvaluationDataset, "__getitem__", fail)
+        assert "broken.jpg" in failure(capsys, STAGES[1].main, arguments(data, tmp_path / "runs", **flags))
+    assert load(folder / "latest.pth")["step"] == step and len(read_log(folder)) == step // 2 - 1
+    assert same_run(train(1, data, tmp_path / "runs", **flags, restore_from_where="continue"), whole, losses=False)
+
+
+# --- kills, signals, a full disk ------------------------------------------------------------------------
+
+NUM_STEPS, KILLS = 110, 30
+LONG = {"max_steps": NUM_STEPS, "save_every": 1, "evaluate_every": 40}
+ENDLESS = 100_000
+"""Steps that no machine does before it is asked to stop."""
+
+
+def record_saves(record: Path) -> None:
+    """Writes the step of each `latest.pth` once it is saved."""
+    save = utils.trainer.save_checkpoint
+
+    def recording(path, **content):
+        save(path, **content)
+        if path.name == "latest.pth":
+            append(record, str(content["step"]))
+
+    utils.trainer.save_checkpoint = recording
+
+
+def wait_before_save(record: Path, number: int) -> None:
+    """As above; save `number` does not start for an hour."""
+    record_saves(record)
+    save, saves = utils.trainer.save_checkpoint, itertools.count(1)
+
+    def waiting(path, **content):
+        if next(saves) == number:
+            time.sleep(3600)
+        save(path, **content)
+
+    utils.trainer.save_checkpoint = waiting
+
+
+def die_in_save(record: Path, number: int, share: float) -> None:
+    """As `record_saves`; SIGKILL in save `number` after `share` of the bytes, or, if above 1, after the renaming."""
+    save = utils.trainer.save_checkpoint
+    record_saves(record)
+    recording, write, saves = utils.trainer.save_checkpoint, torch.save, itertools.count(1)
+
+    def dying(content, file):
+        buffer = io.BytesIO()
+        write(content, buffer)
+        file.write(buffer.getvalue()[: int(share * buffer.tell())])
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def counting(path, **content):
+        if next(saves) == number:
+            torch.save = dying if share <= 1 else write
+            save(path, **content)
+            os.kill(os.getpid(), signal.SIGKILL)
+        recording(path, **content)
+
+    utils.trainer.save_checkpoint = counting
+
+
+def record_steps(record: Path, slow: int) -> None:
+    """Writes each step that starts and ends; step `slow` takes a minute."""
+    for module in STAGES.values():
+        module.train_step = _recording_step(record, module.train_step, slow)
+
+
+def _recording_step(record, train_step, slow):
+    number = itertools.count(1)
+
+    def recording(*arguments):
+        step = next(number)
+        append(record, f"start {step}")
+        if step == slow:
+            time.sleep(60)
+        losses = train_step(*arguments)
+        append(record, f"end {step}")
+        return losses
+
+    return recording
+
+
+def slow_save(record: Path, number: int) -> None:
+    """In save `number` half the file is written, and then for a minute nothing."""
+    write, saves = torch.save, itertools.count(1)
+
+    def slowly(content, file):
+        buffer = io.BytesIO()
+        write(content, buffer)
+        if next(saves) == number:
+            file.write(buffer.getvalue()[: buffer.tell() // 2])
+            file.flush()
+            append(record, "half")
+            time.sleep(60)
+        file.write(buffer.getvalue())
+
+    torch.save = slowly
+
+
+def fill_disk(record: Path, save: int, room: int) -> None:
+    """From save `save` on no file can grow beyond `room` bytes: the same error as that of a full disk."""
+    write, saves = torch.save, itertools.count(1)
+
+    def limited(content, file):
+        if next(saves) == save:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+        write(content, file)
+
+    torch.save = limited
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data, tmp_path_factory):
+    """The run that nobody stops."""
+    return run_script(tmp_path_factory.mktemp("undisturbed"), 1, data, **LONG).folder
+
+
+def leftovers(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name.endswith(".tmp"))
+
+
+def kill_somewhere(draw: random.Random, folder, data, number: int, flags: dict) -> ScriptProcess:
+    """A process that SIGKILL ends: at any moment, or in every third case within the writing of a checkpoint.
+
+    It waits before its fourth save, so that no machine is fast enough to end before it is killed.
+    """
+    if number % 3 == 0:
+        share = draw.choice([0, draw.random(), draw.random(), 1, 2])
+        process = ScriptProcess(folder, 1, data, prepare=die_in_save, args=(draw.randint(1, 3), share), **flags)
+    else:
+        process = ScriptProcess(folder, 1, data, prepare=wait_before_save, args=(4,), **flags)
+        saves = len(process.records()) + draw.choice([0, 1, 2, 3])
+        process.wait_for(lambda: len(process.records()) >= saves)
+        time.sleep(draw.uniform(0, 0.03))
+        process.process.kill()
+    assert process.end() == -signal.SIGKILL, process.output()
+    return process
+
+
+def test_a_run_killed_at_thirty_moments_ends_with_the_same_bits(undisturbed, data, tmp_path):
+    draw, steps, torn = random.Random(7), [], 0
+    latest = tmp_path / "runs/split1/stage1/latest.pth"
+    for number in range(KILLS):
+        where = {"restore_from_where": "continue"} if latest.exists() else {}
+        process = kill_somewhere(draw, tmp_path, data, number, LONG | where)
+        torn += bool(process.folder.exists() and leftovers(process.folder))
+        if latest.exists():
+            step = load(latest)["step"]  # the file is whole
+            recorded = int(process.records()[-1]) if process.records() else 0
+            assert max([recorded, *steps]) <= step <= max([recorded, *steps]) + 1  # at most one save is not recorded
+            steps.append(step)
+    assert torn >= 5 and len(set(steps)) >= 10 and steps[-1] < NUM_STEPS, (torn, steps)
+    last = run_script(tmp_path, 1, data, restore_from_where="continue", **LONG)
+    assert same_run(last.folder, undisturbed, losses=False) and leftovers(last.folder) == []
+    assert [entry["step"] for entry in read_log(last.folder)] == [40, 80, 110]
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("stage, num_workers", [(1, 0), (2, 2)])
+def test_after_a_signal_the_step_ends_and_is_saved(data, tmp_path, number, code, stage, num_workers):
+    """The signal goes to the process and its workers."""
+    flags = {"max_steps": ENDLESS, "num_epochs": ENDLESS, "save_every": 0, "num_workers": num_workers}
+    process = ScriptProcess(tmp_path, stage, data, prepare=record_steps, args=(0,), **flags)
+    process.wait_for(lambda: len(process.records()) >= 5)
+    process.signal_all(number)
+    assert process.end() == code, process.output()
+    latest = load(process.folder / "latest.pth")
+    assert process.records()[-1] == f"end {latest['step']}" and 0 < latest["step"] < ENDLESS
+    printed = [line for line in process.output().splitlines() if line.strip()]
+    assert [line.split(":")[0] for line in printed[1:]] == ["stopping", "stopped"], printed
+    assert f"step {latest['step']} of {ENDLESS}" in printed[-1] and "--restore-from-where continue" in printed[-1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_stopped_by_a_signal_ends_with_the_same_bits(undisturbed, data, tmp_path, number):
+    flags = LONG | {"save_every": 0}
+    process = run_script(tmp_path, 1, data, prepare=fail_in_step, args=(50, number), code=128 + number, **flags)
+    assert load(process.folder / "latest.pth")["step"] == 50
+    last = run_script(tmp_path, 1, data, restore_from_where="continue", **flags)
+    assert same_bits(weights(last.folder), weights(undisturbed))
+
+
+@pytest.mark.parametrize("prepare, line", [(record_steps, "start 3"), (slow_save, "half")])
+def test_a_second_ctrl_c_ends_at_once_and_harms_no_file(data, tmp_path, prepare, line):
+    """In the middle of a step, and of the writing of a checkpoint; each takes a minute."""
+    flags = {"max_steps": 5, "save_every": 1}
+    process = ScriptProcess(tmp_path, 1, data, prepare=prepare, args=(3,), **flags)
+    process.wait_for(lambda: line in process.records())
+    process.signal_all(signal.SIGINT)
+    process.wait_for(lambda: "Ctrl-C leaves at once" in process.output())
+    start = time.monotonic()
+    process.signal_all(signal.SIGINT)
+    assert process.end() == -signal.SIGINT and time.monotonic() - start < 20
+    assert "Traceback" not in process.output() and load(process.folder / "latest.pth")["step"] == 2
+    last = run_script(tmp_path, 1, data, restore_from_where="continue", **flags)
+    assert load(last.folder / "latest.pth")["step"] == 5 and leftovers(last.folder) == []
+
+
+def test_ctrl_c_outside_the_steps_is_one_line(finished, monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation_script, "load_segmenter", stop)
+    with pytest.raises(SystemExit, match="130"):
+        evaluation_script.main(["--checkpoint", str(finished.stage1 / "latest.pth"), "--data-path", str(finished.data)])
+    assert capsys.readouterr().err == "stopped\n"
+
+
+def test_handlers_of_signals_are_put_back(data, tmp_path, tiny):
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    train(1, data, tmp_path, **SHORT)
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_a_full_disk_keeps_the_last_checkpoint_and_ends_in_one_line(data, tmp_path):
+    flags = {"max_steps": 6, "save_every": 1}
+    process = run_script(tmp_path, 1, data, prepare=fill_disk, args=(4, 10_000), code=2, **flags)
+    latest, printed = process.folder / "latest.pth", process.output().splitlines()[1:]
+    assert len(printed) == 1 and printed[0].startswith(f"error: {latest} could not be written ("), printed
+    assert "the last checkpoint is kept" in printed[0] and load(latest)["step"] == 3
+    assert leftovers(process.folder) == []
+    other = run_script(tmp_path / "other", 1, data, **flags)
+    assert same_run(run_script(tmp_path, 1, data, restore_from_where="continue", **flags).folder, other.folder)
+
+
+def kill_worker(dataset, key):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def reset_connection(dataset, key):
+    raise ConnectionResetError(104, "Connection reset by peer")
+
+
+def lose_worker(dataset, key):
+    raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+
+@pytest.mark.parametrize("fault, num_workers", [(kill_worker, 1), (reset_connection, 0), (lose_worker, 0)])
+def test_a_dead_worker_is_one_line_and_the_run_resumes(data, tmp_path, tiny, monkeypatch, capsys, fault, num_workers):
+    """As the system kills one where memory runs out; whatever exception tells of it. It dies after a checkpoint."""
+    flags = SHORT | {"max_steps": 12, "save_every": 2, "num_workers": num_workers}
+    whole = train(1, data, tmp_path / "whole", **flags)
+    folder, read = tmp_path / "runs" / "split1" / "stage1", SourceDataset.__getitem__
+
+    def failing(dataset, key):
+        return fault(dataset, key) if (folder / "latest.pth").exists() else read(dataset, key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SourceDataset, "__getitem__", failing)
+        line = failure(capsys, STAGES[1].main, arguments(data, tmp_path / "runs", **flags))
+    assert "a process that reads images died: lower --num-workers" in line
+    assert 2 <= load(folder / "latest.pth")["step"] < 12
+    train(1, data, tmp_path / "runs", restore_from_where="continue", **flags)
+    assert same_run(folder, whole)
+
+
+# --- numbers that are not finite ------------------------------------------------------------------------
+
+
+def spoil_weights(monkeypatch, module, step, value, after=False):
+    """Sets weights of the network to `value` before (or after) the given step."""
+    train_step, calls = module.train_step, itertools.count(1)
+
+    def spoiling(model, *rest):
+        now = next(calls) == step
+        bias = next(p for name, p in model.named_parameters() if name.endswith("project.bias"))
+        if now and not after:
+            bias.data.fill_(value)
+        losses = train_step(model, *rest)
+        if now and after:
+            bias.data.fill_(value)
+        return losses
+
+    monkeypatch.setattr(module, "train_step", spoiling)
+
+
+def is_finite(path: Path) -> bool:
+    return all(tensor.isfinite().all() for tensor in load(path)["model"].values())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_loss_that_is_not_finite_names_its_step(data, tmp_path, tiny, capsys, monkeypatch, stage):
+    spoil_weights(monkeypatch, STAGES[stage], 4, float("nan"))
+    argv = arguments(data, tmp_path, **SHORT | {"max_steps": 6, "save_every": 3})
+    line = failure(capsys, STAGES[stage].main, argv)
+    assert all(words in line for words in ("step 4", "loss", "nan", "--learning-rate"))
+    latest = tmp_path / "split1" / f"stage{stage}" / "latest.pth"
+    assert load(latest)["step"] == 3 and is_finite(latest)
+
+
+@pytest.mark.parametrize("every", [{"evaluate_every": 1}, {"save_every": 1}, {}], ids=str)
+def test_a_rate_that_is_far_too_high_ends_in_one_line(data, tmp_path, tiny, capsys, every):
+    """Wherever the numbers are first read, and though the loss of the step before was still finite."""
+    plan = SHORT | {"max_steps": 5, "learning_rate": "1e35", "save_every": 0} | every
+    line = failure(capsys, STAGES[1].main, arguments(data, tmp_path, **plan))
+    assert re.search("not finite| is nan | is inf ", line) and "--learning-rate" in line
+    latest = tmp_path / "split1" / "stage1" / "latest.pth"
+    assert not latest.exists() or is_finite(latest)
+
+
+@pytest.mark.parametrize("every", [{"evaluate_every": 1}, {"save_every": 1}], ids=str)
+def test_weights_that_are_not_finite_are_not_saved(data, tmp_path, tiny, capsys, monkeypatch, every):
+    """The loss of the last step can be finite though the step itself was too long."""
+    spoil_weights(monkeypatch, STAGES[1], 2, float("inf"), after=True)
+    argv = arguments(data, tmp_path, **SHORT | {"max_steps": 4, "save_every": 1} | every)
+    line = failure(capsys, STAGES[1].main, argv)
+    assert "not finite" in line and "--learning-rate" in line
+    latest = tmp_path / "split1" / "stage1" / "latest.pth"
+    assert load(latest)["step"] == 1 and is_finite(latest)
+
+
+# --- memory ---------------------------------------------------------------------------------------------
+
+
+def record_memory(record: Path, *steps: int) -> None:
+    """Writes the process's memory in bytes after each of `steps`, and its open files."""
+    end_step = utils.trainer.Trainer.end_step
+
+    def recording(trainer, losses):
+        end_step(trainer, losses)
+        if trainer.step in steps:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            append(record, f"{trainer.step} {pages * resource.getpagesize()} {open_files()}")
+
+    utils.trainer.Trainer.end_step = recording
+
+
+@pytest.mark.skipif(not open_files(), reason="needs /proc")
+def test_two_thousand_steps_take_no_more_memory_than_two_hundred(data, tmp_path):
+    flags = {"max_steps": 2000, "num_epochs": 100, "num_workers": 0, "batch_size": 1, "evaluate_every": 500}
+    process = run_script(tmp_path, 1, data, prepare=record_memory, args=(200, 2000), **flags)
+    (_, early, early_files), (_, late, late_files) = (map(int, line.split()) for line in process.records())
+    assert late <= 1.02 * early, f"{early / 2**20:.1f} MiB at step 200, {late / 2**20:.1f} MiB at step 2000"
+    assert late_files == early_files
+    report = process.report()
+    assert report["files"][0] == report["files"][1] and report["workers"] == 0
+
+
+# --- what a run shows -----------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_the_bar_shows_losses_rate_speed_and_time_left(data, tmp_path, tiny, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    train(1, data, tmp_path, "--set", "log_every=1", **SHORT | {"max_steps": 4})
+    last = [line for line in re.split(r"[\r\n]", terminal.getvalue()) if "stage 1" in line][-1]
+    for words in ("4/4 steps", "total ", "ce ", "bias_source ", "bias_target ", "lr ", "images/s", "100%"):
+        assert words in last, last
+    assert re.search(r"\d\d:\d\d<\d\d:\d\d", last)  # time gone and time left
+
+
+def test_nothing_moves_where_the_output_is_no_terminal(data, tmp_path, tiny, capfd):
+    train(1, data, tmp_path, **SHORT)
+    captured = capfd.readouterr()
+    assert captured.err == "" and "\r" not in captured.out and "hIoU" in captured.out
+
+
+def test_each_evaluation_leaves_a_sheet_of_the_same_images(finished):
+    names = sorted(path.name for path in (finished.stage1 / "images").glob("evaluation_*"))
+    assert names == ["evaluation_000002.jpg", "evaluation_000003.jpg"]
+    sheets = [np.asarray(Image.open(finished.stage1 / "images" / name)).astype(int) for name in names]
+    images = [sheet[60 : sheet.shape[0] - 120, 20:270] for sheet in sheets]  # the first column, below the headings
+    rows = min(map(len, images))
+    assert np.abs(images[0][:rows] - images[1][:rows]).mean() < 1 and images[0].std() > 20
+
+
+def contents(folder) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_dry_run_prints_time_and_memory_and_keeps_nothing(finished, tmp_path, capsys, stage):
+    if stage == 2:
+        shutil.copytree(finished.stage1, tmp_path / "split1" / "stage1")
+    before = contents(tmp_path)
+    changes = {"max_steps": 500, "evaluate_every": 300} | ({"restore_from_where": "saved"} if stage == 2 else {})
+    train(stage, finished.data, tmp_path, "--dry-run", **changes)
+    printed = capsys.readouterr().out
+    assert contents(tmp_path) == before
+    assert all(words in printed for words in ("4 steps are in order", "500 steps: ", "8 images, ", "2 of them: "))
+    assert re.search(r"memory, at most: \d+\.\d GB of this process", printed)
+    assert re.search(r"a step: \d+\.\d\d s, \d+\.\d images a second", printed)
+    assert re.search(r"altogether about (\d+ (s|min)|\d+ h \d+ min) on cpu", printed)
+
+
+@pytest.mark.parametrize("checkpoint, words", [("best.pth", "altogether about"), ("latest.pth", "has all 3 steps")])
+def test_a_dry_run_leaves_a_run_that_is_there_alone(finished, tmp_path, capsys, checkpoint, words):
+    run = copy_of(finished.stage1, tmp_path / "split1" / "stage1")
+    (run / "latest.pth").write_bytes((finished.stage1 / checkpoint).read_bytes())
+    before = contents(run)
+    train(1, finished.data, tmp_path, "--dry-run", restore_from_where="continue")
+    assert contents(run) == before and words in capsys.readouterr().out
+
+
+DRY_FAULTS = [(1, {"train_list": "LIST"}, "missing.jpg"), (2, {"restore_from_where": "saved"}, "run stage 1 first"),
+              (1, {"learning_rate": "1e30"}, "lower --learning-rate")]  # fmt: skip
+
+
+@pytest.mark.parametrize("stage, changes, words", DRY_FAULTS)
+def test_a_dry_run_finds_what_is_wrong(data, tmp_path, tiny, capsys, stage, changes, words):
+    (tmp_path / "list.txt").write_text("missing\n")
+    changes = {name: tmp_path / "list.txt" if value == "LIST" else value for name, value in changes.items()}
+    argv = arguments(data, tmp_path / "runs", "--dry-run", **SHORT | changes)
+    assert words in failure(capsys, STAGES[stage].main, argv) and not (tmp_path / "runs").exists()
+
+
+def test_memory_that_runs_out_is_one_line(data, tmp_path, tiny, capsys, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity")
+
+    monkeypatch.setattr(STAGES[1], "train_step", full)
+    line = failure(capsys, STAGES[1].main, arguments(data, tmp_path, **SHORT))
+    assert line.startswith("error: CUDA out of memory: lower --batch-size or --input-size")
+
+
+def test_tensorboard_that_is_missing_is_one_line(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    argv = arguments(data, tmp_path, "--tensorboard")
+    assert "pip install tensorboard" in failure(capsys, STAGES[1].main, argv)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="needs tensorboard")
+def test_tensorboard_gets_losses_figures_and_sheets(data, finished, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = train(1, data, tmp_path, "--tensorboard", "--set", "log_every=1", draws=True, evaluate_every=2)
+    board = EventAccumulator(str(run / "tensorboard"))
+    board.Reload()
+    tags = board.Tags()
+    assert {"loss/total", "loss/ce", "learning rate", "evaluation/hIoU", "evaluation/bias"} <= set(tags["scalars"])
+    assert [event.step for event in board.Scalars("loss/ce")] == [1, 2, 3] and tags["images"] == ["evaluation"]
+    assert same_bits(weights(run), weights(finished.stage1))
+
+
+def test_evaluation_json_agrees_with_the_log(finished):
+    last, logged = json.loads((finished.stage2 / "evaluation.json").read_text()), read_log(finished.stage2)[-1]
+    assert logged.items() <= last.items() and (last["seen"], last["unseen"]) == (list(SPLIT.seen), list(SPLIT.unseen))
+    assert "confusion" not in logged and "per_image" not in logged
