@@ -58,7 +58,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
                        "run (default: the shipped one, docs/CHECKPOINT.md)")
     model.add_argument("--scale-to", "--longest-side", type=number(int, MIN_SIDE), metavar="PIXELS", help="larger "
                        "images are resized to this for the network (default: the size of the training images)")
-    model.add_argument("--scales", type=positive, nargs="+", default=[0.75, 1.0, 1.25], metavar="SCALE",
+    model.add_argument("--scales", type=positive, nargs="+", default=[1.0, 1.25], metavar="SCALE",
                        help="mean of the softmax over the image at these sizes; 1 alone is several times as fast")
     model.add_argument("--flip", action=argparse.BooleanOptionalAction, default=True,
                        help="mean of the softmax over the image and its mirror image (default)")

@@ -203,12 +203,16 @@ def guided_filter(
         least: classes whose probability stays below this are left as they are.
     """
 
+    def window_mean(size: int) -> torch.Tensor:  # [size, size]
+        place = torch.arange(size, device=image.device)
+        inside = ((place[:, None] - place).abs() <= radius).float()
+        return inside / inside.sum(dim=1, keepdim=True)
+
     def box(x: torch.Tensor) -> torch.Tensor:
         """Mean over the window of each pixel."""
-        for window, padding in (((2 * radius + 1, 1), (radius, 0)), ((1, 2 * radius + 1), (0, radius))):
-            x = F.avg_pool2d(x, window, 1, padding, count_include_pad=False)
-        return x
+        return rows @ (x @ columns.T)
 
+    rows, columns = map(window_mean, image.shape[-2:])
     mean = box(image)
     products = box((image[:, :, None] * image[:, None]).flatten(1, 2)).unflatten(1, (3, 3))
     covariance = (products - mean[:, :, None] * mean[:, None]).movedim((1, 2), (-2, -1))  # [N, H, W, 3, 3]

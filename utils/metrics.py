@@ -21,18 +21,16 @@ from utils.errors import UserError
 from utils.logging import progress, warn_if_loader_slow
 
 HEADLINES = (
-    ("seen", "miou_seen"),
-    ("unseen", "miou_unseen"),
-    ("hIoU", "hiou"),
-    ("ZSL", "miou_zsl"),
-    ("bias", "bias"),
-    ("pixel acc", "pixel_accuracy"),
-    ("mean acc", "mean_accuracy"),
-    ("fwIoU", "fwiou"),
-)
+    ("seen", "miou_seen"), ("unseen", "miou_unseen"), ("hIoU", "hiou"), ("ZSL", "miou_zsl"), ("bias", "bias"),
+    ("pixel acc", "pixel_accuracy"), ("mean acc", "mean_accuracy"), ("fwIoU", "fwiou"),
+)  # fmt: skip
+"""Title and key of the figures in a table."""
 
 DETAILS = ("seen", "unseen", "confusion", "per_image")
 """What `ZeroShotMetrics.details` adds to the figures of `compute`: for a report, not for a log."""
+
+IGNORED = 255
+"""Label of the pixels that do not count."""
 
 CHECK_EVERY = 32
 """Batches between checks that the scores are finite: each check waits for an accelerator."""
@@ -110,16 +108,18 @@ class ZeroShotMetrics:
     Args:
         names: the K class names, seen classes first, then unseen ones.
         num_seen: how many of them are seen; 0 < num_seen < K.
-        ignore_index: label of the pixels that do not count.
+
+    Attributes:
+        gzsl: confusion matrix of all classes, int64 [K, K]; a row is a label, a column a prediction.
+        zsl: confusion matrix of the unseen classes on unseen pixels, int64 [U, U].
     """
 
-    def __init__(self, names: Sequence[str], num_seen: int, ignore_index: int = 255):
+    def __init__(self, names: Sequence[str], num_seen: int):
         if not 0 < num_seen < len(names) or len(set(names)) != len(names):
             raise ValueError(f"{num_seen} of the classes {list(names)} can't be seen ones")
-        self.names, self.num_seen, self.ignore_index = tuple(names), num_seen, ignore_index
-        # Confusion matrices, a row a label and a column a prediction, flat, and a bin for impossible labels.
-        self._gzsl = torch.zeros(len(names) ** 2 + 1, dtype=torch.int64)
-        self._zsl = torch.zeros((len(names) - num_seen) ** 2 + 1, dtype=torch.int64)
+        self.names, self.num_seen = tuple(names), num_seen
+        self.gzsl = torch.zeros(len(names), len(names), dtype=torch.int64)
+        self.zsl = torch.zeros(len(names) - num_seen, len(names) - num_seen, dtype=torch.int64)
         self._figures: list[Tensor] = []  # [N, 2] each
         self._order: list[int] = []
 
@@ -130,42 +130,24 @@ class ZeroShotMetrics:
         Args:
             best: the predicted class among all K, for GZSL.
             best_unseen: the predicted class among the unseen ones, from 0, for ZSL; counted where the label is unseen.
-            label: classes and `ignore_index`. Anything else raises in `compute`.
+            label: from 0 to K - 1, and 255 for pixels that do not count.
             index: of the images, [N] on the CPU.
         """
         if not best.shape == best_unseen.shape == label.shape:
             raise ValueError(f"shapes differ: {list(best.shape)}, {list(best_unseen.shape)}, {list(label.shape)}")
-        label = label.long()
-        counts = count_pixels(label, best, len(self.names), self.ignore_index)
-        # A seen label becomes negative here: it does not count, as an ignored one.
-        unseen_label = torch.where(label == self.ignore_index, -1, label - self.num_seen)
-        unseen_counts = count_pixels(unseen_label, best_unseen, len(self.names) - self.num_seen, self.ignore_index)
-        self._gzsl = self._gzsl.to(counts.device) + counts.sum(0)
-        self._zsl = self._zsl.to(counts.device) + unseen_counts.sum(0)
-        self._figures.append(image_figures(counts[:, :-1].unflatten(1, (len(self.names), -1))))
+        label = torch.where(label == IGNORED, -1, label.long())
+        counts = count_pixels(label, best, len(self.gzsl))
+        unseen_counts = count_pixels(label - self.num_seen, best_unseen, len(self.zsl))  # seen labels are negative
+        self.gzsl = self.gzsl.to(counts.device) + counts.sum(0)
+        self.zsl = self.zsl.to(counts.device) + unseen_counts.sum(0)
+        self._figures.append(image_figures(counts))
         self._order += index.tolist()
 
     def all_reduce(self) -> None:
         """Adds what all processes counted; each counts images of its own."""
-        self._gzsl, self._zsl = (distributed.all_reduce_sum(counts.cpu()) for counts in (self._gzsl, self._zsl))
+        self.gzsl, self.zsl = (distributed.all_reduce_sum(counts.cpu()) for counts in (self.gzsl, self.zsl))
         self._figures = distributed.gather_list([figures.cpu() for figures in self._figures])
         self._order = distributed.gather_list(self._order)
-
-    @property
-    def gzsl(self) -> Tensor:
-        """Confusion matrix of all classes, int64 [K, K] on the CPU. Raises ValueError for a label that is no class."""
-        return self._matrix(self._gzsl)
-
-    @property
-    def zsl(self) -> Tensor:
-        """Confusion matrix of the unseen classes on unseen pixels, int64 [U, U] on the CPU."""
-        return self._matrix(self._zsl)
-
-    def _matrix(self, counts: Tensor) -> Tensor:
-        counts = counts.cpu()
-        if counts[-1]:
-            raise ValueError(f"{int(counts[-1])} pixels have a label outside 0 ... {len(self.names) - 1}")
-        return counts[:-1].view(math.isqrt(len(counts)), -1)
 
     def compute(self) -> dict:
         """All numbers as plain floats in [0, 1]; NaN is "undefined".
@@ -180,8 +162,8 @@ class ZeroShotMetrics:
         per_class:       {name: IoU}, GZSL, in the order of `names`
         per_class_zsl:   {unseen name: IoU}, ZSL
         """
-        matrix, num_seen = self.gzsl.double(), self.num_seen
-        iou, iou_zsl, hits, labelled = class_iou(matrix), class_iou(self.zsl), matrix.diagonal(), matrix.sum(1)
+        matrix, num_seen = self.gzsl.cpu().double(), self.num_seen
+        iou, iou_zsl, hits, labelled = class_iou(matrix), class_iou(self.zsl.cpu()), matrix.diagonal(), matrix.sum(1)
         seen, unseen = float(iou[:num_seen].nanmean()), float(iou[num_seen:].nanmean())
         return {
             "miou_seen": seen,
@@ -224,18 +206,12 @@ def best_classes(scores: Tensor, num_seen: int) -> tuple[Tensor, Tensor]:
     return torch.where(seen >= unseen, seen_index, unseen_index + num_seen), unseen_index  # of equal ones the first
 
 
-def count_pixels(label: Tensor, prediction: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    """Confusion counts of each image: int64 [N, H, W] twice -> int64 [N, C * C + 1].
-
-    Entry label * C + prediction; the last one counts labels of C or more that are not `ignore_index`. Negative labels
-    are ignored too.
-    """
-    bad, ignored = num_classes**2, num_classes**2 + 1
-    index = torch.where(label < num_classes, label * num_classes + prediction, bad)
-    index = torch.where((label == ignore_index) | (label < 0), ignored, index).flatten(1)  # [N, H * W]
+def count_pixels(label: Tensor, prediction: Tensor, num_classes: int) -> Tensor:
+    """Confusion matrix of each image: int64 [N, H, W] twice -> int64 [N, C, C]. Negative labels do not count."""
+    index = torch.where(label < 0, num_classes**2, label * num_classes + prediction).flatten(1)  # [N, H * W]
     # torch.bincount would wait for the GPU to learn the highest index.
-    counts = torch.zeros(len(index), num_classes**2 + 2, dtype=torch.int64, device=index.device)
-    return counts.scatter_add_(1, index, torch.ones_like(index))[:, :-1]
+    counts = torch.zeros(len(index), num_classes**2 + 1, dtype=torch.int64, device=index.device)
+    return counts.scatter_add_(1, index, torch.ones_like(index))[:, :-1].unflatten(1, (num_classes, num_classes))
 
 
 def class_iou(matrix: Tensor) -> Tensor:
