@@ -9,8 +9,8 @@ opens without a network. Its charts need matplotlib (pip install matplotlib).
 
 import base64
 import io
+import itertools
 import json
-import os
 import sys
 from collections.abc import Sequence
 from html import escape
@@ -38,10 +38,10 @@ class Run:
         UserError: where a file is missing or not complete.
     """
 
-    def __init__(self, path: Path, name: str, colour: str):
+    def __init__(self, path: Path, colour: str):
         is_folder = path.is_dir()
-        self.name, self.colour, self.folder = name, colour, path if is_folder else path.parent
-        self.label = f'<span class="run" style="background:{colour}"></span>{escape(name)}'
+        self.name, self.colour, self.folder = str(path), colour, path if is_folder else path.parent
+        self.label = f'<span class="run" style="background:{colour}"></span>{escape(self.name)}'
         self.last = read_json(path / "evaluation.json" if is_folder else path)
         if not set(self.last) >= NEEDED:
             raise UserError(f"{path} lacks {min(NEEDED - set(self.last))}: evaluate the run again")
@@ -81,13 +81,6 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return entries
-
-
-def run_names(paths: Sequence[Path]) -> list[str]:
-    """The paths without the folders that all share."""
-    whole = [path.resolve() for path in paths]
-    common = Path(os.path.commonpath([path.parent for path in whole]))
-    return [str(path.relative_to(common)) for path in whole] if len(paths) > 1 else [str(paths[0])]
 
 
 def figures_table(runs: Sequence[Run]) -> str:
@@ -239,8 +232,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--output {args.output}: give a name that ends in .html")
     if len(set(map(Path.resolve, args.runs))) < len(args.runs):
         parser.error("a run is given twice: give each once")
-    colours = [COLOURS[number % len(COLOURS)] for number in range(len(args.runs))]
-    runs = [Run(*run) for run in zip(args.runs, run_names(args.runs), colours)]
+    runs = [Run(path, colour) for path, colour in zip(args.runs, itertools.cycle(COLOURS))]
     write_text(args.output, page(runs, args.title))
     print(format_rows({run.name: run.last for run in runs}))
     print(args.output)
