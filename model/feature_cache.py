@@ -15,8 +15,8 @@ from utils.errors import UserError, atomic_write
 class FeatureCache:
     """Keeps what a function makes of an image, by the image's content.
 
-    An image is found again only if it is cut the same way each time: whole images (`--scale 1 1 --rotation 0` and a
-    crop as large as they are) with or without a flip. Features are float32 whatever --amp says, so training sees what
+    An image is found again only if it is transformed in the same way each time: with `scale = [1, 1]` and
+    `rotation = 0`, with or without a flip. Features are float32 whatever --amp says, so training sees what
     it would see without the cache; several runs may share a folder.
 
     Args:

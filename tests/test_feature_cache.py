@@ -99,7 +99,7 @@ def test_features_are_float32_in_any_precision(tmp_path, amp):
 
 
 def test_training_with_the_cache_gives_the_weights_of_training_without(data, tmp_path):
-    frozen = ["--freeze-backbone", "--set", "scale=[1, 1]", "--set", "rotation=0"]
+    frozen = ["--freeze-backbone", "--set", "scale=1,1", "rotation=0"]
     plain = helpers.train(1, data, tmp_path / "plain", *frozen)
     cached = helpers.train(1, data, tmp_path / "cached", *frozen, "--cache-features", str(tmp_path / "features"))
     assert list((tmp_path / "features").rglob("*.npy"))
