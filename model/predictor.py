@@ -142,7 +142,9 @@ class Predictor(nn.Module):
         projection, split = self.network.projection, self.split
         projection.class_embeddings = torch.from_numpy(vectors).to(projection.class_embeddings.device)
         known = dict(zip(split.names, split.mask_values))
-        unused = iter(sorted(set(range(1, VOID)) - set(split.known_values)))
+        taken = {known[name] for name in names if name in known}
+        # The values of the data set's other classes come last.
+        unused = iter(sorted(set(range(1, VOID)) - taken, key=lambda value: (value in split.known_values, value)))
         self.classes = {name: known[name] if name in known else next(unused) for name in names}
         self.kinds = {name: "seen" if name in split.seen else "unseen" if name in known else "new" for name in names}
 

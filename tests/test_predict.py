@@ -14,7 +14,7 @@ import predict
 from dataset.images import read_image
 from dataset.splits import Split
 from helpers import ROOT, failure, load
-from model.predictor import load_segmenter
+from model.predictor import Predictor, load_segmenter
 
 SPLIT = Split.voc(1)
 
@@ -95,6 +95,14 @@ def test_own_words_keep_known_values_and_get_new_ones(finished, photo, tmp_path,
     }  # fmt: skip
     assert set(np.unique(read_mask(tmp_path / "out" / "masks" / "photo.png"))) <= {12, 21, 4, 22}
     assert "new (never shown, only words)   zebra, traffic light" in capsys.readouterr().out
+
+
+def test_as_many_words_as_a_mask_has_values(finished):
+    predictor = Predictor(finished.stage2 / "latest.pth")
+    words = [line for line in (ROOT / "dataset" / "names" / "coco_stuff.txt").read_text().split("\n") if line]
+    names = [line.split(":")[-1].strip() for line in words]
+    predictor.set_classes([name for name in names if "-" not in name][:90])
+    assert len(set(predictor.classes.values())) == len(predictor.classes) == 90
 
 
 def test_fewer_known_classes_only_take_part(finished, photo, tmp_path):
