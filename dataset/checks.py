@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dataset.images import Colours, check_image, opened, orientation, read_image, read_mask
@@ -30,28 +30,22 @@ CHUNK = 128
 """Jobs that a process is handed at a time: then handing over costs little beside them."""
 
 
-class _Jobs(Dataset):
-    def __init__(self, function: Callable, jobs: Sequence):
-        self.function, self.jobs = function, jobs
-
-    def __len__(self) -> int:
-        return len(self.jobs)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.function(self.jobs[index])
-
-
 def spread(function: Callable, jobs: Sequence, title: str) -> Iterator:
     """`function(job)` of each job, in their order, with all cores, and with a progress bar on a terminal."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     loader = DataLoader(
-        _Jobs(function, jobs), CHUNK, num_workers=cores if len(jobs) >= 2 * CHUNK and cores > 1 else 0, collate_fn=list,
-        worker_init_fn=leave_signals_to_the_main_process, generator=torch.Generator(),  # the run's own is left alone
+        jobs, CHUNK, num_workers=cores if len(jobs) >= 2 * CHUNK and cores > 1 else 0,
+        collate_fn=functools.partial(_apply, function), worker_init_fn=leave_signals_to_the_main_process,
+        generator=torch.Generator(),  # the run's own is left alone
     )  # fmt: skip
     with tqdm(total=len(jobs), desc=title, unit="file", disable=None if len(jobs) > 1 else True) as bar:
         for results in loader:
             yield from results
             bar.update(len(results))
+
+
+def _apply(function: Callable, jobs: Sequence) -> list:
+    return [function(job) for job in jobs]
 
 
 # One image and its mask
@@ -85,12 +79,9 @@ def look_at_mask(path: Path, colours: Colours) -> Entry:
 
 
 def look_at_image(path: Path, mask_size: tuple[int, int] | None, decode: bool) -> Entry:
-    """What is to be known of an image. Raises `UserError` if it can't be used.
+    """What is to be known of an image. Raises `UserError` if it can't be used, or not with a mask of that size.
 
-    Args:
-        path: the image.
-        mask_size: width and height of its mask, if it is used with one.
-        decode: read all of it; without, a JPEG is read to the end only if it lacks its end mark.
+    A JPEG that has its end mark is read whole only to `decode` it.
     """
     with opened(path, "image") as image:
         check_image(path, image, mask_size)
@@ -108,7 +99,7 @@ def look(job: tuple[Path | None, Path | None, Entry], colours: Colours, decode: 
     Args:
         job: image and mask, None for one that is not used, and what is known of them already.
         colours: see `read_mask`.
-        decode: read all of both, whatever is known.
+        decode: read all of both, also if they were looked at before.
     """
     image_path, mask_path, entry = job
     try:
@@ -169,12 +160,9 @@ class ClassIndex:
         return {image: None if values is None else frozenset(values) - {VOID} for image, values in known.items()}
 
     def check(self, images: Iterable[str], masked: Iterable[str], decode: bool = False) -> list[str]:
-        """Looks at images and masks; returns what is wrong, a line for each kind.
+        """Looks at the images of `images` and the masks of `masked`, see `look`; what is wrong, a line for each kind.
 
-        Args:
-            images: ids whose images are used.
-            masked: ids whose masks are used; no other mask is opened.
-            decode: read every file to its end, also those that were looked at before.
+        Call it with whose mask is used: no other mask is opened.
         """
         images, masked = dict.fromkeys(images), dict.fromkeys(masked)
         jobs = {}
@@ -202,7 +190,6 @@ class ClassIndex:
         return [p[0] + (f" ({len(p) - 1} more files are like it)" if len(p) > 1 else "") for p in problems.values()]
 
     def _save(self) -> None:
-        """Writes the index; if the folder can't be written, the masks are read again next time."""
         try:
             with atomic_write(self.path) as temporary:
                 temporary.write_text(json.dumps(self.entries), encoding="utf-8")

@@ -169,21 +169,19 @@ class Split:
         """
         if background not in BACKGROUND_CHOICES:
             raise ValueError(f"background is one of {', '.join(BACKGROUND_CHOICES)}, not {background!r}")
-        given = {fold(wanted): wanted for wanted in classes}
+        folded = set(map(fold, classes))
         for wanted in (*unseen, *(seen or ()), *left_out, *([BACKGROUND] if background != "ignore" else [])):
-            if fold(wanted) not in given:
+            if fold(wanted) not in folded:
                 raise UserError(f"there is no class {wanted!r} among {', '.join(classes)}")
-        unseen, left_out = ([given[fold(wanted)] for wanted in names] for names in (unseen, left_out))
-        seen = None if seen is None else [given[fold(wanted)] for wanted in seen]
-        by_value = sorted((wanted for wanted in classes if wanted != BACKGROUND), key=classes.get)
-        candidates = by_value if seen is None else seen
-        seen = [wanted for wanted in by_value if wanted in candidates and wanted not in {*unseen, *left_out}]
-        unseen = [wanted for wanted in by_value if wanted in unseen]
+        candidates, unseen, left_out = (set(map(fold, names)) for names in (seen or classes, unseen, left_out))
+        by_value = sorted((name for name in classes if name != BACKGROUND), key=classes.get)
+        seen = [name for name in by_value if fold(name) in candidates - unseen - left_out]
+        unseen = [name for name in by_value if fold(name) in unseen]
         if not seen or not unseen:
             raise UserError("a split needs at least one seen and one unseen class: give other --unseen classes")
         seen = [BACKGROUND] * (background == "score") + seen
         return cls(
-            tuple(seen), tuple(unseen), tuple(classes[wanted] for wanted in seen + unseen),
+            tuple(seen), tuple(unseen), tuple(classes[one] for one in seen + unseen),
             tuple(sorted(classes.values())), classes[BACKGROUND] if background == "auxiliary" else None, name,
         )  # fmt: skip
 

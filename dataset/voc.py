@@ -30,7 +30,6 @@ MASK_FOLDERS = ("SegmentationClassAug", "SegmentationClassPNG", "SegmentationCla
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".jpg", ".jpeg")
 LIST_FOLDER = Path("ImageSets") / "Segmentation"
 CLASSES_FILE = "classes.txt"
-COLOURS_FILE = "labelmap.txt"
 MIN_SIDE = 32
 """Pixels: the largest stride of a network."""
 
@@ -85,9 +84,11 @@ class VOCFolder:
 
     @cached_property
     def mask_files(self) -> dict[str, list[str]]:
-        """As `image_files`, of the masks. The mask of image x may be called x_mask."""
+        """As `image_files`, of the masks. The mask of image x may also be called x_mask.png or x.jpg.png."""
         files = list_files(self.masks, MASK_SUFFIXES)
-        return {name.removesuffix("_mask"): found for name, found in files.items()} | files
+        for name in [name for name in files if name not in self.image_files]:
+            files.setdefault(re.sub(r"(_mask|\.jpe?g|\.png)$", "", name), files[name])
+        return files
 
     def image_path(self, image: str) -> Path:
         return self.images / self.image_files.get(image, [f"{image}.jpg"])[0]
@@ -104,17 +105,13 @@ class VOCFolder:
     @cached_property
     def colours(self) -> Colours:
         """The values that masks may hold besides `VOID`, with their colours: VOC's, or those of a `labelmap.txt`."""
-        colours = read_colours(self.root / COLOURS_FILE)
+        colours = read_colours(self.root / "labelmap.txt")
         return voc_colours(self.classes.values()) | {
             value: colours[name] for name, value in self.classes.items() if name in colours
         }
 
     def check_split(self, split: Split) -> None:
-        """Refuses a split of another data set, whose mask values would be taken for others.
-
-        Raises:
-            UserError: if a class of the split has another mask value here, or none.
-        """
+        """Raises `UserError` for a split of another data set, whose mask values would be taken for others."""
         path = self.root / CLASSES_FILE
         where = path if path.is_file() else f"VOC, which a folder without {CLASSES_FILE} is taken for"
         for name, value in zip(split.names, split.mask_values):
@@ -226,13 +223,7 @@ def read_colours(path: Path) -> dict[str, tuple[int, int, int]]:
 def choose_split(
     data_path: str | Path, name: int | str, unseen: Sequence[str] | None, background: str = "ignore"
 ) -> Split:
-    """The split of a run: a named one, or the `unseen` classes of the folder against all its other classes.
-
-    Args:
-        data_path: where the classes are read for `unseen`.
-        name: a named split; not used with `unseen`.
-        unseen: unseen classes of the folder.
-        background: "ignore", "score" or "auxiliary", see `Split.named`.
+    """The split `name`, or with `unseen` these classes of the folder against all its others, see `Split.named`.
 
     Raises:
         UserError: for a class that the folder does not have.
@@ -263,12 +254,7 @@ def choose_source(shown: dict[str, frozenset[int] | None], split: Split, supervi
 
 
 def choose_target(shown: dict[str, frozenset[int] | None], split: Split, images: str) -> list[str]:
-    """Ids of the unlabelled images to train on, in order.
-
-    Args:
-        shown: mask values of each image; None: unknown.
-        split: which classes are unseen.
-        images: "unseen" for the images known to show an unseen class, "all" for every image.
+    """Ids of the unlabelled images to train on: "all", or those known to show an "unseen" class.
 
     Raises:
         UserError: if there is none, or if "unseen" meets an image of which nothing is known.
@@ -296,14 +282,8 @@ Transform = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Ten
 class _Images(Dataset):
     """What the three datasets share: ids in, an image and a mask of the same size out.
 
-    Args:
-        folder: where the files lie.
-        ids: the images.
-        split: the classes.
-        transform: the joint augmentation of image uint8 [3, H, W] and label uint8 [H, W].
-
-    An item of a training dataset is asked for by (index, seed), see `loaders.StepSampler`: the seed draws the
-    augmentation.
+    An item of a training dataset is asked for by (index, seed), see `loaders.StepSampler`: the seed draws the random
+    numbers of `transform`.
     """
 
     def __init__(self, folder: VOCFolder, ids: Sequence[str], split: Split, transform: Transform | None = None):
@@ -403,16 +383,7 @@ def training_datasets(
     data_path: str | Path, split: Split, transform: Transform, target_images: str, target_pixels: str,
     train_list: str | None = None, supervised: bool = False,
 ) -> tuple[SourceDataset, TargetDataset]:  # fmt: skip
-    """The source and target images of a folder in VOC layout.
-
-    Args:
-        data_path: the folder, see `VOCFolder.open`.
-        split: which classes are seen.
-        transform: the joint augmentation of both.
-        target_images: "unseen" or "all", see `choose_target`.
-        target_pixels: "all" or "oracle", see `TargetDataset`.
-        train_list: see `VOCFolder.read_list`.
-        supervised: NOT zero-shot: source images are those that show any class, with every label.
+    """The source and target images of a folder in VOC layout; for the arguments see what they are given to.
 
     Raises:
         UserError: for whatever is wrong with the folder, its list or its masks.
@@ -441,10 +412,6 @@ def check_datasets(
     decode: bool = False,
 ) -> None:  # fmt: skip
     """Looks at every file that training and evaluation will read, and prints what is odd about the lists.
-
-    Args:
-        evaluation, source, target: the datasets.
-        decode: read all files to their ends; else only what tells a file that can't be used.
 
     Raises:
         UserError: for the first kind of file that can't be used, with the number of such files.

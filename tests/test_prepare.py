@@ -21,6 +21,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.io import savemat
+from torchvision.datasets import SBDataset
+from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 from dataset import prepare
 from dataset.checks import ClassIndex
@@ -32,6 +34,7 @@ from utils.visualize import voc_palette
 SIZE = (24, 20)  # width, height
 VOC_TAR, SBD_TGZ = "VOCtrainval_11-May-2012.tar", "benchmark.tgz"
 VOC2010_TAR, CONTEXT_TGZ = "VOCtrainval_03-May-2010.tar", "trainval.tar.gz"
+CONTEXT_LABELS = prepare.PUBLISHED["pascal_context"]["labels"]
 MAPS_ZIP = "stuffthingmaps_trainval2017.zip"
 
 
@@ -136,7 +139,7 @@ def make_context(folder: Path) -> None:
     pack_tar(folder / VOC2010_TAR, files)
     files = {"labels.txt": b"1: accordion\n2: aeroplane\n23: bicycle\n397: table\n308: pottedplant\n"}
     for image, values in CONTEXT_SHOWN.items():
-        labels = np.array([431, *prepare.CONTEXT_LABELS], np.uint16)[stripes(values)]  # 431 is none of the 59
+        labels = np.array([431, *CONTEXT_LABELS], np.uint16)[stripes(values)]  # 431 is none of the 59
         files[f"trainval/{image}.mat"] = mat(LabelMap=labels)
     pack_tar(folder / CONTEXT_TGZ, files)
 
@@ -206,7 +209,7 @@ def local(served, address, monkeypatch):
     """The commands fetch from disk and expect the drawn images' counts."""
     for dataset, archives in table(served, address).items():
         monkeypatch.setitem(prepare.ARCHIVES, dataset, archives)
-        monkeypatch.setitem(prepare.EXPECTED, dataset, COUNTS[dataset])
+        monkeypatch.setitem(prepare.PUBLISHED, dataset, prepare.PUBLISHED[dataset] | COUNTS[dataset])
 
 
 def command(dataset, folder, *flags) -> list[str]:
@@ -232,7 +235,7 @@ def made(served, address, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for dataset, archives in table(served, address).items():
             patch.setitem(prepare.ARCHIVES, dataset, archives)
-            patch.setitem(prepare.EXPECTED, dataset, COUNTS[dataset])
+            patch.setitem(prepare.PUBLISHED, dataset, prepare.PUBLISHED[dataset] | COUNTS[dataset])
             assert prepare.main(command(dataset, folder / dataset)) == 0
     return folder
 
@@ -327,7 +330,7 @@ from dataset import images, prepare
 prepare.ARCHIVES["voc"] = tuple(
     type(a)(url, md5, a.place) for a, (url, md5) in zip(prepare.ARCHIVES["voc"], {table!r})
 )
-prepare.EXPECTED["voc"] = {counts!r}
+prepare.PUBLISHED["voc"].update({counts!r})
 {before}
 prepare.main(["voc", "--data-path", {folder!r}])
 """
@@ -365,90 +368,85 @@ def test_a_full_disk_ends_in_one_line_and_keeps_what_is_done(served, address, lo
     assert prepare.main(command("voc", tmp_path)) == 0
 
 
-def test_archives_on_disk_are_taken(local, served, tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare, "fetch", None)  # nothing is fetched
-    assert prepare.main(command("voc", tmp_path, "--archive", served / SBD_TGZ, served / VOC_TAR)) == 0
-    assert not list((tmp_path / "archives").iterdir())
+def with_archives(root: Path, *paths: Path) -> Path:
+    """The folder of a data set with archives that were fetched by other means."""
+    (root / "archives").mkdir(parents=True, exist_ok=True)
+    for path in paths:
+        shutil.copy(path, root / "archives")
+    return root
+
+
+def test_archives_that_lie_there_are_taken(local, served, tmp_path, monkeypatch):
+    away = tuple(replace(archive, url=f"http://127.0.0.1:9/{archive.name}") for archive in prepare.ARCHIVES["voc"])
+    monkeypatch.setitem(prepare.ARCHIVES, "voc", away)  # nothing can be fetched
+    assert prepare.main(command("voc", with_archives(tmp_path, served / SBD_TGZ, served / VOC_TAR))) == 0
 
 
 @pytest.mark.parametrize("change", [{"url": f"http://127.0.0.1:9/{VOC_TAR}"}, {"md5": "0" * 32}])
-def test_a_fetch_that_fails_is_one_line_and_leaves_nothing(local, tmp_path, monkeypatch, capsys, change):
+def test_a_fetch_that_fails_is_one_line(local, tmp_path, monkeypatch, capsys, change):
     gone = replace(prepare.ARCHIVES["voc"][0], **change)
     monkeypatch.setitem(prepare.ARCHIVES, "voc", (gone,))
     with pytest.raises(SystemExit) as caught:
         prepare.main(command("voc", tmp_path))
     line = capsys.readouterr().err.splitlines()[-1]
-    assert caught.value.code == 2 and f"{VOC_TAR} can't be fetched" in line and "--archive" in line
-    assert list((tmp_path / "archives").iterdir()) == []
+    assert caught.value.code == 2 and f"{VOC_TAR} can't be fetched" in line and "curl -C" in line
 
 
 # --- bad archives ---------------------------------------------------------------------------------------
 
 
-def test_a_damaged_archive_is_known_by_its_checksum(local, served, tmp_path, capsys):
-    damaged = tmp_path / VOC_TAR
-    data = bytearray((served / VOC_TAR).read_bytes())
-    data[700] ^= 1
-    damaged.write_bytes(data)
-    line = bad(capsys, "voc", tmp_path / "new", "--archive", damaged)
-    assert str(damaged) in line and "MD5" in line
+@pytest.fixture
+def context_alone(local, monkeypatch):
+    """PASCAL Context without its images."""
+    (context,) = (a for a in prepare.ARCHIVES["pascal_context"] if a.name == CONTEXT_TGZ)
+    monkeypatch.setitem(prepare.ARCHIVES, "pascal_context", (context,))
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.95])
-def test_a_cut_archive_without_checksum_is_broken(local, served, tmp_path, capsys, keep):
-    data = (served / CONTEXT_TGZ).read_bytes()
-    (tmp_path / CONTEXT_TGZ).write_bytes(data[: int(len(data) * keep)])
-    flags = ["--archive", tmp_path / CONTEXT_TGZ, served / VOC2010_TAR]
-    line = bad(capsys, "pascal_context", tmp_path / "new", *flags)
-    assert f"{CONTEXT_TGZ} is broken" in line
-    (tmp_path / CONTEXT_TGZ).write_bytes(data)
-    assert prepare.main(command("pascal_context", tmp_path / "new", *flags)) == 0  # nothing of it is left
+def test_a_cut_archive_is_broken(context_alone, served, tmp_path, capsys, keep):
+    root = with_archives(tmp_path / "new", served / CONTEXT_TGZ)
+    path = root / "archives" / CONTEXT_TGZ
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
+    assert f"{CONTEXT_TGZ} is broken" in bad(capsys, "pascal_context", root)
 
 
 @pytest.mark.parametrize("name", ["../evil.jpg", "/evil.jpg", "train2017/../../evil.jpg", "..\\evil.jpg"])
-def test_zips_write_nothing_outside(local, tmp_path, monkeypatch, name):
-    (archive,) = (a for a in prepare.ARCHIVES["coco_stuff"] if a.name == "val2017.zip")
-    pack_zip(tmp_path / "val2017.zip", {"val2017/a.jpg": b"a", name: b"evil"})
-    prepare.extract(tmp_path / archive.name, tmp_path / "inside/new")
+def test_zips_write_nothing_outside(tmp_path, name):
+    path = pack_zip(tmp_path / "val2017.zip", {"val2017/a.jpg": b"a", name: b"evil"})
+    prepare.extract(path, tmp_path / "inside/new")
     assert not [path for path in tmp_path.rglob("evil*") if not path.is_relative_to(tmp_path / "inside/new")]
     assert not Path("/evil.jpg").exists()
 
 
-@pytest.mark.parametrize("name, link", [("../x", None), ("a", "/etc"), ("b/a", "../../x"), ("a", "..")])
-def test_tars_that_would_write_or_link_outside_are_refused(local, tmp_path, monkeypatch, capsys, name, link):
-    (context,) = (a for a in prepare.ARCHIVES["pascal_context"] if a.name == CONTEXT_TGZ)
-    monkeypatch.setitem(prepare.ARCHIVES, "pascal_context", (context,))
-    with tarfile.open(tmp_path / CONTEXT_TGZ, "w:gz") as archive:
+@pytest.mark.parametrize("name, link", [("../x", None), ("a", "/etc"), ("b/a", "../../x")])
+def test_tars_that_would_write_or_link_outside_are_refused(context_alone, tmp_path, capsys, name, link):
+    root = with_archives(tmp_path / "new")
+    with tarfile.open(root / "archives" / CONTEXT_TGZ, "w:gz") as archive:
         info = tarfile.TarInfo(name)
         if link is not None:
             info.type, info.linkname = tarfile.SYMTYPE, link
         archive.addfile(info, io.BytesIO(b""))
-    line = bad(capsys, "pascal_context", tmp_path / "new", "--archive", tmp_path / CONTEXT_TGZ)
+    line = bad(capsys, "pascal_context", root)
     assert "don't use it" in line and CONTEXT_TGZ in line
 
 
-@pytest.mark.parametrize(
-    "files, words",
-    [
-        ({"trainval/x.mat": b"no MATLAB file"}, ["x.mat", "MATLAB"]),
-        ({"trainval/x.mat": mat(Other=np.zeros((2, 2)))}, ["x.mat", "MATLAB"]),
-        ({"trainval/x.mat": mat(LabelMap=np.zeros((2, 2)))}, ["x.mat", "not a matrix of labels"]),
-        ({"trainval/x.mat": mat(LabelMap=np.full((2, 2), 460, np.uint16))}, ["x.mat", "460"]),
-    ],
-    ids=["no mat", "another mat", "fractions", "another label"],
-)
-def test_annotations_of_another_kind_are_refused(local, tmp_path, monkeypatch, capsys, files, words):
-    (context,) = (a for a in prepare.ARCHIVES["pascal_context"] if a.name == CONTEXT_TGZ)
-    monkeypatch.setitem(prepare.ARCHIVES, "pascal_context", (context,))
-    pack_tar(tmp_path / CONTEXT_TGZ, files)
-    line = bad(capsys, "pascal_context", tmp_path / "new", "--archive", tmp_path / CONTEXT_TGZ)
-    assert all(word in line for word in words), line
+ANNOTATIONS = {
+    "no mat": (b"no MATLAB file", "MATLAB"),
+    "another mat": (mat(Other=np.zeros((2, 2))), "MATLAB"),
+    "fractions": (mat(LabelMap=np.zeros((2, 2))), "not a matrix of labels"),
+    "another label": (mat(LabelMap=np.full((2, 2), 460, np.uint16)), "460"),
+}
 
 
-def test_other_archives_and_other_folders_are_refused(local, served, made, tmp_path, capsys):
-    line = bad(capsys, "voc", tmp_path, "--archive", served / MAPS_ZIP)
-    assert MAPS_ZIP in line and VOC_TAR in line
-    assert "is missing" in bad(capsys, "voc", tmp_path, "--archive", tmp_path / VOC_TAR)
+@pytest.mark.parametrize("content, word", ANNOTATIONS.values(), ids=ANNOTATIONS)
+def test_annotations_of_another_kind_are_refused(context_alone, tmp_path, capsys, content, word):
+    root = with_archives(tmp_path / "new")
+    pack_tar(root / "archives" / CONTEXT_TGZ, {"trainval/x.mat": content})
+    line = bad(capsys, "pascal_context", root)
+    assert "x.mat" in line and word in line
+
+
+def test_folders_of_other_data_are_refused(made, tmp_path, capsys):
     assert "other classes" in bad(capsys, "pascal_context", made / "voc")
     (tmp_path / "VOCdevkit/VOC2012/JPEGImages").mkdir(parents=True)
     assert "other classes" in bad(capsys, "pascal_context", tmp_path)
@@ -492,13 +490,6 @@ def test_the_check_tells_everything_that_is_wrong(by_hand, local, capsys):
         f"{missing}.png is missing", f"{value}.png holds the value 99", f"{cut}.jpg can't be read",
     ]  # fmt: skip
     assert all(any(words in problem for problem in problems) for words in wanted), problems
-
-
-def test_the_check_names_what_published_tables_use(by_hand, capsys):
-    with pytest.raises(SystemExit):
-        prepare.main(command("voc", by_hand.root, "--check"))
-    out = capsys.readouterr().out
-    assert "published tables use 10,582" in out and "published tables use 1,449" in out
 
 
 def test_the_check_of_nothing_is_one_line(tmp_path, capsys):
@@ -588,6 +579,25 @@ def test_exports_of_labelling_tools_are_read(own, name, text, _, layout):
     assert VOCFolder.open(own).classes == classes and len((own / "train.txt").read_text().split("\n")) == 9
 
 
+def test_ready_says_what_training_needs(own, capsys):
+    assert prepare.main(command("own", own)) == 0
+    assert "is ready: give it to the scripts as --data-path, with --target-images all" in capsys.readouterr().out
+    (own / "train.txt").rename(own / "train_aug.txt")
+    line = bad(capsys, "own", own)
+    assert "1 of 8 images of" in line and "--train-list train" in line
+    (own / "train_aug.txt").write_text("photo 1\nphoto 2\n")
+    assert prepare.main(command("own", own)) == 0
+    assert capsys.readouterr().out.endswith("as --data-path\n")
+    (own / "classes.txt").write_text("0: background\n1: grass\n")
+    assert "has one class" in bad(capsys, "own", own)
+
+
+def test_masks_of_0_and_255_are_refused_as_a_whole(own, capsys):
+    for path in (own / "masks").iterdir():
+        Image.fromarray(stripes([0, 255])).save(path)
+    assert "all masks in" in bad(capsys, "own", own)
+
+
 def test_what_was_looked_for_is_named(own, capsys):
     (own / "classes.txt").unlink()
     assert "classes.txt is missing, and so are class_names.txt" in bad(capsys, "own", own)
@@ -643,7 +653,11 @@ def test_a_colour_of_no_class_is_named(own, capsys):
 
 
 def test_the_table_is_torchvisions_where_it_has_one():
+    voc, sbd = prepare.ARCHIVES["voc"]
+    assert (voc.url, voc.md5) == (DATASET_YEAR_DICT["2012"]["url"], DATASET_YEAR_DICT["2012"]["md5"])
+    assert (sbd.url, sbd.md5) == (SBDataset.url, SBDataset.md5)
+    assert prepare.ARCHIVES["pascal_context"][0].md5 == DATASET_YEAR_DICT["2010"]["md5"]
     names = [archive.name for archives in prepare.ARCHIVES.values() for archive in archives]
     assert names == [VOC_TAR, SBD_TGZ, VOC2010_TAR, CONTEXT_TGZ, MAPS_ZIP, "val2017.zip", "train2017.zip"]
     assert all(archive.url.startswith("http") for archives in prepare.ARCHIVES.values() for archive in archives)
-    assert len(set(prepare.CONTEXT_LABELS)) == 59 and os.path.basename(MAPS_ZIP) in names
+    assert len(set(CONTEXT_LABELS)) == 59 and os.path.basename(MAPS_ZIP) in names
