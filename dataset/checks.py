@@ -32,7 +32,7 @@ CHUNK = 128
 
 def spread(function: Callable, jobs: Sequence, title: str) -> Iterator:
     """`function(job)` of each job, in their order, with all cores, and with a progress bar on a terminal."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = min(16, os.cpu_count() or 1)
     loader = DataLoader(
         jobs, CHUNK, num_workers=cores if len(jobs) >= 2 * CHUNK and cores > 1 else 0,
         collate_fn=functools.partial(_apply, function), worker_init_fn=leave_signals_to_the_main_process,

