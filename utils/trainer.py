@@ -381,7 +381,7 @@ class Trainer:
                     yield pair
                     self._stop_if_asked(signals)
             finally:
-                self._bar = source = target = None  # and with them the loaders' workers
+                self._bar = batches = source = target = None  # and with them the loaders' workers
                 if self._board is not None:
                     self._board.close()
 
