@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import gzip
 import io
 import os
 import pickle
@@ -21,7 +20,6 @@ from PIL import Image
 import eval as evaluation_script
 from dataset.drawn import write_dataset
 from dataset.splits import VOC_CLASSES, VOID, Split
-from embeddings import build as embeddings_build
 from helpers import (
     SHORT,
     STAGES,
@@ -105,10 +103,6 @@ def evaluation(place, flags):
     return evaluation_script.main, [*command, *flags]
 
 
-def build(place, flags):
-    return embeddings_build.main, ["--output", place.root / "built" / "vectors", *flags]
-
-
 # --- ways to break things: each takes the place, and gives the flags that it needs ------------------------
 
 
@@ -172,11 +166,6 @@ def animated(place):
     frames[0].save(place.image, "GIF", save_all=True, append_images=frames[1:])
 
 
-def unreadable_loop(place):
-    place.image.unlink()
-    place.image.symlink_to(place.image)
-
-
 def pixel(name, value):
     def spoil(place):
         mask = read_values(getattr(place, name))
@@ -188,11 +177,6 @@ def pixel(name, value):
 
 def smaller(name):
     return lambda place: write_values(getattr(place, name), read_values(getattr(place, name))[:-1])
-
-
-def all_void(place):
-    for path in mask_path(place.data, place.source).parent.iterdir():
-        write_values(path, np.full_like(read_values(path), VOID))
 
 
 def listed(change):
@@ -223,24 +207,6 @@ def rows(change=None):
     """Vectors of all words of VOC as text; the car's is `change`."""
     known = dict.fromkeys(VOC_CLASSES, "1 0 0") | {"car": change or "1 0 0"}
     return "".join(f"{word} {vector}\n" for word, vector in known.items()).encode()
-
-
-def table(array, *names):
-    """A table of class vectors."""
-
-    def spoil(place):
-        place.words.mkdir()
-        with (place.words / "mine.npy").open("wb") as file:
-            np.save(file, array, allow_pickle=True)
-        (place.words / "classes.txt").write_text("\n".join(names or VOC_CLASSES))
-        return ["--embedding", "mine", "--embedding-path", place.words]
-
-    return spoil
-
-
-def npy(header, body=b""):
-    text = header.encode() + b"\n"
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + body
 
 
 class Trap:
@@ -353,7 +319,7 @@ def blocked(place):
     (place.root / "new/split1/stage1/log.jsonl").mkdir(parents=True)
 
 
-BOMB, HUGE = png_header(60_000, 60_000), png_header(13_000, 13_000)
+BOMB = png_header(60_000, 60_000)
 WEIGHT, WORDS = "projection.project.weight", "projection.class_embeddings"
 NO_MODEL = ["{latest}", "model is not right"]
 NO_OPTIMISER = ["{latest}", "does not fit the optimiser"]
@@ -363,69 +329,37 @@ HOSTILE = [
     ("image cut short", stage1, write("image", lambda b: b[:400]), ["{image}", "can't be read as an image"]),
     ("image of zero bytes", stage1, write("image", b""), ["{image}", "can't be read as an image"]),
     ("image that is a bomb", stage1, write("image", BOMB), ["{image}", "can't be read as an image", "bomb"]),
-    ("image that is nearly one", stage1, write("image", HUGE), ["{image}", "can't be read as an image", "bomb"]),
     ("image of 16 bits", stage1, other_image("image", "I;16", "PNG"), ["{image}", "more than 8 bits"]),
-    ("image of floats", stage1, other_image("image", "F", "TIFF"), ["{image}", "more than 8 bits"]),
     ("animated image", stage1, animated, ["{image}", "animated"]),
     ("text called .jpg", stage1, write("image", b"<html>404</html>"), ["{image}", "can't be read as an image"]),
     ("image that is a folder", stage1, folder("image"), ["{image}", "can't be read as an image"]),
-    ("image that is a link to itself", stage1, unreadable_loop, ["{image}", "symbolic links"]),
     ("image not there", stage1, gone("image"), ["{image}", "missing", "shorten the list"]),
-    ("image cut short", evaluation, write("val_image", lambda b: b[:400]), ["{val_image}", "can't be read"]),
     ("image that is a bomb", evaluation, write("val_image", BOMB), ["{val_image}", "bomb"]),
     ("mask cut short", stage1, write("mask", lambda b: b[:-30]), ["{mask}", "can't be read as a mask"]),
-    ("mask of zero bytes", stage1, write("mask", b""), ["{mask}", "can't be read as a mask"]),
     ("mask that is a bomb", stage1, write("mask", BOMB), ["{mask}", "can't be read as a mask", "bomb"]),
     ("mask of colours", stage1, other_image("mask", "RGB", "PNG"), ["{mask}", "a colour mask", "class indices"]),
     ("mask with alpha", stage1, other_image("mask", "LA", "PNG"), ["{mask}", "not an index mask"]),
-    ("mask of floats", stage1, other_image("mask", "F", "TIFF"), ["{mask}", "mode F", "8-bit"]),
     ("mask of 16 bits", stage1, other_image("mask", "I;16", "PNG"), ["{mask}", "mode I;16", "8-bit"]),
     ("mask of one bit", stage1, other_image("mask", "1", "PNG"), ["{mask}", "not an index mask"]),
     ("mask of another size", stage1, smaller("mask"), ["{image}", "48 x 40", "mask is 48 x 39", "same size"]),
     ("mask with an unknown value", stage1, pixel("mask", 21), ["{mask}", "21", "0-20", "255"]),
-    ("masks all void", stage1, all_void, ["no training image shows a seen class", "--split"]),
     ("mask not there", stage1, gone("mask"), ["{mask}", "missing", "copy the mask"]),
     ("mask that is a folder", evaluation, folder("val_mask"), ["{val_mask}", "can't be read as a mask"]),
     ("mask of colours", evaluation, other_image("val_mask", "RGB", "PNG"), ["{val_mask}", "a colour mask"]),
     ("mask with an unknown value", evaluation, pixel("val_mask", 254), ["{val_mask}", "254"]),
     ("mask of another size", evaluation, smaller("val_mask"), ["{val_image}", "same size"]),
     ("list of nothing", stage1, write("list", b""), ["{list}", "empty", "one image id a line"]),
-    ("list of blank lines", stage1, write("list", b"\xef\xbb\xbf\r\n \r\n\r\n"), ["{list}", "empty"]),
     ("list with a image twice", stage1, listed(lambda t, p: f"{t}{p.source}\r\n"), ["{list}", "twice", "remove"]),
     ("list that leads elsewhere", stage1, listed(lambda t, p: f"../secret\n{t}"), ["{list}", "entry 1", "../secret"]),
-    ("list of paths", stage1, listed(lambda t, p: f"{t}/etc/passwd\n"), ["{list}", "'/etc/passwd'", "2007_000032"]),
     ("list with a zero byte", stage1, listed(lambda t, p: f"a\0b\n{t}"), ["{list}", "entry 1", "no image id"]),
-    ("list with an endless id", stage1, listed(lambda t, p: f"{'x' * 5000}\n{t}"), ["xxx.jpg", "missing"]),
-    ("list in UTF-16", stage1, write("list", "a\nb\n".encode("utf-16")), ["{list}", "can't be read as a text list"]),
     ("list with a image not there", stage1, listed(lambda t, p: f"{t}other\n"), ["other.jpg", "missing", "shorten"]),
-    ("list not there", stage1, gone("list"), ["train.txt", "{lists}", "one image id a line"]),
     ("list that is a folder", stage1, folder("list"), ["train.txt", "{lists}"]),
     ("list of unseen classes alone", stage1, only_unseen, ["shows a seen class", "--split"]),
     ("list by flag not there", stage1, flags("--train-list", "nowhere"), ["nowhere.txt", "{lists}"]),
     ("list by flag too long", evaluation, flags("--list", "x" * 5000), ["{lists}"]),
     ("vector with NaN", stage1, words("w.txt", rows("nan 0 0")), ["w.txt", "'car'", "NaN"]),
-    ("vector with infinity", stage1, words("w.txt", rows("1e999 0 0")), ["w.txt", "'car'", "infinity"]),
-    ("vector of zeros", stage1, words("w.txt", rows("0 0 0")), ["w.txt", "'car'", "zero"]),
-    ("vector too short", stage1, words("w.txt", rows("1 0")), ["w.txt", "'car'", "not 3 numbers"]),
-    ("vector of letters", stage1, words("w.txt", rows("1 x 0")), ["w.txt", "'car'", "numbers"]),
-    ("vectors with a huge header", stage1, words("w.vec", b"999999999 300\n" + rows()), ["w.vec", "too small"]),
-    ("binary with a huge header", stage1, words("w.bin", b"999999999 300\ncar "), ["w.bin", "too small"]),
-    ("binary cut short", stage1, words("w.bin", b"2 3\ncar " + b"\x01" * 23), ["w.bin", "cut short"]),
-    ("gzip cut short", stage1, words("w.txt.gz", gzip.compress(rows())[:-9]), ["w.txt.gz", "can't be read"]),
     ("words without a class", stage1, words("w.txt", b"cat 1 0\n"), ["w.txt", "no vector for", "'dog'", "--embedding"]),
-    ("table that runs code", stage1, table(np.array([Trap("x")] * 20)), ["mine.npy", "no array of floats"]),
-    ("table with a name twice", stage1, table(np.ones((2, 3)), "car", "car"), ["classes.txt", "'car'", "twice"]),
-    ("table with too few names", stage1, table(np.ones((3, 3)), "car", "cat"), ["classes.txt", "2 names for the 3"]),
-    (
-        "table with a huge header", stage1,
-        words("w.npy", npy("{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999, 99)}")),
-        ["w.npy", "no array of floats"],
-    ),
     ("vectors not there", stage1, flags("--embedding", "nothing"), ["no 'nothing' vectors", "glove"]),
-    ("vectors twice", stage1, flags("--embedding", "glove", "glove"), ["--embedding", "once"]),
-    ("vectors to build from not there", build, flags("--source", "no.bin"), ["no.bin", "can't be read"]),
-    ("flag unknown", stage1, flags("--lamda", "1"), ["--lamda", "did you mean --lambda"]),
-    ("flag out of range", stage1, flags("--split", "5"), ["--split", "1, 2, 3, 4"]),
     ("flag that is no number", stage2, flags("--keep", "nan"), ["--keep", "number"]),
     ("device without numbers", stage1, flags("--device", "meta"), ["--device meta", "cpu"]),
     ("device unknown", evaluation, flags("--device", "banana"), ["--device banana", "cpu"]),
@@ -433,7 +367,6 @@ HOSTILE = [
     ("weights not there", stage1, flags("--backbone", "vgg16", "--backbone-weights", "no.pth"), ["no.pth", "no file"]),
     ("weights that run code", stage1, trapped_weights, ["{latest}", "can't be read"]),
     ("data not there", stage1, flags("--data-path", "nowhere"), ["--data-path nowhere", "DATA_PATH.md"]),
-    ("data path too long", evaluation, flags("--data-path", "x" * 5000), ["--data-path", "not a folder"]),
     ("output below a file", stage1, flags("--output-dir", lambda p: p.list / "runs"), ["--output-dir", "{list}"]),
     ("figures below a file", evaluation, flags("--json", lambda p: p.list / "x.json"), ["--json", "{list}"]),
     ("images below a file", evaluation, flags("--save-dir", lambda p: p.list / "x"), ["--save-dir", "{list}"]),
@@ -451,20 +384,15 @@ HOSTILE = [
     ("checkpoint with nested settings", stage2, metadata("split", {"a": 1}), ["{latest}", "metadata is not right"]),
     ("checkpoint without classes", evaluation, checkpoint(lambda c: c["metadata"].pop("seen")), ["{latest}", "'seen'"]),
     ("checkpoint of other classes", evaluation, metadata("unseen", lambda v: v[:-1]), ["{latest}", "split"]),
-    ("checkpoint of odd values", evaluation, metadata("mask_values", lambda v: [300, *v[1:]]), ["{latest}", "to 254"]),
     ("checkpoint of an unknown protocol", evaluation, metadata("target_pixels", "x"), ["{latest}", "'x'"]),
-    ("checkpoint of an unknown network", evaluation, metadata("backbone", "x"), ["{latest}", "backbone x"]),
     ("checkpoint without a tensor", evaluation, checkpoint(lambda c: c["model"].pop(WEIGHT)), ["{latest}", WEIGHT]),
     ("checkpoint with one tensor more", go_on, weight("more", torch.ones(1)), ["{latest}", "such as more"]),
     ("checkpoint of other shapes", stage2, weight(WEIGHT, torch.ones(100, 3, 1, 1)), ["{latest}", WEIGHT, "(100, 4"]),
     ("checkpoint of other numbers", evaluation, weight(WEIGHT, torch.ones(1).double()), ["{latest}", WEIGHT]),
     ("checkpoint that claims terabytes", evaluation, weight(WORDS, torch.ones(1).expand(20, 10**11)), NO_MODEL),
-    ("checkpoint with text for a tensor", evaluation, weight(WEIGHT, "x"), NO_MODEL),
     ("checkpoint with NaN", evaluation, weight(WEIGHT, torch.full((100, 4, 1, 1), torch.nan)), ["not finite"]),
     ("checkpoint with another momentum", go_on, checkpoint(other_momentum), NO_OPTIMISER),
     ("checkpoint with a rate of NaN", go_on, rate(float("nan")), NO_OPTIMISER),
-    ("checkpoint with a rate of text", go_on, rate("x"), NO_OPTIMISER),
-    ("checkpoint of two steps at once", go_on, put("scheduler", "last_epoch", value=7), NO_OPTIMISER),
     ("checkpoint of the other stage", go_on, put("stage", value=2), ["{latest}", "stage 2", "--output-dir"]),
     ("image without permission", stage1, forbidden("image"), ["{image}", "Permission denied"]),
     ("list without permission", stage1, forbidden("list"), ["{list}", "can't be read"]),
@@ -493,7 +421,6 @@ HOSTILE = [
     ("run frozen halfway", go_on, flags("--freeze-backbone"), ["{latest}", "--freeze-backbone"]),
     ("run not there", go_on, flags("--output-dir", "none"), ["none/split1/stage1/latest.pth", "pretrained"]),
     ("no weights of ImageNet", stage1, flags("--backbone-weights", "imagenet"), ["--backbone small"]),
-    ("config not there", stage2, flags("--config", "none.toml"), ["--config none.toml", "can't be read"]),
     ("record that is a folder", stage1, blocked, ["{root}/new/split1/stage1"]),
 ]  # fmt: skip
 
@@ -541,8 +468,8 @@ def test_bad_input_is_one_line_and_writes_nothing(place, capsys, monkeypatch, co
     assert after == before, sorted(set(after) ^ set(before))
 
 
-def test_the_table_is_long_enough():
-    assert len(set(NAMES)) == len(HOSTILE) >= 60
+def test_the_rows_have_names_of_their_own():
+    assert len(set(NAMES)) == len(HOSTILE) >= 90
 
 
 # --- odd, but good --------------------------------------------------------------------------------------

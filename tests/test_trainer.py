@@ -403,7 +403,7 @@ def test_after_a_signal_the_step_ends_and_is_saved(data, tmp_path, number, code,
     latest = load(process.folder / "latest.pth")
     assert process.records()[-1] == f"end {latest['step']}" and 0 < latest["step"] < ENDLESS
     printed = [line for line in process.output().splitlines() if line.strip()]
-    assert [line.split(":")[0] for line in printed[1:]] == ["stopping", "stopped"], printed
+    assert [line.split(":")[0] for line in printed[-2:]] == ["stopping", "stopped"], printed
     assert f"step {latest['step']} of {ENDLESS}" in printed[-1] and "--restore-from-where continue" in printed[-1]
 
 
