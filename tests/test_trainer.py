@@ -3,7 +3,6 @@
 import importlib.util
 import io
 import itertools
-import json
 import os
 import random
 import re
@@ -19,7 +18,6 @@ import pytest
 import torch
 from PIL import Image
 
-import eval as evaluation_script
 import utils.trainer
 from dataset.splits import Split
 from dataset.voc import EvaluationDataset, SourceDataset
@@ -140,17 +138,9 @@ def test_another_learning_rate_scales_the_rates_of_the_steps_that_are_left(
     assert load(folder / "latest.pth")["settings"]["learning_rate"] == 0.002
 
 
-def test_a_lower_rate_follows_the_schedule(data, tmp_path, tiny):
-    """Resumed at half the rate the rates fall as those of a run that had it from the start."""
-    flags = SHORT | {"max_steps": 4, "save_every": 1}
-    folders = [train(1, data, tmp_path / str(rate), **flags, learning_rate=rate) for rate in (0.02, 0.01)]
-    checkpoint = load(folders[0] / "latest.pth")
-    optimizer = checkpoint["optimizer"]["param_groups"]
-    whole = load(folders[1] / "latest.pth")
-    assert [g["initial_lr"] for g in optimizer] == [2 * g["initial_lr"] for g in whole["optimizer"]["param_groups"]]
+def test_scaled_rates_follow_the_schedule():
     trainer = utils.trainer.Trainer.__new__(utils.trainer.Trainer)
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    trainer.optimizer = torch.optim.SGD([{"params": [parameter], "lr": 0.02}])
+    trainer.optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.02)
     trainer.scheduler = torch.optim.lr_scheduler.PolynomialLR(trainer.optimizer, 4, 0.9)
     rates = []
     for step in range(4):
@@ -297,23 +287,19 @@ def die_in_save(record: Path, number: int, share: float) -> None:
 
 def record_steps(record: Path, slow: int) -> None:
     """Writes each step that starts and ends; step `slow` takes a minute."""
+    steps = itertools.count(1)
     for module in STAGES.values():
-        module.train_step = _recording_step(record, module.train_step, slow)
 
+        def recording(*arguments, train_step=module.train_step):
+            step = next(steps)
+            append(record, f"start {step}")
+            if step == slow:
+                time.sleep(60)
+            losses = train_step(*arguments)
+            append(record, f"end {step}")
+            return losses
 
-def _recording_step(record, train_step, slow):
-    number = itertools.count(1)
-
-    def recording(*arguments):
-        step = next(number)
-        append(record, f"start {step}")
-        if step == slow:
-            time.sleep(60)
-        losses = train_step(*arguments)
-        append(record, f"end {step}")
-        return losses
-
-    return recording
+        module.train_step = recording
 
 
 def slow_save(record: Path, number: int) -> None:
@@ -430,23 +416,6 @@ def test_a_second_ctrl_c_ends_at_once_and_harms_no_file(data, tmp_path, prepare,
     assert "Traceback" not in process.output() and load(process.folder / "latest.pth")["step"] == 2
     last = run_script(tmp_path, 1, data, restore_from_where="continue", **flags)
     assert load(last.folder / "latest.pth")["step"] == 5 and leftovers(last.folder) == []
-
-
-def test_ctrl_c_outside_the_steps_is_one_line(finished, monkeypatch, capsys):
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(evaluation_script, "load_segmenter", stop)
-    with pytest.raises(SystemExit, match="130"):
-        evaluation_script.main(["--checkpoint", str(finished.stage1 / "latest.pth"), "--data-path", str(finished.data)])
-    assert capsys.readouterr().err == "stopped\n"
-
-
-def test_handlers_of_signals_are_put_back(data, tmp_path, tiny):
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.getsignal(number) for number in numbers]
-    train(1, data, tmp_path, **SHORT)
-    assert [signal.getsignal(number) for number in numbers] == before
 
 
 def test_a_full_disk_keeps_the_last_checkpoint_and_ends_in_one_line(data, tmp_path):
@@ -591,10 +560,12 @@ def test_the_bar_shows_losses_rate_speed_and_time_left(data, tmp_path, tiny, mon
     assert re.search(r"\d\d:\d\d<\d\d:\d\d", last)  # time gone and time left
 
 
-def test_nothing_moves_where_the_output_is_no_terminal(data, tmp_path, tiny, capfd):
+def test_a_run_is_quiet_where_the_output_is_no_terminal_and_puts_handlers_back(data, tmp_path, tiny, capfd):
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     train(1, data, tmp_path, **SHORT)
     captured = capfd.readouterr()
     assert captured.err == "" and "\r" not in captured.out and "hIoU" in captured.out
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
 def test_each_evaluation_leaves_a_sheet_of_the_same_images(finished):
@@ -653,12 +624,12 @@ def test_memory_that_runs_out_is_one_line(data, tmp_path, tiny, capsys, monkeypa
 
     monkeypatch.setattr(STAGES[1], "train_step", full)
     line = failure(capsys, STAGES[1].main, arguments(data, tmp_path, **SHORT))
-    assert line.startswith("error: CUDA out of memory: lower --batch-size or --input-size")
+    assert line.startswith("error: CUDA out of memory: ") and "--batch-size" in line
 
 
 def test_tensorboard_that_is_missing_is_one_line(data, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    argv = arguments(data, tmp_path, "--tensorboard")
+    argv = arguments(data, tmp_path, "--set", "tensorboard=true")
     assert "pip install tensorboard" in failure(capsys, STAGES[1].main, argv)
 
 
@@ -666,16 +637,10 @@ def test_tensorboard_that_is_missing_is_one_line(data, tmp_path, capsys, monkeyp
 def test_tensorboard_gets_losses_figures_and_sheets(data, finished, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = train(1, data, tmp_path, "--tensorboard", "--set", "log_every=1", draws=True, evaluate_every=2)
+    run = train(1, data, tmp_path, "--set", "tensorboard=true", "log_every=1", draws=True, evaluate_every=2)
     board = EventAccumulator(str(run / "tensorboard"))
     board.Reload()
     tags = board.Tags()
     assert {"loss/total", "loss/ce", "learning rate", "evaluation/hIoU", "evaluation/bias"} <= set(tags["scalars"])
     assert [event.step for event in board.Scalars("loss/ce")] == [1, 2, 3] and tags["images"] == ["evaluation"]
     assert same_bits(weights(run), weights(finished.stage1))
-
-
-def test_evaluation_json_agrees_with_the_log(finished):
-    last, logged = json.loads((finished.stage2 / "evaluation.json").read_text()), read_log(finished.stage2)[-1]
-    assert logged.items() <= last.items() and (last["seen"], last["unseen"]) == (list(SPLIT.seen), list(SPLIT.unseen))
-    assert "confusion" not in logged and "per_image" not in logged
