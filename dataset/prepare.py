@@ -32,7 +32,16 @@ from torchvision.datasets.utils import download_url
 from dataset.checks import ClassIndex, describe_lists, overlap, spread
 from dataset.images import convert_colour_mask, save_mask
 from dataset.splits import BACKGROUND, NAMES, read_classes
-from dataset.voc import CLASSES_FILE, EVALUATION_LISTS, LIST_FOLDER, TRAIN_LISTS, VOCFolder, find_root, read_colours
+from dataset.voc import (
+    CLASSES_FILE,
+    EVALUATION_LISTS,
+    EXPORTED_CLASSES,
+    LIST_FOLDER,
+    TRAIN_LISTS,
+    VOCFolder,
+    find_root,
+    read_colours,
+)
 from utils.errors import UserError, one_line_errors, write_text
 
 PUBLISHED = json.loads(Path(__file__).with_name("archives.json").read_text(encoding="utf-8"))
@@ -229,9 +238,6 @@ def prepare_own(root: Path) -> None:
     print(f"wrote {folder.lists / 'train.txt'} and val.txt: every fifth image with a mask is for evaluation")
 
 
-MACHINE_COLOURS = "obj_class_to_machine_color.json"
-
-
 def exported_classes(root: Path) -> list[str]:
     """The lines of classes.txt from the files of labelling tools: labelme, CVAT, Roboflow and Supervisely.
 
@@ -247,12 +253,12 @@ def exported_classes(root: Path) -> list[str]:
         rows = (root / "_classes.csv").read_text(encoding="utf-8-sig").splitlines()[1:]
         return [": ".join(part.strip() for part in row.split(",", 1)) for row in rows if row.strip()]
     for folder in (root, root.parent):
-        if (folder / MACHINE_COLOURS).is_file():
-            values = json.loads((folder / MACHINE_COLOURS).read_text(encoding="utf-8"))
+        if (folder / EXPORTED_CLASSES[-1]).is_file():
+            values = json.loads((folder / EXPORTED_CLASSES[-1]).read_text(encoding="utf-8"))
             return [f"0: {BACKGROUND}", *(f"{value[0]}: {name}" for name, value in values.items() if any(value))]
     raise UserError(
-        f"{root / CLASSES_FILE} is missing, and so are class_names.txt, labels.txt, labelmap.txt, _classes.csv and "
-        f"{MACHINE_COLOURS}: write one class a line, the first has mask value 0"
+        f"{root / CLASSES_FILE} is missing, and so are {', '.join(EXPORTED_CLASSES)}: write one class a line, the "
+        "first has mask value 0"
     )
 
 

@@ -30,6 +30,9 @@ MASK_FOLDERS = ("SegmentationClassAug", "SegmentationClassPNG", "SegmentationCla
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".jpg", ".jpeg")
 LIST_FOLDER = Path("ImageSets") / "Segmentation"
 CLASSES_FILE = "classes.txt"
+EXPORTED_CLASSES = ("class_names.txt", "labels.txt", "labelmap.txt", "_classes.csv", "obj_class_to_machine_color.json")
+"""Files of class names that labelme, CVAT, Roboflow and Supervisely write; `dataset.prepare` reads them."""
+
 MIN_SIDE = 32
 """Pixels: the largest stride of a network."""
 
@@ -98,8 +101,17 @@ class VOCFolder:
 
     @cached_property
     def classes(self) -> dict[str, int]:
-        """Class name -> mask value, from the folder's `classes.txt`; VOC's where there is none."""
+        """Class name -> mask value, from the folder's `classes.txt`; VOC's where there is none.
+
+        Raises:
+            UserError: for a file that makes no sense, or a folder whose classes only a labelling tool's file names.
+        """
         path = self.root / CLASSES_FILE
+        exported = [name for name in EXPORTED_CLASSES if (self.root / name).is_file()]
+        if exported and not path.is_file():
+            raise UserError(
+                f"{path} is missing beside {exported[0]}: run python -m dataset.prepare own --data-path {self.root}"
+            )
         return read_classes(path if path.is_file() else NAMES / "voc.txt")
 
     @cached_property
@@ -270,7 +282,9 @@ def choose_target(shown: dict[str, frozenset[int] | None], split: Split, images:
         )
     target = [image for image, values in shown.items() if values & split.unseen_values]
     if not target:
-        raise UserError("no training image shows an unseen class: check --split, or use --target-images all")
+        raise UserError(
+            "no training image shows an unseen class: check --split (--target-images all is another protocol)"
+        )
     return target
 
 

@@ -1,13 +1,14 @@
 """VOC's folder and lists; which images are source and target; and what each dataset opens."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from dataset.splits import VOID, Split
+from dataset.splits import NAMES, VOID, Split
 from dataset.transforms import training_transform
 from dataset.voc import (
     MASK_FOLDERS,
@@ -170,6 +171,9 @@ def test_the_folder_of_masks_is_one_that_holds_images(tmp_path):
 def test_colours_are_voc_s_or_those_of_a_labelmap(folder):
     assert folder.colours[1] == (128, 0, 0) and set(folder.colours) == set(range(21))
     (folder.root / "labelmap.txt").write_text("# label:color\n_background_:9,9,9::\ncat:1,2,3::\n")
+    with pytest.raises(UserError, match=r"classes\.txt is missing beside labelmap\.txt: run"):  # it is no VOC
+        assert VOCFolder.open(folder.root).classes
+    shutil.copy(NAMES / "voc.txt", folder.root / "classes.txt")
     colours = VOCFolder.open(folder.root).colours
     assert (colours[0], colours[8], colours[1]) == ((9, 9, 9), (1, 2, 3), (128, 0, 0))
 
