@@ -4,7 +4,6 @@ import contextlib
 import ctypes
 import io
 import os
-import pickle
 import shutil
 import stat
 import struct
@@ -117,7 +116,7 @@ def write(name, content):
 
 
 def other_image(name, mode, kind, **options):
-    """Puts a image of the same size, but of another mode and format, at the place's file `name`."""
+    """Puts an image of the same size, but of another mode and format, at the place's file `name`."""
 
     def spoil(place):
         with Image.open(getattr(place, name)) as image:
@@ -153,14 +152,6 @@ def png_header(width, height, bits=8, colours=0):
     return b"\x89PNG\r\n\x1a\n" + head + png_chunk(b"IDAT", zlib.compress(b"\0" * 99)) + png_chunk(b"IEND", b"")
 
 
-def turned(place):
-    """A photo as a telephone stores it: on its side, with a note; the mask is upright."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    with Image.open(place.image) as image:
-        image.transpose(Image.Transpose.ROTATE_90).save(place.image, "JPEG", exif=exif)
-
-
 def animated(place):
     frames = [Image.new("RGB", (48, 40), colour) for colour in ("red", "blue")]
     frames[0].save(place.image, "GIF", save_all=True, append_images=frames[1:])
@@ -181,11 +172,7 @@ def smaller(name):
 
 def listed(change):
     """The training list after `change` of its text."""
-
-    def spoil(place):
-        place.list.write_text(change(place.list.read_text(), place), encoding="utf-8")
-
-    return spoil
+    return lambda place: place.list.write_text(change(place.list.read_text(), place), encoding="utf-8")
 
 
 def only_unseen(place):
@@ -221,14 +208,6 @@ class Trap:
 
 def trap(save):
     return lambda place: save(Trap(place.root / "it ran"), place.latest)
-
-
-def trap_in_model(place):
-    torch.save(load(place.latest) | {"model": Trap(place.root / "it ran")}, place.latest)
-
-
-def pickled(thing, path):
-    path.write_bytes(pickle.dumps(thing, protocol=2))
 
 
 def checkpoint(change):
@@ -371,8 +350,6 @@ HOSTILE = [
     ("figures below a file", evaluation, flags("--json", lambda p: p.list / "x.json"), ["--json", "{list}"]),
     ("images below a file", evaluation, flags("--save-dir", lambda p: p.list / "x"), ["--save-dir", "{list}"]),
     ("checkpoint that runs code", evaluation, trap(torch.save), ["{latest}", "no readable checkpoint"]),
-    ("checkpoint with code inside", stage2, trap_in_model, ["{latest}", "no readable checkpoint"]),
-    ("checkpoint that is a bare pickle", go_on, trap(pickled), ["{latest}", "no readable checkpoint"]),
     ("checkpoint of zero bytes", stage2, write("latest", b""), ["{latest}", "no readable checkpoint"]),
     ("checkpoint cut short", go_on, write("latest", lambda b: b[:-99]), ["{latest}", "no readable checkpoint"]),
     ("checkpoint that is packed", evaluation, packed, ["{latest}", "no readable checkpoint"]),
@@ -457,9 +434,9 @@ NAMES = [f"{what}-{command.__name__}" for what, command, *_ in HOSTILE]
 @pytest.mark.parametrize("command, spoil, words", [row[1:] for row in HOSTILE], ids=NAMES)
 def test_bad_input_is_one_line_and_writes_nothing(place, capsys, monkeypatch, command, spoil, words):
     monkeypatch.chdir(place.root)
-    more = spoil(place) or []
+    more = spoil(place)
     before = contents(place)
-    main, argv = command(place, more)
+    main, argv = command(place, more if isinstance(more, list) else [])
     with without_privileges():
         line = failure(capsys, main, argv)
     for word in words:
@@ -473,19 +450,6 @@ def test_the_rows_have_names_of_their_own():
 
 
 # --- odd, but good --------------------------------------------------------------------------------------
-
-
-def two_views(place):
-    with Image.open(place.image) as image:
-        image.save(place.image, "MPO", save_all=True, append_images=[image.copy()])
-
-
-def upright(place):
-    """A note of how the camera was held, on a photo whose pixels match the mask: as it is stored, so it is read."""
-    exif = Image.Exif()
-    exif[0x0112] = 3
-    with Image.open(place.image) as image:
-        image.copy().save(place.image, "JPEG", exif=exif)
 
 
 def moved(place):
@@ -503,12 +467,8 @@ def renamed_image(place):
 
 
 ODD = {
-    "CMYK image": other_image("image", "CMYK", "JPEG"),
     "grey image": other_image("image", "L", "JPEG"),
     "image with alpha": other_image("image", "RGBA", "PNG"),
-    "image with a preview": two_views,
-    "image with EXIF data": upright,
-    "image on its side, with EXIF data": turned,
     "one mask all void": lambda p: write_values(p.mask, np.full_like(read_values(p.mask), VOID)),
     "list with CRLF": write("list", lambda b: b.replace(b"\n", b"\r\n")),
     "list with a BOM and blank lines": write("list", lambda b: b"\xef\xbb\xbf" + b.replace(b"\n", b" \n\n\t\n")),
