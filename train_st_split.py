@@ -22,9 +22,8 @@ import torch
 from dataset.splits import SPLITS, VOID
 from embeddings import imagenet_similarity
 from model.backbone import BACKBONES, IMAGENET_CLASSES, build_backbone, imagenet_head
-from model.class_evidence import ImageNetEvidence
 from model.losses import cross_entropy, pseudo_labels
-from model.pseudo_labels import ClusterPseudoLabeler
+from model.pseudo_labels import EpisodePseudoLabeler
 from model.segmenter import Segmenter
 from utils.config import parse_settings
 from utils.distributed import all_reduce_sum, rank_zero_first
@@ -57,9 +56,7 @@ def train_step(
     source_image, label = source
     target_image, valid = target
     stride = args.loss_stride
-    pseudo_label, pixel_weight = None, None
-    if pseudo_labeler is not None:
-        pseudo_label, pixel_weight = (m[:, ::stride, ::stride] for m in pseudo_labeler(target_image, valid))
+    pseudo_label = None if pseudo_labeler is None else pseudo_labeler(target_image, valid)[:, ::stride, ::stride]
     label, valid = label[:, ::stride, ::stride], valid[:, ::stride, ::stride]  # [N, S, S] -> [N, s, s]
     logits = network(torch.cat([source_image, target_image]))  # [N + M, K, s, s]
     source_logits, target_logits = logits.split([len(source_image), len(target_image)])
@@ -69,33 +66,37 @@ def train_step(
             target_logits, num_seen, valid, args.keep, balanced=args.balance_classes, all_reduce_sum=all_reduce_sum
         )
     ce = cross_entropy(source_logits, label, all_reduce_sum=all_reduce_sum)
-    self_training = cross_entropy(target_logits, pseudo_label, pixel_weight, all_reduce_sum=all_reduce_sum)
+    self_training = cross_entropy(target_logits, pseudo_label, all_reduce_sum=all_reduce_sum)
     total = ce + args.weak_proportion * args.self_training_weight * self_training
     optimizer_step(total, optimizer, scaler)
     return {"total": total, "ce": ce, "self_training": self_training}
 
 
-def cluster_pseudo_labeler(args, network: Segmenter, split) -> ClusterPseudoLabeler:
-    """The teacher of `--pseudo-labels clusters`."""
-    evidence, extractor = None, None
+def episode_pseudo_labeler(args, network: Segmenter, split) -> EpisodePseudoLabeler:
+    """The labeller of `--pseudo-labels episodes`, with a trunk of its own that keeps ImageNet's weights."""
+    weights = "none" if args.restore_from_where == "continue" else args.backbone_weights  # else the checkpoint's
+    cache = args.cache_features if args.freeze_backbone else None
+    with rank_zero_first():
+        extractor = build_backbone(args.backbone, weights, frozen=True, cache=cache)
+    device, imagenet = next(network.parameters()).device, None
     if args.imagenet_names:
-        similarity = imagenet_similarity(IMAGENET_CLASSES, split.unseen, HIGHEST_SIMILARITY)
-        evidence = ImageNetEvidence(imagenet_head(args.backbone, args.backbone_weights), torch.from_numpy(similarity))
-    if not args.freeze_backbone and args.backbone_weights != "none":  # ImageNet's features, which training moves
-        weights = "none" if args.restore_from_where == "continue" else args.backbone_weights  # else the checkpoint's
-        with rank_zero_first():
-            extractor = build_backbone(args.backbone, weights)
-    return ClusterPseudoLabeler(
-        network, split.num_trained_seen, args.num_clusters, args.keep, args.keep_seen, args.rare_power, evidence,
-        extractor,
-    )  # fmt: skip
+
+        def similarity(classes: list[int]) -> torch.Tensor:
+            names = [split.trained.names[c] for c in classes]
+            return torch.from_numpy(imagenet_similarity(IMAGENET_CLASSES, names, HIGHEST_SIMILARITY))
+
+        imagenet = imagenet_head(args.backbone, args.backbone_weights).to(device), similarity
+    return EpisodePseudoLabeler(
+        extractor, network.projection.class_embeddings, split.num_trained_seen, split.num_auxiliary,
+        split.background != "ignore", imagenet,
+    ).to(device)  # fmt: skip
 
 
 @torch.no_grad()
 def preview_pseudo_labels(trainer: Trainer, image: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     """Pseudo-labels [N, S, S] of target images uint8 [N, 3, S, S], to be drawn at an evaluation."""
     if trainer.pseudo_labeler is not None:
-        return trainer.pseudo_labeler(image, valid)[0]
+        return trainer.pseudo_labeler(image, valid)
     args, split = trainer.args, trainer.split
     logits = predict_logits(trainer.network, image)  # of the scored classes, without an auxiliary background
     label = pseudo_labels(logits, split.num_seen, valid, args.keep, balanced=args.balance_classes)
@@ -106,9 +107,11 @@ def preview_pseudo_labels(trainer: Trainer, image: torch.Tensor, valid: torch.Te
 def main(argv: list[str] | None = None) -> int:
     args = parse_settings(argv, STAGE, __doc__, CHOICES)
     trainer = Trainer(STAGE, args)  # data, network, optimiser, run folder
-    if args.pseudo_labels == "clusters":
-        trainer.pseudo_labeler = cluster_pseudo_labeler(args, trainer.network, trainer.split)
+    if args.pseudo_labels == "episodes":
+        trainer.pseudo_labeler = episode_pseudo_labeler(args, trainer.network, trainer.split)
     trainer.restore()
+    if args.pseudo_labels == "episodes" and args.backbone_weights == "none" and trainer.step == 0:  # no ImageNet
+        trainer.pseudo_labeler.feature_extractor.load_state_dict(trainer.network.backbone.state_dict())
     trainer.fit_pseudo_labeler()
     num_seen, labeler = trainer.split.num_trained_seen, trainer.pseudo_labeler
     trainer.preview = partial(preview_pseudo_labels, trainer)

@@ -8,6 +8,7 @@ PASCAL Context and COCO-Stuff are prepared in the same layout (`dataset.prepare`
 `images` and `masks`; a file `classes.txt` then says what the mask values mean.
 """
 
+import copy
 import os
 import re
 import sys
@@ -336,6 +337,13 @@ class SourceDataset(_Images):
         image, mask = self._read(index)
         return self._augment(image, self.to_labels(mask), seed)
 
+    def divide(self, target: "TargetDataset") -> tuple["SourceDataset", "SourceDataset"]:
+        """The images that are targets too, and the others: with `--target-images unseen` these show no unseen class."""
+        ids, shared, others = set(target.ids), copy.copy(self), copy.copy(self)
+        shared.ids = [image for image in self.ids if image in ids]
+        others.ids = [image for image in self.ids if image not in ids]
+        return shared, others
+
 
 class TargetDataset(_Images):
     """Unlabelled images: image uint8 [3, H, W] and valid bool [H, W], the pixels that losses use.
@@ -349,12 +357,6 @@ class TargetDataset(_Images):
         if pixels not in ("all", "oracle"):
             raise ValueError(f"target pixels are 'all' or 'oracle', not {pixels!r}")
         self.pixels = pixels
-
-    def others(self, source: SourceDataset) -> "TargetDataset":
-        """The source images that are no target, without their labels: with `--target-images unseen`, which says which
-        images show an unseen class, these show none."""
-        ids = [image for image in source.ids if image not in set(self.ids)]
-        return TargetDataset(self.folder, ids, self.split, self.transform, "all")
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
         index, seed = key

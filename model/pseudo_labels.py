@@ -1,267 +1,410 @@
-"""Pseudo-labels of the target by a teacher: which pixels show an unseen class, and which one, pooled over clusters.
+"""Pseudo-labels of target images: what an unseen object looks like is learnt from held-out seen classes.
 
-A class that nobody labels is still a cluster of pixels that look alike. The features of the ImageNet trunk, which
-training does not move, put the target's pixels into clusters. A pixel is taken for unseen the more
+All is done once, before the first training step, on the cells of a coarse grid over the features of ImageNet's trunk:
 
-    score = log r(cluster) + mean over the cluster of log u + log u(pixel)
-    u     = 1 - highest probability of a seen class (or of the background where it is trained on)
-    r     = share of the target's pixels in the cluster / share of the other images' pixels in it
+1. Evidence. Source labels give linear classifiers of the known classes (background and seen) and of object against
+   background. Images that show an unseen class, against images that show none, give a multiple-instance classifier of
+   the unseen classes; word vectors say which class an image shows.
+2. Episodes. In each of five episodes a fifth of the seen classes is held out: their cells become void, the images that
+   show them play the target, and the same evidence is fitted anew. The labels of the held-out classes then say how far
+   each piece of evidence is to be trusted: a small network, the scorer, learns that.
+3. Labels. The scorer gives each cell the probability p that it shows the unseen class of its image. A pixel's label is
+   drawn: that class with probability p, a known class c with (1 - p) p(c). So the mean loss is that of soft targets.
+   The draw is the same each time.
 
-so what the teacher knows from the source counts against it, and so does what images without an unseen class show as
-well. Each cluster is assigned an unseen class: the one with the highest mean evidence over its pixels, by word
-regression and ImageNet's names, which weigh the same. Each class then keeps the same share of the pixels that were
-assigned to it (Zou et al., class-balanced self-training, ECCV 2018), so that a class of low scores gets labels too.
+It must be known which images show some unseen class (`--target-images unseen`); not where, and not which.
 """
 
-import copy
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from model.backbone import Backbone
-from model.class_evidence import CHUNK, ImageNetEvidence, standardise, with_constant, word_regression
-from model.segmenter import Segmenter
+from model.class_evidence import (
+    BATCH,
+    CHUNK,
+    fit_by_steps,
+    fit_multiple_instance,
+    in_chunks,
+    log_mean_exp,
+    mean_by_group,
+    standardise,
+    with_constant,
+    word_regression,
+)
+from utils.errors import UserError
 
-CELLS = 100
-"""Grid cells that are drawn from each image for clusters and thresholds."""
+VOID = 255
+GRID = 20  # cells a side that an image has at most: finer features are averaged
+CLUSTERS = 100
+NUM_EPISODES = 5
+SAMPLE = 60_000  # cells, drawn from all images, of which clusters and word evidence are made
+IMAGES_A_CLASS, CELLS_A_CLASS = 200, 20_000  # at most so many of a held-out class teach the scorer
+HIDDEN = 32  # units of the scorer
+SCALE = 20.0  # length of a feature vector, for which the learning rates below are made
 
-MOST_POINTS = 60_000
-"""Of those cells, the most that k-means works on."""
+
+@dataclass
+class Cells:
+    """Grid cells of N images, P = h w each."""
+
+    features: torch.Tensor  # float16 [N, P, C], of length SCALE
+    label: torch.Tensor  # int64 [N, P], of known classes; VOID where none is given
+    valid: torch.Tensor  # bool [N, P], not padding
+    target: torch.Tensor  # bool [N], the image shows an unseen class
+    cluster: torch.Tensor  # int64 [N, P]
+    size: tuple[int, int]  # h, w
+
+    def __getitem__(self, images: torch.Tensor | slice) -> "Cells":
+        fields = (self.features, self.label, self.valid, self.target, self.cluster)
+        return Cells(*(field[images] for field in fields), self.size)
 
 
-class ClusterPseudoLabeler(nn.Module):
-    """A frozen teacher that labels target pixels; its state belongs to the checkpoint.
+def hold_out(cells: Cells, held_out: Sequence[int], num_known: int) -> Cells:
+    """The episode in which the classes `held_out` play the unseen ones: their cells are void, their images the target.
+
+    The other classes keep their order and are numbered from 0 without gaps.
+    """
+    number = torch.full((VOID + 1,), VOID)
+    kept = [c for c in range(num_known) if c not in held_out]
+    number[kept] = torch.arange(len(kept))
+    shown = torch.isin(cells.label, torch.tensor(held_out, device=cells.label.device))
+    label = number.to(cells.label.device)[cells.label]
+    return replace(cells, label=label, valid=cells.label != VOID, target=shown.any(dim=1))
+
+
+class Evidence(nn.Module):
+    """What is fitted in a task, an episode or the real one, without a label of an unseen class.
 
     Args:
-        student: the network; the teacher is a copy of it.
-        num_seen: the first `num_seen` of its classes are seen (the background among them, if it is trained on).
-        num_clusters: clusters of the target's features.
-        keep: share of the pixels assigned to an unseen class that are labelled with it.
-        keep_seen: share of all pixels, those with the lowest score, that are labelled with the teacher's seen class.
-        rare_power: a pixel labelled with an unseen class weighs (mean count / the class's count) ** rare_power, at most
-            5; one labelled with a seen class weighs 1.
-        imagenet_evidence: added to that of `word_regression`; None: that alone.
-        feature_extractor: gives the features of the clusters where the student's trunk is trained; None: a copy of the
-            student's backbone.
+        channels: C of the features.
+        num_known: background (if it is trained on) and seen classes.
+        num_unseen: unseen or held-out classes.
+        has_background: known class 0 is the background.
+    """
+
+    def __init__(self, channels: int, num_known: int, num_unseen: int, has_background: bool):
+        super().__init__()
+        self.has_background = has_background
+        self.known = nn.Linear(channels, num_known)
+        self.objectness = nn.Linear(channels, 1)
+        self.unseen = nn.Linear(channels, num_unseen)
+        self.register_buffer("log_ratio", torch.zeros(CLUSTERS))  # of a cluster's share of target and other images
+        self.register_buffer("cluster_evidence", torch.zeros(CLUSTERS, num_unseen))
+        self.register_buffer("evidence_scale", torch.ones(()))
+        self.requires_grad_(False)
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+    def fit(self, cells: Cells, by_words: torch.Tensor, sample: torch.Tensor, draw: torch.Generator) -> None:
+        """Fits all of it.
+
+        Args:
+            cells: of the task; cells of its unseen classes are void.
+            by_words: evidence for the unseen classes by words, [S, U].
+            sample: int64 [S], the cells that it is of, in [0, N P).
+            draw: of the samples of each step.
+        """
+        self._fit_known(cells, draw)
+        masks = [cells.valid & chosen[:, None] for chosen in (cells.target, ~cells.target)]
+        counts = [cells.cluster[mask].bincount(minlength=CLUSTERS).float() for mask in masks]
+        in_target, in_others = ((count / count.sum() + 1e-5).log() for count in counts)
+        self.log_ratio.copy_(in_target - in_others)
+        own = masks[0].flatten()[sample]
+        evidence = standardise(by_words[own])
+        self.cluster_evidence.copy_(mean_by_group(cells.cluster.flatten()[sample[own]], evidence, CLUSTERS))
+        self._fit_unseen(cells, draw)
+
+    def _fit_known(self, cells: Cells, draw: torch.Generator) -> None:
+        """Softmax over the known classes, and object against background.
+
+        A class is drawn as often as the root of its number of cells; half of a batch is background.
+        """
+        features, label = cells.features.flatten(0, 1), cells.label.flatten()
+        order, size = label.argsort(stable=True), min(BATCH, int((label != VOID).sum()))
+        count = label[label != VOID].bincount(minlength=self.known.out_features)
+        first = count.cumsum(0) - count  # place of each class in `order`
+        share = count.float().sqrt().cpu()
+        if self.has_background:
+            share[0] = share[1:].sum()
+
+        def loss() -> torch.Tensor:
+            y = torch.multinomial(share, size, replacement=True, generator=draw).to(label.device)
+            place = torch.rand(size, generator=draw, dtype=torch.float64).to(label.device)
+            x = features[order[first[y] + (place * count[y]).long()]].float()
+            total = F.cross_entropy(self.known(x), y)
+            if self.has_background:
+                total = total + F.binary_cross_entropy_with_logits(self.objectness(x)[:, 0], (y > 0).float())
+            return total
+
+        fit_by_steps([*self.known.parameters(), *self.objectness.parameters()], loss, 300, learning_rate=1e-2)
+
+    def _fit_unseen(self, cells: Cells, draw: torch.Generator, num_folds: int = 4) -> None:
+        """The multiple-instance classifier, on image classes assigned by cross-fitting.
+
+        A first assignment by words alone is corrected by classifiers that were not fitted to the image itself.
+        """
+        target = cells[cells.target]
+        rejected = (~cells.target[:, None] & cells.valid & (cells.label != VOID)).flatten().nonzero()[:, 0]
+        negatives = cells.features.flatten(0, 1), rejected
+        evidence = self.image_evidence(target)  # [T, U]
+        self.evidence_scale /= evidence.std().clamp(min=1e-6)
+        evidence, pooled = self.evidence_scale * evidence, torch.zeros_like(evidence)
+        image_class = evidence.argmax(dim=1)
+        fold = torch.arange(len(evidence), device=evidence.device) % num_folds
+        for k in range(num_folds):
+            rest, own = fold != k, fold == k
+            if rest.any() and own.any():
+                bags = target.features[rest], target.valid[rest]
+                fit_multiple_instance(self.unseen, bags, image_class[rest], negatives, draw, steps=150)
+                pooled[own] = log_mean_exp(in_chunks(self.unseen, target.features[own]), target.valid[own])
+        image_class = (pooled + evidence).argmax(dim=1)
+        fit_multiple_instance(self.unseen, (target.features, target.valid), image_class, negatives, draw, steps=300)
+
+    def image_evidence(self, cells: Cells) -> torch.Tensor:
+        """How well each unseen class fits, by words, the cells of an image that are likely to show one, [N, U]."""
+        known = in_chunks(lambda x: self.known(x).softmax(dim=-1).amax(dim=-1, keepdim=True), cells.features)[..., 0]
+        weight = cells.valid * torch.sigmoid((self.log_ratio[cells.cluster] + torch.log(1 - known + 1e-3)) / 2)
+        total = (self.cluster_evidence[cells.cluster] * weight[..., None]).sum(dim=1)
+        return self.evidence_scale * total / weight.sum(dim=1, keepdim=True).clamp(min=1e-6)
+
+    def image_class(self, cells: Cells) -> torch.Tensor:
+        """The unseen class that each image is assigned, int64 [N] in [0, U)."""
+        pooled = log_mean_exp(in_chunks(self.unseen, cells.features), cells.valid)
+        return (pooled + self.image_evidence(cells)).argmax(dim=1)
+
+    def cell_features(self, cells: Cells, image_class: torch.Tensor) -> torch.Tensor:
+        """What the scorer knows of each cell and its image's class (int64 [N]), [N, P, `NUM_FEATURES`]."""
+
+        def of_class(values: torch.Tensor) -> torch.Tensor:
+            return values.gather(2, image_class[:, None, None].expand(*values.shape[:2], 1))[..., 0]
+
+        objectness = in_chunks(self.objectness, cells.features)[..., 0]
+        unseen = of_class(in_chunks(self.unseen, cells.features))
+        return torch.stack([objectness, unseen, of_class(self.cluster_evidence[cells.cluster])], dim=-1)
+
+
+NUM_FEATURES = 3
+
+
+def fit_scorer(scorer: nn.Sequential, answers: list[tuple[torch.Tensor, torch.Tensor]], draw: torch.Generator) -> None:
+    """Fits features [R, F] to answers, bool [R], of several classes, each drawn as often as the others."""
+    x, y = (torch.cat(parts) for parts in zip(*answers))
+    weight = torch.cat([torch.full((len(part),), 1 / max(1, len(part)), dtype=torch.float64) for _, part in answers])
+    share = weight.cumsum(0)
+    scorer[0].train()  # mean and deviation of the features
+
+    def loss() -> torch.Tensor:
+        place = torch.rand(min(BATCH // 2, len(x)), generator=draw, dtype=torch.float64) * share[-1]
+        rows = torch.searchsorted(share, place).clamp(max=len(x) - 1).to(x.device)
+        return F.binary_cross_entropy_with_logits(scorer(x[rows])[:, 0], y[rows].float())
+
+    fit_by_steps(scorer.parameters(), loss, steps=400, learning_rate=3e-3)
+    scorer.eval()
+
+
+class EpisodePseudoLabeler(nn.Module):
+    """Labels target images; its state belongs to the checkpoint.
+
+    Args:
+        feature_extractor: its trunk has ImageNet's weights, and no training moves it.
+        class_embeddings: float [K, D], unit rows, seen classes first.
+        num_known: labels below it are of the background or a seen class, those from it on of the unseen ones.
+        num_auxiliary: the first labels, which have no row in `class_embeddings`.
+        has_background: label 0 is the background.
+        imagenet: the ImageNet classifier, features [P, C] -> logits [P, 1000], and a function from labels to the
+            similarity [1000, U] of its categories to these classes; None: word vectors alone.
     """
 
     def __init__(
         self,
-        student: Segmenter,
-        num_seen: int,
-        num_clusters: int = 100,
-        keep: float = 0.3,
-        keep_seen: float = 0.5,
-        rare_power: float = 0.5,
-        imagenet_evidence: ImageNetEvidence | None = None,
-        feature_extractor: Backbone | None = None,
+        feature_extractor: Backbone,
+        class_embeddings: torch.Tensor,
+        num_known: int,
+        num_auxiliary: int,
+        has_background: bool,
+        imagenet: tuple[nn.Module, Callable[[Sequence[int]], torch.Tensor]] | None = None,
     ):
         super().__init__()
-        self.num_seen, self.imagenet_evidence = num_seen, imagenet_evidence
-        self.keep, self.keep_seen, self.rare_power = keep, keep_seen, rare_power
-        self.teacher = copy.deepcopy(student)
-        self.feature_extractor = feature_extractor or self.teacher.backbone
-        channels = self.feature_extractor.trunk_channels
-        num_unseen = student.num_auxiliary + len(student.projection.class_embeddings) - num_seen
+        channels, self.imagenet = feature_extractor.trunk_channels, imagenet
+        self.num_known, self.num_auxiliary, self.has_background = num_known, num_auxiliary, has_background
+        self.unseen = list(range(num_known, num_auxiliary + len(class_embeddings)))
+        self.feature_extractor = feature_extractor
+        self.register_buffer("class_embeddings", class_embeddings.clone())
         self.register_buffer("feature_mean", torch.zeros(channels))
         self.register_buffer("feature_std", torch.ones(channels))
-        self.register_buffer("centroids", torch.zeros(num_clusters, channels))
-        self.register_buffer("cluster_class", torch.zeros(num_clusters, dtype=torch.long))
-        self.register_buffer("cluster_evidence", torch.zeros(num_clusters))  # for that class
-        self.register_buffer("cluster_score", torch.zeros(num_clusters))  # log r + mean of log u
-        self.register_buffer("thresholds", torch.zeros(num_unseen))
-        self.register_buffer("seen_threshold", torch.tensor(-torch.inf))
-        self.register_buffer("class_weight", torch.ones(num_seen + num_unseen))
-        self.requires_grad_(False).eval().to(next(student.parameters()).device, memory_format=torch.channels_last)
+        self.register_buffer("centroids", torch.zeros(CLUSTERS, channels))
+        self.evidence = Evidence(channels, num_known, len(self.unseen), has_background)
+        self.scorer = nn.Sequential(  # features of a cell -> logit of "it shows the unseen class of its image"
+            nn.BatchNorm1d(NUM_FEATURES, affine=False, momentum=None),
+            nn.Linear(NUM_FEATURES, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1),
+        )  # fmt: skip
+        self.requires_grad_(False).eval()
 
-    def train(self, mode: bool = True) -> "ClusterPseudoLabeler":
-        return super().train(False)  # a teacher never drops out
-
-    @torch.no_grad()
-    def fit(self, student: Segmenter, target: Iterable, others: Iterable, source: Iterable) -> None:
-        """Makes the student the teacher, and clusters, their classes and thresholds from the data.
-
-        Args:
-            student: the network as stage 2 begins.
-            target: batches of (image uint8 [N, 3, H, W], valid bool [N, H, W]) of the target images.
-            others: the same of images known to show no unseen class; empty: r is 1.
-            source: batches of (image uint8 [N, 3, H, W], label uint8 [N, H, W]), for `word_regression`.
-        """
-        self.teacher.load_state_dict(student.state_dict())
-        features, logits, image = self._draw_cells(target, self._features_and_logits)
-        self._make_clusters(features, others, source)
-        cluster, uncertainty = self._cluster_of(features), log_uncertainty(logits, self.num_seen)
-        self.cluster_score += mean_by_group(cluster, uncertainty, len(self.centroids))
-        score, unseen, allowed = self._score(cluster, uncertainty, image)
-        for c in range(len(self.thresholds)):
-            scores = score[(unseen == c) & allowed]
-            self.thresholds[c] = scores.quantile(1 - self.keep) if len(scores) else torch.inf
-        if self.keep_seen:
-            self.seen_threshold.copy_(score.quantile(self.keep_seen))
-        labelled = unseen[allowed & (score >= self.thresholds[unseen])]
-        count = labelled.bincount(minlength=len(self.thresholds)).clamp(min=1)
-        self.class_weight[self.num_seen :] = (count.float().mean() / count).pow(self.rare_power).clamp(max=5)
+    def train(self, mode: bool = True) -> "EpisodePseudoLabeler":
+        return super().train(False)
 
     @torch.no_grad()
-    def forward(
-        self, image: torch.Tensor, valid: torch.Tensor, ignore_index: int = 255
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pseudo-labels of target images, where `valid`, and the weight of each pixel.
+    def fit(self, target: Iterable, shared: Iterable, others: Iterable) -> None:
+        """Fits evidence and scorer; looks at each image once and keeps its features in float16, 0.8 KB a channel.
 
         Args:
-            image: uint8 [N, 3, H, W].
-            valid: bool [N, H, W].
+            target: batches of (image uint8 [N, 3, H, W], valid bool [N, H, W]) of images that show an unseen class.
+            shared: batches of (image, label uint8 [N, H, W]) of those among them that have source labels; may be empty.
+            others: the same of the images that show no unseen class.
 
-        Returns:
-            int64 and float32 [N, H, W].
+        Raises:
+            UserError: if there are no other images.
         """
-        features, logits = self._features_and_logits(image)  # [N, h, w, C], [N, h, w, K]
-        cluster, uncertainty = self._cluster_of(features), log_uncertainty(logits, self.num_seen)  # [N, h, w] each
-        inside = F.interpolate(valid[:, None].float(), size=cluster.shape[1:], mode="nearest-exact")[:, 0] > 0
-        index = torch.arange(len(image), device=cluster.device)[:, None, None].expand_as(cluster)
-        score, unseen, allowed = self._score(cluster, uncertainty, index, inside)
-        label = torch.where(score <= self.seen_threshold, logits[..., : self.num_seen].argmax(-1), ignore_index)
-        label = torch.where(allowed & (score >= self.thresholds[unseen]), unseen + self.num_seen, label)
-        label = F.interpolate(label[:, None].float(), size=image.shape[-2:], mode="nearest-exact")[:, 0].long()
-        label = label.masked_fill(~valid, ignore_index)
-        return label, self.class_weight[label.masked_fill(label == ignore_index, 0)]
+        looks = [list(self._look(batches)) for batches in (target, shared, others)]
+        if not looks[2]:
+            raise UserError(
+                "--pseudo-labels episodes needs training images that show no unseen class: give --target-images unseen"
+            )
+        counts = [sum(len(valid) for *_, valid in part) for part in looks]
+        raw, label, valid = (torch.cat(parts) for parts in zip(*itertools.chain(*looks)))
+        del looks
+        draw = torch.Generator().manual_seed(0)
+        sample = valid.flatten().nonzero()[:, 0]
+        sample = sample[torch.randperm(len(sample), generator=draw)[:SAMPLE].to(sample.device)]
+        sampled, probability = raw.flatten(0, 2)[sample].float(), None
+        self.feature_mean.copy_(sampled.mean(dim=0))
+        self.feature_std.copy_(sampled.std(dim=0).clamp(min=1e-6))
+        self.centroids.copy_(kmeans(self._normalise(sampled), CLUSTERS))
+        if self.imagenet is not None:
+            probability = torch.cat([self.imagenet[0](x).softmax(dim=1) for x in sampled.split(CHUNK)])  # [S, 1000]
+        del sampled
+        with torch.random.fork_rng(devices=[]):  # for the scorer's initial weights
+            torch.manual_seed(0)
+            self._fit(self._cells(raw, label, valid), counts, (sample, probability), draw)
 
-    def _features(self, image: torch.Tensor) -> tuple[torch.Tensor]:
-        """Trunk features [N, h, w, C] in training's precision."""
-        with self.teacher.autocast(image.device):
-            features = self.feature_extractor.features(image.contiguous(memory_format=torch.channels_last))
-        return (features.permute(0, 2, 3, 1),)
+    def _fit(self, cells: Cells, counts: Sequence[int], sample: tuple, draw: torch.Generator) -> None:
+        """Episodes on the source images, the scorer on their answers, then the evidence of the real task.
 
-    def _features_and_logits(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Those and the teacher's logits of all classes [N, h, w, K]."""
-        (features,), teacher = self._features(image), self.teacher
-        with teacher.autocast(image.device):
-            if self.feature_extractor is teacher.backbone:
-                own = teacher.backbone.classifier(features.permute(0, 3, 1, 2))
-            else:
-                own = teacher.backbone(image.contiguous(memory_format=torch.channels_last))
-        return features, teacher.projection(own.float()).permute(0, 2, 3, 1)
-
-    def _draw_cells(
-        self, batches: Iterable, compute: Callable[[torch.Tensor], tuple[torch.Tensor, ...]], ignore_index: int = 255
-    ) -> list[torch.Tensor]:
-        """What `compute` gives, each [P, ...], of at most `CELLS` valid cells of each image, drawn by a fixed seed.
-
-        Where a batch has labels in place of `valid`, valid is what is labelled, and the labels come next. The number of
-        the image, [P], comes last.
+        Args:
+            cells: of the images of the target, of those of them that have labels, and of the others.
+            counts: how many images each of these is.
+            sample: cells, int64 [S] in [0, N P), and their ImageNet probabilities [S, 1000] or None.
+            draw: of all samples.
         """
-        draw, device = torch.Generator().manual_seed(0), self.centroids.device
-        drawn = []
+        num_target, num_shared, _ = counts
+        source, first = cells[num_target:], num_target * cells.label.shape[1]
+        own = sample[0] >= first
+        own_sample = sample[0][own] - first, None if sample[1] is None else sample[1][own]
+        seen, answers = list(range(self.has_background, self.num_known)), []
+        for held_out in (seen[j::NUM_EPISODES] for j in range(min(NUM_EPISODES, len(seen)))):
+            episode = hold_out(source, held_out, self.num_known)
+            if episode.target.any() and not episode.target.all():
+                evidence = self._fit_evidence(episode, held_out, own_sample, draw)
+                answers += [learn_from(evidence, episode, source.label == c, n, draw) for n, c in enumerate(held_out)]
+        if not answers:
+            raise UserError("--pseudo-labels episodes needs images that show different seen classes: give more images")
+        fit_scorer(self.scorer, answers, draw)
+        cells.target[:num_target] = True
+        cells.valid[num_target : num_target + num_shared] = False  # images of the target again: only labels count
+        self.evidence.load_state_dict(self._fit_evidence(cells, self.unseen, sample, draw).state_dict())
+
+    def _fit_evidence(self, cells: Cells, unseen: list[int], sample: tuple, draw: torch.Generator) -> Evidence:
+        """The evidence of the task in which `unseen` are the unseen classes; arguments as in `_fit`."""
+        background = int(self.has_background)
+        known = [c for c in range(background, self.num_known) if c not in unseen]
+        embeddings = self.class_embeddings[[c - self.num_auxiliary for c in known + unseen]]
+        rows, probability = sample
+        if probability is not None:
+            by_words = probability @ self.imagenet[1](unseen).to(rows.device)
+        else:
+            features, label = cells.features.flatten(0, 1)[rows].float(), cells.label.flatten()[rows]
+            features, labelled = features * features.shape[1] ** 0.5 / SCALE, label != VOID  # of about unit deviation
+            regression = word_regression(features[labelled], label[labelled], embeddings, len(known), background)
+            by_words = with_constant(features) @ regression  # [S, U]
+        evidence = Evidence(cells.features.shape[2], background + len(known), len(unseen), self.has_background)
+        evidence.to(rows.device).fit(cells, by_words, rows, draw)
+        return evidence
+
+    @torch.no_grad()
+    def forward(self, image: torch.Tensor, valid: torch.Tensor, ignore_index: int = VOID) -> torch.Tensor:
+        """Pseudo-labels, int64 [N, H, W], of target images uint8 [N, 3, H, W], where `valid`, bool [N, H, W]."""
+        (look,) = self._look([(image, valid)])
+        cells = self._cells(*look)
+        image_class = self.evidence.image_class(cells)  # [N]
+        logit = in_chunks(self.scorer, self.evidence.cell_features(cells, image_class))  # [N, P, 1]
+        posterior = in_chunks(self.evidence.known, cells.features).softmax(dim=-1)
+
+        def to_pixels(values: torch.Tensor, mode: str) -> torch.Tensor:
+            return F.interpolate(values.float().view(-1, 1, *cells.size), size=image.shape[-2:], mode=mode)[:, 0]
+
+        draw = torch.Generator().manual_seed(0)  # the same thresholds for each image, whatever is in its batch
+        cell_draw, pixel_draw = (
+            torch.rand(logit.shape[1], 1, generator=draw),
+            torch.rand(image.shape[-2:], generator=draw),
+        )
+        known = (
+            (posterior.cumsum(dim=-1) < cell_draw.to(image.device)).sum(dim=-1).clamp(max=self.num_known - 1)
+        )  # [N, P]
+        p = to_pixels(torch.sigmoid(logit), "bilinear")
+        unseen = (self.num_known + image_class)[:, None, None].expand_as(p)
+        label = torch.where(p > pixel_draw.to(p.device), unseen, to_pixels(known, "nearest-exact").long())
+        return label.masked_fill(~valid, ignore_index)
+
+    def _look(self, batches: Iterable) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Raw features float16 [N, h, w, C], label int64 and valid bool [N, h, w] of each batch.
+
+        Args:
+            batches: of image uint8 [N, 3, H, W] and label uint8, or valid bool, [N, H, W].
+        """
         for image, marks in batches:
-            maps = list(compute(image.to(device)))  # [N, h, w, ...] each
-            cells = F.interpolate(marks[:, None].float(), size=maps[0].shape[1:3], mode="nearest-exact")[:, 0]
-            if marks.dtype != torch.bool:
-                maps.append(cells.long().to(device))
-            valid = cells > 0 if marks.dtype == torch.bool else cells != ignore_index
-            for n, place in enumerate(valid.flatten(1)):
-                place = place.nonzero()[:, 0]
-                place = place[torch.randperm(len(place), generator=draw)[:CELLS]].to(device)
-                drawn.append(
-                    [*(values[n].flatten(0, 1)[place] for values in maps), place.new_full(place.shape, len(drawn))]
-                )
-        return [torch.cat(values) for values in zip(*drawn)]
+            image = image.to(self.centroids.device, memory_format=torch.channels_last)
+            features = self.feature_extractor.features(image)
+            size = [min(side, GRID) for side in features.shape[-2:]]
+            features = F.adaptive_avg_pool2d(features.float(), size).permute(0, 2, 3, 1).half().contiguous()
+            cells = F.interpolate(marks.to(image.device)[:, None].float(), size=size, mode="nearest-exact")[:, 0].long()
+            if marks.dtype == torch.bool:
+                yield features, torch.full_like(cells, VOID), cells > 0
+            else:
+                yield features, cells, cells != VOID
 
-    def _make_clusters(self, features: torch.Tensor, others: Iterable, source: Iterable) -> None:
-        """Clusters of features [P, C], their classes, and r."""
-        self.feature_mean.copy_(features.mean(0))
-        self.feature_std.copy_(features.std(0).clamp(min=1e-6))
-        order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))[:MOST_POINTS]
-        sample = self._normalise(features[order.to(features.device)])
-        self.centroids.copy_(kmeans(sample, len(self.centroids)))
-        cluster = self._cluster_of(features)
-        in_target = cluster.bincount(minlength=len(self.centroids)).float()
-        drawn = self._draw_cells(others, self._features)
-        if drawn:
-            in_others = self._cluster_of(drawn[0]).bincount(minlength=len(self.centroids)).float()
-            shares = (in_target / in_target.sum() + 1e-5), (in_others / in_others.sum() + 1e-5)
-            self.cluster_score.copy_(shares[0].log() - shares[1].log())
-        to_unseen = self._word_regression(source)
-        evidence = standardise(torch.cat([with_constant(self._centred(x)) @ to_unseen for x in features.split(CHUNK)]))
-        if self.imagenet_evidence is not None:
-            evidence = standardise(evidence + standardise(self.imagenet_evidence(features)))
-        evidence = mean_by_group(cluster, evidence, len(self.centroids))
-        best, unseen = evidence.max(dim=1)
-        self.cluster_class.copy_(unseen)
-        self.cluster_evidence.copy_(best)
-
-    def _word_regression(self, source: Iterable) -> torch.Tensor:
-        """The map of `word_regression` from centred features, by the labels of the source images."""
-        features, label, _ = self._draw_cells(source, lambda image: (self._centred(*self._features(image)),))
-        auxiliary = self.teacher.num_auxiliary
-        words = self.teacher.projection.class_embeddings
-        return word_regression(features, label, words, self.num_seen - auxiliary, auxiliary)
-
-    def _centred(self, features: torch.Tensor) -> torch.Tensor:
-        return (features.float() - self.feature_mean) / self.feature_std
+    def _cells(self, features: torch.Tensor, label: torch.Tensor, valid: torch.Tensor) -> Cells:
+        """Cells of what `_look` gives; it overwrites the features, of which a copy could be gigabytes."""
+        size = label.shape[1:]
+        features, label, valid = features.flatten(1, 2), label.flatten(1), valid.flatten(1)
+        cluster = torch.empty_like(label)
+        for n in range(len(features)):
+            unit = self._normalise(features[n].float())
+            cluster[n] = (unit @ self.centroids.T).argmax(dim=-1)
+            features[n] = SCALE * unit
+        return Cells(features, label, valid, torch.zeros_like(valid[:, 0]), cluster, tuple(size))
 
     def _normalise(self, features: torch.Tensor) -> torch.Tensor:
-        return F.normalize(self._centred(features), dim=-1)
-
-    def _cluster_of(self, features: torch.Tensor) -> torch.Tensor:
-        """The nearest centroid of each row, [..., C] -> [...]."""
-        rows = features.flatten(0, -2)
-        nearest = [(self._normalise(x) @ self.centroids.T).argmax(-1) for x in rows.split(CHUNK)]
-        return torch.cat(nearest).view(features.shape[:-1])
-
-    def _score(
-        self, cluster: torch.Tensor, uncertainty: torch.Tensor, image: torch.Tensor, inside: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The score of each cell, its unseen class counted from 0, and whether it may be labelled with that; all [...].
-
-        At most one unseen class is labelled an image, since most images show one: that of the cell that fits best.
-
-        Args:
-            cluster, uncertainty: of each cell, [...].
-            image: the number of each cell's image, int64 [...].
-            inside: bool [...], the cells that count; None: all.
-        """
-        score, unseen = self.cluster_score[cluster] + uncertainty, self.cluster_class[cluster]
-        fit = score + self.cluster_evidence[cluster]
-        fit = fit if inside is None else fit.masked_fill(~inside, -torch.inf)
-        return score, unseen, unseen == image_class(image, unseen, fit, len(self.thresholds))
+        return F.normalize((features - self.feature_mean) / self.feature_std, dim=-1)
 
 
-def log_uncertainty(logits: torch.Tensor, num_seen: int) -> torch.Tensor:
-    """log(1 - highest probability of a seen class), [..., K] -> [...]."""
-    return torch.log(1 - logits.softmax(-1)[..., :num_seen].amax(-1) + 1e-3)
+def learn_from(
+    evidence: Evidence, episode: Cells, truth: torch.Tensor, held_out: int, draw: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cell features [R, F] and answers, bool [R], of some images that show the episode's unseen class `held_out`.
 
-
-def image_class(image: torch.Tensor, unseen: torch.Tensor, fit: torch.Tensor, num_unseen: int) -> torch.Tensor:
-    """For each cell the class of the cell of its image that fits best.
-
-    Args:
-        image: int64 [...], the number of each cell's image, below the number of cells.
-        unseen: int64 [...] in [0, num_unseen).
-        fit: [...], -inf for a cell that does not count.
+    `truth` (bool [N, P]) is where the images of the episode show it.
     """
-    best = fit.new_full((image.numel(), num_unseen), -torch.inf)  # more rows than images: no look at the device
-    index = (image * num_unseen + unseen).flatten()
-    best.view(-1).scatter_reduce_(0, index, fit.flatten(), "amax")
-    return best.argmax(1)[image]
-
-
-def mean_by_group(group: torch.Tensor, values: torch.Tensor, num_groups: int) -> torch.Tensor:
-    """Mean of `values` [P, ...] in each group (int64 [P]), [num_groups, ...]; 0 for an empty one."""
-    total = values.new_zeros(num_groups, *values.shape[1:]).index_add_(0, group, values)
-    size = group.bincount(minlength=num_groups).clamp(min=1)
-    return total / size.view(-1, *[1] * (values.dim() - 1))
+    images = truth.any(dim=1).nonzero()[:, 0]
+    images = images[torch.randperm(len(images), generator=draw)[:IMAGES_A_CLASS].to(images.device)]
+    cells = episode[images]
+    x = evidence.cell_features(cells, torch.full_like(images, held_out))[cells.valid]
+    chosen = torch.randperm(len(x), generator=draw)[:CELLS_A_CLASS].to(x.device)
+    return x[chosen], truth[images][cells.valid][chosen]
 
 
 def kmeans(points: torch.Tensor, num_clusters: int, iterations: int = 10) -> torch.Tensor:
     """Spherical k-means: unit centroids [num_clusters, C] of unit points [P, C] in random order.
 
-    It starts from the first points; of fewer points than clusters some are taken more than once.
+    Of fewer points than clusters some are taken more than once.
     """
     centroids = points[torch.arange(num_clusters, device=points.device) % len(points)]
     for _ in range(iterations):
-        nearest = (points @ centroids.T).argmax(1)
+        nearest = (points @ centroids.T).argmax(dim=1)
         total = torch.zeros_like(centroids).index_add_(0, nearest, points)
         empty = total.norm(dim=1, keepdim=True) < 1e-6
         centroids = torch.where(empty, centroids, F.normalize(total, dim=1))

@@ -90,7 +90,7 @@ def test_the_ablation_trains_every_row_under_its_own_protocol(tmp_path, monkeypa
         (ROOT / ablation.CONFIG).read_text().split("[stage1]")[0].replace('"efficientnet_lite0"', '"small"')
         .replace('["word2vec", "fasttext"]', '["glove"]').replace("320", "32")
         + 'backbone_weights = "none"\nmax_steps = 1\nbatch_size = 2\n[stage1]\nlambda = 0.0\n[stage2]\n'
-        'pseudo_labels = "clusters"\nnum_clusters = 4\n'
+        'pseudo_labels = "episodes"\n'
     )  # fmt: skip
     monkeypatch.setattr(ablation, "CONFIG", str(config))
     write_dataset(tmp_path / "data", 40, 20, size=(48, 48))

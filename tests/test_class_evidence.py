@@ -1,15 +1,22 @@
 """Word regression and ImageNet's names: evidence for classes without a label."""
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 
-from model import class_evidence
-from model.class_evidence import ImageNetEvidence, standardise, with_constant, word_regression
+from model.class_evidence import (
+    fit_multiple_instance,
+    in_chunks,
+    log_mean_exp,
+    mean_by_group,
+    standardise,
+    with_constant,
+    word_regression,
+)
 
 
-def test_word_regression_is_the_closed_form(monkeypatch):
-    monkeypatch.setattr(class_evidence, "CHUNK", 7)
+def test_word_regression_is_the_closed_form():
     draw = np.random.default_rng(0)
     x, label = draw.standard_normal((40, 5)), draw.integers(0, 4, 40)  # class 0 has no word
     words = draw.standard_normal((5, 6))
@@ -33,17 +40,44 @@ def test_word_regression_finds_a_class_between_two_others():
     assert score[0, 0] > score[0, 1] and score[0, 0] > score[1, 0] + 0.1
 
 
-def test_imagenet_evidence_leaves_out_rows_of_zeros():
-    similarity = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0], [0.0, 0.0]])
-    features = 9 * torch.eye(4).repeat(5, 1)  # they are the logits of four ImageNet classes
-    evidence = ImageNetEvidence(torch.nn.Identity(), similarity)(features)
-    assert evidence[0].argmax() == 0 and evidence[1].argmax() == 1
-    assert torch.allclose(evidence[2], evidence[3]) and torch.allclose(evidence.mean(0), torch.zeros(2), atol=1e-5)
-
-
 def test_standardised_evidence_compares_classes():
     torch.manual_seed(0)
     plain = torch.randn(100, 4) * torch.tensor([1.0, 2, 3, 9])
     found = standardise(plain + torch.randn(100, 1) * 50)
     assert torch.allclose(found, standardise(plain), atol=1e-3)
-    assert torch.allclose(found.mean(0), torch.zeros(4), atol=1e-5) and torch.allclose(found.std(0), torch.ones(4))
+    assert torch.allclose(found.std(0), torch.ones(4), atol=1e-5)
+
+
+def test_standardising_keeps_a_part_of_how_common_a_class_is():
+    evidence = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])  # +-0.5 each
+    assert standardise(evidence)[0, 0] > 0 > standardise(evidence)[0, 1]
+
+
+def test_log_mean_exp_counts_valid_cells():
+    logits = torch.tensor([[[0.0], [2.0], [9.0]]])
+    found = log_mean_exp(logits, torch.tensor([[True, True, False]]))
+    assert found.item() == pytest.approx(np.log((1 + np.exp(2)) / 2), abs=1e-5)
+
+
+def test_multiple_instance_classifier_finds_what_only_its_images_show():
+    """Images 0-7 show direction 1, images 8-15 direction 2, once each among cells of direction 0, as all others do."""
+    features = torch.eye(3)[torch.zeros(16, 5, dtype=torch.long)]
+    image_class = torch.arange(16) // 8
+    features[:, 0] = torch.eye(3)[1 + image_class]
+    classifier, rows = torch.nn.Linear(3, 2), 20 * torch.eye(3)[:1]
+    bags = 20 * features, torch.ones(16, 5, dtype=torch.bool)
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        fit_multiple_instance(classifier, bags, image_class, (rows, torch.tensor([0])), draw, steps=60)
+        logits = classifier(20 * torch.eye(3))
+    assert logits[1].argmax() == 0 and logits[2].argmax() == 1
+    assert logits[0].max() < logits[1, 0] and logits[0].max() < logits[2, 1]
+
+
+def test_chunks_of_no_row():
+    assert in_chunks(torch.nn.Linear(3, 2), torch.zeros(0, 4, 3)).shape == (0, 4, 2)
+
+
+def test_mean_by_group():
+    values = torch.tensor([[1.0, 2.0], [3.0, 4.0], [10.0, 20.0]])
+    assert mean_by_group(torch.tensor([0, 0, 2]), values, 3).tolist() == [[2.0, 3.0], [0.0, 0.0], [10.0, 20.0]]

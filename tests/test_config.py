@@ -146,7 +146,7 @@ def test_every_setting_is_read(finished, tmp_path, monkeypatch, stage):
     if stage == 2:
         saved = {"restore_from_where": "saved", "stage1_checkpoint": finished.stage1 / "latest.pth"}
         train(stage, finished.data, tmp_path, max_steps=1, **saved)
-        train(stage, finished.data, tmp_path, "--set", "num_clusters=3", pseudo_labels="clusters", max_steps=1)
+        train(stage, finished.data, tmp_path, pseudo_labels="episodes", max_steps=1)
     assert names and names - Recording.asked <= {"config", "other"}
 
 
@@ -158,7 +158,7 @@ CHANGES = (
 )  # fmt: skip
 METHOD = {
     1: ("--lambda 1", "--supervised"),
-    2: ("--self-training-weight 1", "--keep 0.1", "--balance-classes", "--pseudo-labels clusters"),
+    2: ("--self-training-weight 1", "--keep 0.1", "--balance-classes", "--pseudo-labels episodes"),
 }
 CASES = [*((1, flags) for flags in CHANGES + METHOD[1]), *((2, flags) for flags in METHOD[2])]
 NO_EFFECT = (

@@ -25,8 +25,7 @@ evaluate_every = 0
 [stage1]
 lambda = 0.0
 [stage2]
-pseudo_labels = "clusters"
-num_clusters = 5
+pseudo_labels = "episodes"
 """
 
 

@@ -50,9 +50,7 @@ CASES = {
     "stage 1, frozen": (1, normed_network, ["--freeze-backbone", "--background=auxiliary", "--set", "loss_stride=2"]),
     "stage 2": (2, plain_network, []),
     "stage 2, class by class": (2, plain_network, ["--balance-classes", "--keep", 0.3, "--checkpoint-activations"]),
-    "stage 2, clusters": (2, normed_network, [
-        "--freeze-backbone", "--pseudo-labels", "clusters", "--set", "num_clusters=4", "keep_seen=0.3",
-    ]),
+    "stage 2, episodes": (2, normed_network, ["--freeze-backbone", "--pseudo-labels", "episodes"]),
 }  # fmt: skip
 
 
@@ -142,7 +140,7 @@ def test_two_gpus_have_the_losses_of_one(data, tmp_path, stage, network):
         assert found == pytest.approx(expected, abs=1e-3)  # sums of a GPU have no fixed order
 
 
-@pytest.mark.parametrize("stage, flags", [(1, []), (2, ["--pseudo-labels", "clusters"])])
+@pytest.mark.parametrize("stage, flags", [(1, []), (2, ["--pseudo-labels", "episodes"])])
 @pytest.mark.parametrize("first, then", [(1, 2), (2, 1)])
 def test_a_run_resumes_with_another_number_of_processes(data, tmp_path, stage, flags, first, then):
     whole = run_script(tmp_path / "whole", stage, data, *flags, prepare=record_losses, args=(plain_network,), **FLAGS)

@@ -39,9 +39,11 @@ TRAINED = ("model", "optimizer", "scheduler", "pseudo_labeler")
 
 
 def start(stage, data, folder, stage1=None, **changes):
-    """A run of either stage that records what it opens; stage 2 with clusters, from a checkpoint."""
+    """A run of either stage that records what it opens; stage 2 with episodes, from a checkpoint."""
     if stage == 2:
-        changes |= {"restore_from_where": "saved", "stage1_checkpoint": stage1, "pseudo_labels": "clusters"}
+        changes |= {"restore_from_where": "saved", "stage1_checkpoint": stage1}
+        if changes.get("target_images") != "all":  # episodes need images without an unseen class
+            changes["pseudo_labels"] = "episodes"
     return run_script(folder, stage, data, prepare=record_opened, **EVERY | changes)
 
 

@@ -1,131 +1,159 @@
-"""The frozen teacher: clusters, their classes, thresholds, and the labels that come of them."""
+"""Learning from held-out seen classes what an unseen object looks like, and the labels that come of it."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from helpers import same_bits
+from model import class_evidence, pseudo_labels
 from model.backbone import build_backbone
-from model.pseudo_labels import ClusterPseudoLabeler, image_class, kmeans, log_uncertainty, mean_by_group
-from model.segmenter import Segmenter
+from model.class_evidence import fit_by_steps
+from model.pseudo_labels import Cells, EpisodePseudoLabeler, Evidence, hold_out, kmeans
+from utils.errors import UserError
+
+VOID = 255
 
 
-def two_groups(number=50):
-    """Unit points around two directions, the first half around one."""
-    torch.manual_seed(0)
-    centres = F.normalize(torch.randn(2, 6), dim=1).repeat_interleave(number, dim=0)
-    return F.normalize(centres + 0.05 * torch.randn(2 * number, 6), dim=1)
+@pytest.fixture(autouse=True)
+def fewer_steps(monkeypatch):
+    """A fifth of the steps: toy data is learnt in these."""
+
+    def fewer(parameters, loss, steps, learning_rate):
+        return fit_by_steps(parameters, loss, steps // 5, learning_rate)
+
+    for module in (pseudo_labels, class_evidence):
+        monkeypatch.setattr(module, "fit_by_steps", fewer)
 
 
 def test_kmeans_finds_groups():
-    points = two_groups()
+    torch.manual_seed(0)
+    points = F.normalize(torch.randn(2, 6).repeat_interleave(50, dim=0) + 0.05 * torch.randn(100, 6), dim=1)
     centroids = kmeans(points[torch.randperm(100)], 2)
     cluster = (points @ centroids.T).argmax(1)
     assert torch.allclose(centroids.norm(dim=1), torch.ones(2))
     assert len(set(cluster[:50].tolist())) == len(set(cluster[50:].tolist())) == 1 and cluster[0] != cluster[-1]
-    assert kmeans(two_groups(1), 5).shape == (5, 6)  # fewer points than clusters
+    assert kmeans(points[:1], 5).shape == (5, 6)  # fewer points than clusters
 
 
-def test_mean_by_group():
-    values = torch.tensor([[1.0, 2.0], [3.0, 4.0], [10.0, 20.0]])
-    assert mean_by_group(torch.tensor([0, 0, 2]), values, 3).tolist() == [[2.0, 3.0], [0.0, 0.0], [10.0, 20.0]]
+def cells(num_images=12, channels=8, num_known=4):
+    """Cells of 3 x 3 whose features are their class's direction; image n shows background and class 1 + n % 3."""
+    draw = torch.Generator().manual_seed(0)
+    shown = 1 + torch.arange(num_images) % (num_known - 1)
+    label = torch.where(torch.rand(num_images, 9, generator=draw) < 0.5, shown[:, None], 0)
+    label[:, :2] = torch.stack([shown, 0 * shown], dim=1)
+    noise = torch.randn(num_images, 9, channels, generator=draw)
+    features = 20 * F.normalize(torch.eye(channels)[label] + 0.05 * noise, dim=-1)
+    valid = torch.ones_like(label, dtype=torch.bool)
+    return Cells(features.half(), label, valid, torch.zeros(num_images, dtype=torch.bool), label % 100, (3, 3))
 
 
-def test_uncertainty_is_that_no_seen_class_is_likely():
-    found = log_uncertainty(torch.tensor([[9.0, 0.0, 0.0], [0.0, 0.0, 9.0]]), num_seen=2)
-    assert found[0] < -5 and found[1] > -0.01
+def test_held_out_cells_are_void_and_their_images_the_target():
+    source = cells()
+    episode = hold_out(source, [2], num_known=4)
+    assert (episode.label[source.label == 2] == VOID).all()
+    assert (episode.label[source.label == 3] == 2).all() and (episode.label[source.label == 0] == 0).all()
+    assert torch.equal(episode.target, (source.label == 2).any(dim=1))
 
 
-def test_class_of_an_image_is_that_of_its_best_cell():
-    image, unseen = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([0, 1, 1, 0, 2])
-    fit = torch.tensor([3.0, 1.0, 4.0, 0.5, -torch.inf])
-    assert image_class(image, unseen, fit, 3).tolist() == [1, 1, 1, 0, 0]
+def test_nothing_fitted_in_an_episode_depends_on_the_held_out_labels():
+    """Only the scorer may learn from them: which held-out class a cell shows changes no bit of the evidence."""
+    source = cells()
+    swapped = torch.tensor([0, 2, 1, 3])
+    states = []
+    for label in (source.label, swapped[source.label]):
+        episode = hold_out(replace(source, label=label), [1, 2], num_known=4)
+        evidence = Evidence(8, num_known=2, num_unseen=2, has_background=True)
+        sample, draw = torch.arange(episode.label.numel()), torch.Generator().manual_seed(0)
+        evidence.fit(episode, episode.features.flatten(0, 1)[:, 1:3].float(), sample, draw)
+        states.append(evidence.state_dict())
+    assert same_bits(*states)
 
 
-IMAGES = torch.randint(0, 256, (2, 3, 3, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
-ALL = torch.ones(3, 32, 32, dtype=torch.bool)
-TARGET = [(image, ALL) for image in IMAGES]
-SOURCE = [(image, (image[:, 0] > 127).to(torch.uint8)) for image in IMAGES]  # labels of classes 0 and 1
+def test_evidence_finds_the_class_of_an_image_and_its_cells():
+    source = cells(24)
+    episode = hold_out(source, [1, 2], num_known=4)
+    evidence = Evidence(8, num_known=2, num_unseen=2, has_background=True)
+    words = episode.features.flatten(0, 1)[:, 1:3].float()
+    evidence.fit(episode, words, torch.arange(len(words)), torch.Generator().manual_seed(0))
+    target = episode[episode.target]
+    image_class = evidence.image_class(target)
+    assert torch.equal(image_class, (source.label[episode.target] == 2).any(dim=1).long())
+    x = evidence.cell_features(target, image_class)
+    is_object = source.label[episode.target] > 0
+    assert (x[is_object].mean(dim=0) > x[~is_object].mean(dim=0)).all()
 
 
-def student(seed=0):
-    """A network of two seen and two unseen classes."""
-    torch.manual_seed(seed)
-    words = F.normalize(torch.randn(4, 5, generator=torch.Generator().manual_seed(1)), dim=1)
-    return Segmenter(build_backbone("small"), words)
+IMAGES = torch.randint(0, 256, (6, 3, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
+ALL = torch.ones(6, 32, 32, dtype=torch.bool)
+LABEL = (1 + torch.arange(6)[:, None, None] % 3) * (IMAGES[:, 0] > 127)  # background 0, one of three seen classes each
 
 
-def fitted(model=None, others=(), **options):
-    model = model or student()
-    labeler = ClusterPseudoLabeler(model, num_seen=2, num_clusters=3, **options)
-    labeler.fit(model, TARGET, others, SOURCE)
-    return labeler
-
-
-def test_each_class_keeps_its_share_and_seen_pixels_their_class():
-    labeler = fitted(keep=0.4, keep_seen=0.5)
-    label, weight = labeler(IMAGES[0], ALL)
-    assert label.shape == weight.shape == (3, 32, 32) and set(label.unique().tolist()) <= {0, 1, 2, 3, 255}
-    unseen, seen = ((label >= 2) & (label < 255)).float().mean(), (label < 2).float().mean()
-    assert 0.02 < unseen < 0.45 and 0.3 < seen < 0.6
-    assert all(len(set(one.unique().tolist()) & {2, 3}) <= 1 for one in label)  # one unseen class an image
-    label, weight = labeler(IMAGES[0], ~ALL)
-    assert (label == 255).all() and (weight == 1).all()
-
-
-def test_rare_classes_weigh_more():
-    plain, rare = fitted(rare_power=0.0), fitted(rare_power=0.5)
-    assert torch.equal(plain.class_weight, torch.ones(4)) and torch.equal(rare.class_weight[:2], torch.ones(2))
-    assert torch.equal(plain.thresholds, rare.thresholds) and rare.class_weight.max() <= 5
-    label, weight = rare(IMAGES[0], ALL)
-    assert torch.equal(weight, rare.class_weight[label.masked_fill(label == 255, 0)])
-
-
-def test_clusters_that_other_images_show_score_lower():
-    alone, shared = fitted(), fitted(others=TARGET)
-    torch.testing.assert_close(alone.cluster_score, shared.cluster_score, rtol=0, atol=1e-5)  # the same share in both
-    half = fitted(others=TARGET[:1])
-    assert not torch.allclose(half.cluster_score, alone.cluster_score, atol=1e-3)
-
-
-def test_cluster_classes_do_not_depend_on_the_projection():
-    model, other = student(), student(seed=9)
-    other.backbone.load_state_dict(model.backbone.state_dict())
-    assert torch.equal(fitted(model).cluster_class, fitted(other).cluster_class)
-
-
-def test_evidence_decides_the_class_of_a_cluster():
-    class Evidence(torch.nn.Module):
-        def forward(self, features):
-            return torch.stack([features[:, 0], -features[:, 0]], dim=1) * 1e6
-
-    labeler = fitted(imagenet_evidence=Evidence())
-    assert not torch.equal(labeler.cluster_evidence, fitted().cluster_evidence)
-
-
-def test_feature_extractor_gives_the_features_of_the_clusters():
-    extractor = build_backbone("small")
-    labeler = fitted(feature_extractor=extractor)
-    torch.testing.assert_close(labeler.feature_mean, fitted().feature_mean, rtol=0, atol=9)
-    assert labeler.feature_extractor is extractor and not torch.equal(labeler.centroids, fitted().centroids)
-
-
-def test_state_dict_holds_all_that_was_fitted():
-    labeler, fresh = fitted(), ClusterPseudoLabeler(student(seed=3), num_seen=2, num_clusters=3)
-    fresh.load_state_dict(labeler.state_dict())
-    assert all(map(torch.equal, fresh(IMAGES[0], ALL), labeler(IMAGES[0], ALL)))
-
-
-def test_teacher_never_trains():
-    labeler = fitted()
-    assert not labeler.train().training and not any(p.requires_grad for p in labeler.parameters())
-
-
-@pytest.mark.parametrize("amp", ["off", "bf16"])
-def test_precision_is_that_of_training(amp):
+def labeler(**options):
+    """Of background, three seen and two unseen classes."""
     torch.manual_seed(0)
-    model = Segmenter(build_backbone("small"), torch.randn(4, 5), amp=amp)
-    seen = []
-    labeler = fitted(model)
-    labeler.teacher.backbone.trunk.register_forward_hook(lambda _, __, output: seen.append(output.dtype))
-    labeler(IMAGES[0], ALL)
-    assert seen == [torch.bfloat16 if amp == "bf16" else torch.float32]
+    words = F.normalize(torch.randn(5, 4), dim=1)
+    options = {"num_known": 4, "num_auxiliary": 1, "has_background": True} | options
+    return EpisodePseudoLabeler(build_backbone("small"), words, **options)
+
+
+def fitted(**options):
+    found = labeler(**options)
+    found.fit([(IMAGES, ALL)], [(IMAGES[:2], LABEL[:2].byte())], [(IMAGES, LABEL.byte())])
+    return found
+
+
+def test_labels_are_of_known_classes_or_the_unseen_class_of_the_image():
+    found = fitted()
+    label = found(IMAGES, ALL)
+    assert label.shape == (6, 32, 32)
+    assert all(len(set(one.unique().tolist()) & {4, 5}) <= 1 for one in label) and label.max() < 6
+    half = ALL.clone()
+    half[:, :16] = False
+    assert (found(IMAGES, half)[:, :16] == VOID).all()
+
+
+def test_fit_is_reproducible_and_its_state_restores_the_labels():
+    first, second = fitted(), labeler()
+    assert same_bits(first.state_dict(), fitted().state_dict())
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first(IMAGES, ALL), second(IMAGES, ALL))
+
+
+@pytest.mark.parametrize("without_background", [{"num_known": 3, "num_auxiliary": 0, "has_background": False}])
+def test_no_background_class(without_background):
+    found = labeler(**without_background)
+    label = torch.where(LABEL == 0, VOID, LABEL - 1).byte()
+    found.fit([(IMAGES, ALL)], [], [(IMAGES, label)])
+    assert set(found(IMAGES, ALL).unique().tolist()) <= {0, 1, 2, 3, 4}
+
+
+def test_imagenet_names_are_asked_for_the_classes_of_each_task():
+    asked = []
+
+    def similarity(classes):
+        asked.append(list(classes))
+        return torch.rand(7, len(classes))
+
+    fitted(imagenet=(torch.nn.Linear(128, 7), similarity))
+    assert asked == [[1], [2], [3], [4, 5]]
+
+
+def test_images_without_an_unseen_class_are_needed():
+    with pytest.raises(UserError, match="target-images unseen"):
+        labeler().fit([(IMAGES, ALL)], [(IMAGES, LABEL.byte())], [])
+
+
+def test_a_class_that_no_image_shows_teaches_nothing():
+    found = labeler()
+    found.fit([(IMAGES, ALL)], [], [(IMAGES, LABEL.clamp(max=2).byte())])
+    assert found.scorer[1].weight.isfinite().all()
+    with pytest.raises(UserError, match="different seen classes"):
+        labeler().fit([(IMAGES, ALL)], [], [(IMAGES, LABEL.clamp(max=1).byte())])
+
+
+def test_fine_features_are_averaged_to_the_grid(monkeypatch):
+    monkeypatch.setattr(pseudo_labels, "GRID", 2)
+    (look,) = labeler()._look([(IMAGES, ALL)])
+    assert [tuple(part.shape) for part in look] == [(6, 2, 2, 128), (6, 2, 2), (6, 2, 2)]

@@ -57,7 +57,7 @@ EPOCHS = SHORT | {"max_steps": 8, "batch_size": 9, "evaluate_every": 3, "save_ev
 """33 source images in batches of 9: an epoch ends within the fourth step, another within the eighth."""
 RUNS = {
     "stage 1": (1, {}),
-    "stage 2, clusters, AdamW": (2, {"optimizer": "adamw", "pseudo_labels": "clusters"}),
+    "stage 2, episodes, AdamW": (2, {"optimizer": "adamw", "pseudo_labels": "episodes"}),
     "stage 2, fp16": (2, {"amp": "fp16"}),
 }
 

@@ -143,15 +143,11 @@ SETTINGS: dict[str, list[Setting]] = {
                 "calls it st_lambda", "SHARE"),
         Setting("balance_classes", bool, False, "keep the share --keep of each unseen class's pixels, not of all "
                 "together"),
-        Setting("pseudo_labels", ("network", "clusters"), "network", "network: the network's own unseen logits, as "
-                "published; clusters: a frozen teacher and clusters of features"),
+        Setting("pseudo_labels", ("network", "episodes"), "network", "network: the network's own unseen logits, as "
+                "published; episodes: a labeller that learns from held-out seen classes what an unseen object looks "
+                "like"),
         Setting("imagenet_names", bool, False, "use the names of the ImageNet classes as evidence for a class (with "
-                "--pseudo-labels clusters)"),
-        Setting("num_clusters", count, 100, "clusters of the target's features", "N", **RARE),
-        Setting("keep_seen", fraction, 0.5, "share of the target's pixels, those with the lowest unseen score, that "
-                "keep the teacher's seen class", "SHARE", **RARE),
-        Setting("rare_power", weight, 0.5, "a pixel labelled with an unseen class weighs (mean count / its count) ** "
-                "P", "P", **RARE),
+                "--pseudo-labels episodes)"),
     ],
     "optimiser": [
         Setting("optimizer", ("sgd", "adamw"), "sgd", "sgd as published; adamw learns rare classes in fewer steps"),
@@ -198,8 +194,7 @@ SETTINGS: dict[str, list[Setting]] = {
 TABLE = {setting.name: setting for group in SETTINGS.values() for setting in group}
 ONLY_STAGE = {
     1: {"lambda", "supervised"},
-    2: {"stage1_checkpoint", "self_training_weight", "keep", "balance_classes", "pseudo_labels", "imagenet_names",
-        "num_clusters", "keep_seen", "rare_power"},
+    2: {"stage1_checkpoint", "self_training_weight", "keep", "balance_classes", "pseudo_labels", "imagenet_names"},
 }  # fmt: skip
 """Settings that one stage alone has."""
 
@@ -208,7 +203,7 @@ OTHER_NAMES = {
     "for the share of pixels (0.6; the published st_lambda)",
     "--recipe": "write --config configs/best_cpu.toml",
     "--auxiliary-background": "write --background auxiliary",
-    "--teacher": "write --pseudo-labels clusters",
+    "--teacher": "write --pseudo-labels episodes",
     "--accumulate": "write --checkpoint-activations",
     "--power": "write --set poly_power=0.9",
     "--random-seed": "write --seed",

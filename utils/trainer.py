@@ -74,7 +74,7 @@ from utils.metrics import (
 DRY_RUN_STEPS = 4
 """Steps, and evaluation batches, of --dry-run; the first of them warms up and is not timed."""
 
-LOOK_AT_MOST = 5000
+LOOK_AT_MOST = 3000
 """Images of each kind that a pseudo-labeller looks at before the first step, at most."""
 
 SELECTED_BY = "miou_unseen"
@@ -181,7 +181,7 @@ class Trainer:
         args = self.args if self.stage == 2 else self.args.other
         if args.imagenet_names and (args.pseudo_labels == "network" or self.args.backbone_weights == "none"):
             raise UserError(
-                "imagenet_names needs --pseudo-labels clusters and a backbone with ImageNet weights: give those, or "
+                "imagenet_names needs --pseudo-labels episodes and a backbone with ImageNet weights: give those, or "
                 "add --set imagenet_names=false"
             )
         if args.imagenet_names and self.args.backbone not in WITH_CLASSIFIER:
@@ -332,10 +332,10 @@ class Trainer:
         size = args.target_batch_size or args.batch_size
         batches = (
             training_loader(images, size, 0, -(-min(len(images), LOOK_AT_MOST) // size), args.seed, args.num_workers)
-            for images in (self.target, self.target.others(self.source), self.source)
+            for images in (self.target, *self.source.divide(self.target))
         )
         if distributed.is_main():
-            labeler.fit(self.network, *batches)
+            labeler.fit(*batches)
         distributed.broadcast(labeler)
 
     # Steps
