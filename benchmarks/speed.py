@@ -55,7 +55,7 @@ from utils.logging import peak_memory
 from utils.metrics import ZeroShotMetrics, evaluate, images_at_once
 from utils.trainer import build_optimizer
 
-SPLIT = Split.voc(1)
+SPLIT = Split.named(1)
 EMBEDDING_SIZE = 600  # word2vec and fastText together
 
 PARTS = {

@@ -336,15 +336,20 @@ def check(dataset: str, data_path: Path, keep_index: bool = False) -> tuple[list
             index.classes([*train, *val])
         except UserError as error:
             problems.append(str(error))
+    print_contents(index, classes, lists)
+    return problems, not may_lack
+
+
+def print_contents(index: ClassIndex, classes: dict[str, int], lists: dict[str, list[str]]) -> None:
+    """Prints how many images of each list show each class, and what is odd about the lists."""
     for subset, ids in lists.items():
         shown = [index.entries.get(image, {}).get("values", []) for image in ids]
         counts = Counter(value for values in shown for value in values)
         print(f"{subset}: {len(ids):,} images, {sum(map(bool, shown)):,} with a mask that can be used")
         print("  images that show a class: " + ", ".join(f"{name} {counts[v]:,}" for name, v in classes.items()))
     counted = {name: value for name, value in classes.items() if name != BACKGROUND}
-    for note in describe_lists(index, counted, train, val):
+    for note in describe_lists(index, counted, lists.get("train", []), lists.get("val", [])):
         print(f"note: {note}")
-    return problems, not may_lack
 
 
 # Command line

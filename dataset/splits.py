@@ -147,8 +147,6 @@ class Split:
             "score" if facts.get("background") else background, facts.get("seen"), facts.get("left_out", ()), name,
         )  # fmt: skip
 
-    voc = named
-
     @classmethod
     def of(
         cls, classes: Mapping[str, int], unseen: Sequence[str], background: str = "ignore",

@@ -51,7 +51,7 @@ def folder(tmp_path) -> VOCFolder:
 @pytest.fixture
 def mixed(own_data):
     """Every third evaluation image lies on its side."""
-    dataset = evaluation_dataset(own_data, Split.voc(1))
+    dataset = evaluation_dataset(own_data, Split.named(1))
     for picture in dataset.ids[::3]:
         for path in (dataset.folder.image_path(picture), mask_path(own_data, picture)):
             with Image.open(path) as image:

@@ -119,7 +119,7 @@ def test_a_dry_run_prints_once_and_leaves_nothing(data, tmp_path):
 def test_masks_are_indexed_once_and_no_process_opens_a_target_mask(data, tmp_path):
     """Rank 0 makes the index while the others wait for it."""
     own = copy_of(data, tmp_path / "data")
-    targets = {str(mask_path(own, image)) for image in target_only(own, Split.voc(1))}
+    targets = {str(mask_path(own, image)) for image in target_only(own, Split.named(1))}
     for index in own.glob("class_index_*.json"):
         index.unlink()
     for folder, first in (("first", targets), ("second", set())):

@@ -92,7 +92,7 @@ def test_a_script_ends_with_one_line_and_an_exit_code(capsys, error, code, line)
 def test_an_error_in_a_worker_names_the_file(data, tmp_path):
     """As a command, since what the workers print is caught here too."""
     own = copy_of(data, tmp_path / "data")
-    path = own / "JPEGImages" / f"{source_and_target(own, Split.voc(1))[0]}.jpg"
+    path = own / "JPEGImages" / f"{source_and_target(own, Split.named(1))[0]}.jpg"
     path.write_bytes(path.read_bytes()[:400])
     flags = arguments(own, tmp_path / "runs", batch_size=40, num_workers=2)
     command = [sys.executable, ROOT / "train_split_lambda.py", *flags]

@@ -14,7 +14,7 @@ from helpers import evaluate, failure, load, mask_path, read_values
 from model.predictor import load_segmenter
 from model.segmenter import calibrate, guided_filter
 
-SPLIT = Split.voc(1)
+SPLIT = Split.named(1)
 SEEN = 4
 
 

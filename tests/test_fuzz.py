@@ -28,8 +28,8 @@ def folder() -> VOCFolder:
     with tempfile.TemporaryDirectory() as name:
         for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
             (Path(name) / part).mkdir(parents=True)
-        for picture in IDS:
-            (Path(name) / "JPEGImages" / f"{picture}.jpg").touch()
+        for image in IDS:
+            (Path(name) / "JPEGImages" / f"{image}.jpg").touch()
         yield VOCFolder.open(name)
 
 
@@ -57,7 +57,7 @@ LIST_BYTES = st.one_of(
 @example(b"a\x00b")
 @example(b"x" * 5000)
 @example("a\u2028b".encode())
-def test_lists_of_pictures(folder, content):
+def test_lists_of_images(folder, content):
     path = folder.root / "ImageSets" / "Segmentation" / "train.txt"
     path.write_bytes(content)
     ids = read(lambda: folder.read_list(None, ("train",)), UserError)

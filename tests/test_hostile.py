@@ -39,7 +39,7 @@ from helpers import (
     write_values,
 )
 
-SPLIT = Split.voc(1)
+SPLIT = Split.named(1)
 PLAN = SHORT | {"batch_size": 12, "target_batch_size": 12, "max_steps": 1}
 """One step that sees every image."""
 

@@ -31,7 +31,7 @@ from helpers import (
     write_values,
 )
 
-SPLIT = Split.voc(1)
+SPLIT = Split.named(1)
 EVERY = {"max_steps": 4, "batch_size": 12, "target_batch_size": 10, "evaluate_every": 2, "save_every": 2}
 """Four steps that take every source and target image."""
 INDEX = "class_index_SegmentationClassAug.json"
@@ -137,7 +137,7 @@ def test_a_new_data_set_is_indexed_before_training_with_a_message(own_data, tmp_
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
 def test_a_source_label_holds_no_unseen_class_whatever_the_mask(own_data, number, background):
     """Pixel by pixel: any unseen class gives the label that void gives."""
-    split, folder = Split.voc(number, background), VOCFolder.open(own_data)
+    split, folder = Split.named(number, background), VOCFolder.open(own_data)
     draw = np.random.default_rng(number)
     values = np.array([*split.known_values, VOID])
     image = next(iter(classes_shown(own_data)))

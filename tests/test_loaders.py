@@ -51,14 +51,9 @@ def test_orders_differ_between_epochs_and_seeds():
 
 
 def test_every_item_has_a_seed_of_its_own():
-    """An augmentation is drawn anew each time, also for the same picture and under neighbouring run seeds."""
+    """An augmentation is drawn anew each time, also for the same image and under neighbouring run seeds."""
     seeds = [s for run in (0, 1, 2) for batch in batches(7, 3, last=100, seed=run) for _, s in batch]
     assert len(set(seeds)) == len(seeds) and all(0 <= s < 2**63 for s in seeds)
-
-
-def test_a_sampler_can_be_gone_through_twice():
-    sampler = StepSampler(7, 3, 2, 9, seed=4)
-    assert list(sampler) == list(sampler) and len(sampler) == len(list(sampler)) == 7
 
 
 def test_batches_do_not_depend_on_the_global_random_state():
@@ -116,7 +111,7 @@ def test_evaluation_goes_once_in_order(num_workers):
     assert [batch.item() for batch in loader] == [0, 1, 2, 3, 4]
 
 
-def test_batches_by_size_hold_pictures_of_one_size():
+def test_batches_by_size_hold_images_of_one_size():
     sizes = [(5, 4), (4, 5), (5, 4), (5, 4), (4, 5), (9, 9), (5, 4)]
     assert batches_by_size(sizes, 2) == [[0, 2], [3, 6], [1, 4], [5]]
     assert batches_by_size(sizes, 9) == [[0, 2, 3, 6], [1, 4], [5]]

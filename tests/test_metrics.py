@@ -15,7 +15,7 @@ from utils.errors import UserError
 from utils.metrics import ZeroShotMetrics, as_json, class_iou, format_rows, format_table
 
 NAMES = ("cat", "dog", "bus", "tv")  # the first two are seen
-SPLIT = Split.voc(1)
+SPLIT = Split.named(1)
 CPU = torch.device("cpu")
 
 

@@ -16,7 +16,7 @@ from dataset.splits import Split
 from helpers import ROOT, failure, load
 from model.predictor import Predictor, load_segmenter
 
-SPLIT = Split.voc(1)
+SPLIT = Split.named(1)
 
 
 def random_image(height=40, width=60, seed=0):

@@ -26,7 +26,7 @@ from helpers import (
     weights,
 )
 
-SPLIT = Split.voc(1)
+SPLIT = Split.named(1)
 FIGURES = {"miou_seen", "miou_unseen", "hiou", "miou_zsl", "bias", "pixel_accuracy", "mean_accuracy", "fwiou"}
 MOST_FILES = {"train_split_lambda": 21, "train_st_split": 24}
 
@@ -113,7 +113,7 @@ def test_every_split_runs_through_both_stages(data, tmp_path, tiny, capsys, numb
     capsys.readouterr()
     evaluate(folder / "latest.pth", data, "--json")
     result = json.loads(capsys.readouterr().out)
-    assert list(result["per_class"]) == list(Split.voc(number, background).names)
+    assert list(result["per_class"]) == list(Split.named(number, background).names)
     assert ("background" in result["per_class"]) == (background == "score")
     words = {"ignore": "ignored", "score": "a seen class", "auxiliary": "trained, not evaluated"}[background]
     assert f"split {number}" in result["protocol"] and f"background {words}" in result["protocol"]

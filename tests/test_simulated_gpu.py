@@ -33,7 +33,7 @@ from utils.trainer import build_optimizer
 
 STAGES = {1: train_split_lambda, 2: train_st_split}
 CUDA = torch.device("cuda", 0)
-SPLIT = Split.voc(1)
+SPLIT = Split.named(1)
 aten = torch.ops.aten
 
 

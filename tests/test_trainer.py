@@ -43,7 +43,7 @@ from helpers import (
     weights,
 )
 
-SPLIT = Split.voc(1)
+SPLIT = Split.named(1)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from utils.visualize import RunSheets, contact_sheet, images_showing, overlay, s
 NAMES = {7: "car", 8: "cat", 15: "person", 20: "tvmonitor"}
 CAR, CAT, PERSON, SCREEN = (128, 128, 128), (64, 0, 0), (192, 128, 128), (0, 64, 128)
 RED, BLUE = (250, 10, 20), (10, 20, 250)
-SPLIT = Split.voc(1)
+SPLIT = Split.named(1)
 
 
 def noise(height, width, seed=0):

@@ -11,7 +11,6 @@ from PIL import Image
 from dataset.splits import NAMES, VOID, Split
 from dataset.transforms import training_transform
 from dataset.voc import (
-    MASK_FOLDERS,
     MIN_SIDE,
     EvaluationDataset,
     SourceDataset,
@@ -44,11 +43,6 @@ def test_the_layout_is_found_below_what_is_given(tmp_path, below):
         (tmp_path / below / name).mkdir(parents=True)
     found = VOCFolder.open(str(tmp_path))
     assert found.root == tmp_path / below and found.masks == tmp_path / below / "SegmentationClass"
-
-
-def test_augmented_masks_come_first(folder):
-    (folder.root / "SegmentationClassAug").mkdir()
-    assert VOCFolder.open(folder.root).masks.name == "SegmentationClassAug" == MASK_FOLDERS[0]
 
 
 # --- lists ----------------------------------------------------------------------------------------------
@@ -218,11 +212,6 @@ def test_target_images_can_be_all():
     assert choose_target(SHOWN | {"?": None}, SPLIT, "all") == [*SHOWN, "?"]
 
 
-def test_other_splits_choose_other_images():
-    assert choose_source(SHOWN, Split.named(2)) == ["u", "su"]
-    assert choose_target(SHOWN, Split.named(2), "unseen") == ["s", "su"]
-
-
 def test_choices_that_can_not_be_made_say_why():
     with pytest.raises(UserError, match=r"1 of the 6 training images have no mask, \? first.*another protocol"):
         choose_target(SHOWN | {"?": None}, SPLIT, "unseen")
@@ -271,11 +260,6 @@ def test_the_oracle_needs_the_mask(folder):
     folder.mask_path("unseen").unlink()
     with pytest.raises(UserError, match=r"unseen\.png is missing"):
         TargetDataset(folder, ["unseen"], SPLIT, nothing, "oracle")[0, 0]
-
-
-def test_target_pixels_have_two_names(folder):
-    with pytest.raises(ValueError, match=r"all.*oracle"):
-        TargetDataset(folder, ["unseen"], SPLIT, nothing, "some")
 
 
 def test_evaluation_keeps_seen_and_unseen_labels(folder):
