@@ -136,8 +136,8 @@ class LossMeter:
                 for name, value in zip(names, row):
                     if not math.isfinite(value):
                         raise UserError(
-                            f"the loss {name} is {value} at step {step}: the last checkpoint is kept; continue from it "
-                            "with a lower --learning-rate"
+                            f"the loss {name} is {value} at step {step}: begin again with a lower --learning-rate and "
+                            "another --output-dir (continue takes a lower rate too, where the saved losses were normal)"
                         )
             self._steps.clear()
             self.last = dict(zip(names, rows.mean(dim=0).tolist()))

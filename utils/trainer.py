@@ -452,8 +452,8 @@ class Trainer:
         weights = self.network.state_dict()
         if not all(tensor.isfinite().all() for tensor in weights.values()):
             raise UserError(
-                f"the weights are not finite after step {self.step}: the last checkpoint is kept; continue from it "
-                "with a lower --learning-rate"
+                f"the weights are not finite after step {self.step}: begin again with a lower --learning-rate and "
+                "another --output-dir; the last checkpoint is kept"
             )
         if not distributed.is_main():
             return
