@@ -12,7 +12,6 @@ from PIL import ExifTags, Image, ImageOps
 
 from dataset.splits import VOID
 from utils.errors import UserError, atomic_write
-from utils.visualize import voc_palette
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".jp2")
 """Endings of image files, in lower case."""
@@ -31,6 +30,8 @@ _UNREADABLE = (
 
 def voc_colours(values) -> Colours:
     """VOC's colour of each mask value."""
+    from utils.visualize import voc_palette  # only where a mask has colours
+
     return {int(value): tuple(voc_palette()[value].tolist()) for value in values}
 
 
@@ -228,6 +229,8 @@ def colours_to_values(image: np.ndarray, colours: Colours, path: Path) -> np.nda
 def save_mask(mask: np.ndarray, path: Path) -> None:
     """Writes mask values, uint8 [H, W], as a PNG of mode P in VOC's colours, whole or not at all."""
     image = Image.fromarray(mask)
+    from utils.visualize import voc_palette
+
     image.putpalette(voc_palette().tobytes())
     with atomic_write(path) as temporary:
         image.save(temporary, format="PNG")
