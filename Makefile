@@ -1,5 +1,6 @@
 # make demo    draw images, train four networks, one table and one sheet of predictions (two minutes on two cores)
 # make test    the tests
+# make photos  the pictures at the top of the README: docs/photos with the shipped checkpoint
 # make lint    ruff
 # make oldest  the tests with the oldest torch that is promised, in a .venv of its own
 # another Python, each with a .venv of its own: make PYTHON=python3.12 VENV=.venv312 test
@@ -9,10 +10,16 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint oldest ablation clean
+.PHONY: demo photos test lint oldest ablation clean
 
 demo: $(VENV)/extra
 	$(RUN) -m benchmarks.demo
+
+photos: $(VENV)/extra
+	$(RUN) predict.py --images docs/photos/astronaut.jpg docs/photos/chelsea.jpg --output-dir runs/photos
+	$(RUN) predict.py --images docs/photos/coffee.jpg --classes "cup, spoon, table" --output-dir runs/photos
+	mkdir -p docs/photos/predictions
+	cp runs/photos/overlays/*.png docs/photos/predictions/
 
 test: $(VENV)/dev
 	$(RUN) -m pytest

@@ -12,7 +12,7 @@ seed moves it.
 ImageNet names come from ConSE (Norouzi et al., ICLR 2014): an image of a class that a classifier does not know lies, in
 the space of words, among the classes that it takes the image for. Here for every cell of the trunk's features.
 
-A multiple-instance classifier is told which class an image shows, and not where: a class's logit of the image is
+A multiple-instance classifier knows which class an image shows, and not where: a class's logit of the image is
 log mean exp over its cells (Pinheiro & Collobert, CVPR 2015). It learns to reject every cell of the other images.
 """
 

@@ -361,7 +361,7 @@ def test_killed_half_way_and_run_again(served, address, local, made, tmp_path, b
 
 
 def test_a_full_disk_ends_in_one_line_and_keeps_what_is_done(served, address, local, tmp_path):
-    """A limit on the size of a file stands in for a disk that is full."""
+    """A limit on the size of a file acts as a full disk."""
     full = elsewhere(served, address, tmp_path, "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))")
     lines = [line for line in full.stderr.splitlines() if line.startswith("error: ")]
     assert full.returncode == 2 and len(lines) == 1 and "Traceback" not in full.stderr, full.stderr
