@@ -71,7 +71,6 @@ MAIN = (
 
 CHANGES = (
     best("no ImageNet names", "--no-imagenet-names"),
-    best("every image a target", "--target-images", "all"),
     Row("source only, calibrated", "source_only", SOURCE_ONLY, calibrated=True),
     Row("background scored", "background", ("--background", "score"), ("--background", "score")),
 )
