@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from dataset.transforms import training_transform
 from model.backbone import build_backbone
 from model.losses import bias_loss, cross_entropy, pseudo_labels
 from model.segmenter import Segmenter
@@ -128,3 +129,14 @@ def test_rates():
         schedule.step()
     base = VALUES["schedule.rate_base"]
     np.testing.assert_allclose(np.array(rates), np.stack([base, 10 * base], axis=1), rtol=1e-9)
+
+
+def test_a_training_image_is_seen_whole_whatever_its_aspect():
+    transform = training_transform(64, degrees=0.0, flip=0.0, resize="square")
+    column = torch.arange(60, dtype=torch.uint8).expand(40, 60)
+    row = torch.arange(40, dtype=torch.uint8)[:, None].expand(40, 60)
+    for number in range(8):
+        torch.manual_seed(number)
+        for place in (column, row):
+            image, label = transform(torch.zeros(3, 40, 60, dtype=torch.uint8), place.contiguous())
+            assert image.shape == (3, 64, 64) and label.unique().equal(place.unique())  # visible share 1.00
