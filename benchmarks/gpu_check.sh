@@ -53,7 +53,7 @@ SHARED=(--data-path "$DATA" --num-workers "$WORKERS")
 RUN=("${SHARED[@]}" --split 1 --embedding glove --backbone "$BACKBONE" --backbone-weights none --input-size "$SIZE"
   --batch-size "$BATCH" --max-steps "$STEPS")
 FIRST=$WORK/runs/split1/stage1/latest.pth
-TEACHER=(--pseudo-labels clusters --set num_clusters=20 --keep 0.3)
+TEACHER=(--pseudo-labels episodes)
 part "stage 1" 40 "$PYTHON" train_split_lambda.py "${RUN[@]}" --output-dir "$WORK/runs" --save-every 2
 part "stage 1 continues" 30 "$PYTHON" train_split_lambda.py "${RUN[@]}" --output-dir "$WORK/runs" \
   --restore-from-where continue
