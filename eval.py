@@ -26,8 +26,8 @@ from model.segmenter import LONGEST_SIDE, MIN_SIDE, calibrate
 from utils.checkpoint import check_settings, describe_protocol
 from utils.config import Parser, add_settings, fraction, number, positive
 from utils.distributed import choose_device, connect, is_main, place
-from utils.errors import check_writable, one_line_errors
-from utils.logging import json_lines, write_json
+from utils.errors import check_writable, one_line_errors, write_text
+from utils.logging import json_lines
 from utils.metrics import ZeroShotMetrics, as_json, format_rows, format_table, images_at_once, predictions
 from utils.visualize import contact_sheet, save_image, save_index_png
 
@@ -133,7 +133,7 @@ def report(args, metrics: dict[float, ZeroShotMetrics], about: dict, ids: list[s
         details = metrics[best["calibration"]].details(ids) if len(results) == 1 else {}
         overlays = args.save_dir.resolve() / "overlays" if args.save_dir else None
         drawn = {name: str(overlays / f"{name}.png") for name in ids} if overlays else {}
-        write_json(Path(args.json), {**content, **details, "drawn": drawn})
+        write_text(Path(args.json), json_lines({**content, **details, "drawn": drawn}))
     print(f"{about['checkpoint']}: stage {about['stage']}, step {about['step']}, selection: {about['selection']}")
     views = f" at scales {' '.join(f'{scale:g}' for scale in args.scales)}" if args.scales != [1.0] else ""
     views += " with flips" * args.flip + " along edges" * args.edges

@@ -63,7 +63,7 @@ def train(stage: int, data: Path, output: Path, *flags, draws: bool = False, **c
     folder = output / f"split{changes.get('split', QUICK['--split'])}" / f"stage{stage}"
     if changes.get("restore_from_where") != "continue":
         (folder / "latest.pth").unlink(missing_ok=True)
-    with contextlib.nullcontext() if draws else mock.patch.object(Trainer, "_draw"):
+    with contextlib.nullcontext() if draws else mock.patch.object(Trainer, "_draw", return_value={}):
         assert STAGES[stage].main(arguments(data, output, *flags, **changes)) == 0
     return folder
 
@@ -310,7 +310,7 @@ def _run(paths, method, stage, argv, prepare, args, place) -> None:
         os.dup2(file.fileno(), 2)
     torch.set_num_threads(1)
     use_network(tiny_network)
-    Trainer._draw = lambda trainer: None
+    Trainer._draw = lambda trainer, result: {}
     if prepare is not None:
         prepare(record, *args)
     before = open_files()

@@ -1,6 +1,5 @@
 """Training that is stopped, killed or out of disk loses no step and ends with the same bits; and what a run shows."""
 
-import importlib.util
 import io
 import itertools
 import os
@@ -131,7 +130,7 @@ def test_another_learning_rate_scales_the_rates_of_the_steps_that_are_left(
     monkeypatch.setattr(STAGES[1], "optimizer_step", recording)
     changed = flags | {"learning_rate": 0.002, "restore_from_where": "continue"}
     folder = train(1, data, tmp_path, "--set", "poly_power=0", **changed)
-    assert "--learning-rate 0.002, was 0.01" in capsys.readouterr().err
+    assert "learning_rate 0.002, was 0.01" in capsys.readouterr().err
     expected = [group["lr"] / 5 for group in load(whole / "latest.pth")["optimizer"]["param_groups"]]
     assert len(used) == 2 and all(rates == pytest.approx(expected) for rates in used)
     assert not same_bits(weights(folder), weights(whole))
@@ -550,12 +549,12 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_the_bar_shows_losses_rate_speed_and_time_left(data, tmp_path, tiny, monkeypatch):
+def test_the_bar_shows_losses_rate_and_time_left(data, tmp_path, tiny, monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     train(1, data, tmp_path, "--set", "log_every=1", **SHORT | {"max_steps": 4})
     last = [line for line in re.split(r"[\r\n]", terminal.getvalue()) if "stage 1" in line][-1]
-    for words in ("4/4 steps", "total ", "ce ", "bias_source ", "bias_target ", "lr ", "images/s", "100%"):
+    for words in ("4/4", "total ", "ce ", "bias_source ", "bias_target ", "lr ", "s for images", " steps/s", "100%"):
         assert words in last, last
     assert re.search(r"\d\d:\d\d<\d\d:\d\d", last)  # time gone and time left
 
@@ -591,10 +590,10 @@ def test_a_dry_run_prints_time_and_memory_and_keeps_nothing(finished, tmp_path, 
     train(stage, finished.data, tmp_path, "--dry-run", **changes)
     printed = capsys.readouterr().out
     assert contents(tmp_path) == before
-    assert all(words in printed for words in ("4 steps are in order", "500 steps: ", "8 images, ", "2 of them: "))
+    assert "4 steps are in order" in printed and "2 evaluations of 8 images, " in printed
+    assert re.search(r"500 steps of \d+\.\d\d s: \d+:\d\d:\d\d", printed)
     assert re.search(r"memory, at most: \d+\.\d GB of this process", printed)
-    assert re.search(r"a step: \d+\.\d\d s, \d+\.\d images a second", printed)
-    assert re.search(r"altogether about (\d+ (s|min)|\d+ h \d+ min) on cpu", printed)
+    assert re.search(r"altogether about \d+:\d\d:\d\d on cpu", printed)
 
 
 @pytest.mark.parametrize("checkpoint, words", [("best.pth", "altogether about"), ("latest.pth", "has all 3 steps")])
@@ -625,22 +624,3 @@ def test_memory_that_runs_out_is_one_line(data, tmp_path, tiny, capsys, monkeypa
     monkeypatch.setattr(STAGES[1], "train_step", full)
     line = failure(capsys, STAGES[1].main, arguments(data, tmp_path, **SHORT))
     assert line.startswith("error: CUDA out of memory: ") and "--batch-size" in line
-
-
-def test_tensorboard_that_is_missing_is_one_line(data, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    argv = arguments(data, tmp_path, "--set", "tensorboard=true")
-    assert "pip install tensorboard" in failure(capsys, STAGES[1].main, argv)
-
-
-@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="needs tensorboard")
-def test_tensorboard_gets_losses_figures_and_sheets(data, finished, tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    run = train(1, data, tmp_path, "--set", "tensorboard=true", "log_every=1", draws=True, evaluate_every=2)
-    board = EventAccumulator(str(run / "tensorboard"))
-    board.Reload()
-    tags = board.Tags()
-    assert {"loss/total", "loss/ce", "learning rate", "evaluation/hIoU", "evaluation/bias"} <= set(tags["scalars"])
-    assert [event.step for event in board.Scalars("loss/ce")] == [1, 2, 3] and tags["images"] == ["evaluation"]
-    assert same_bits(weights(run), weights(finished.stage1))

@@ -182,7 +182,6 @@ SETTINGS: dict[str, list[Setting]] = {
         Setting("evaluate_every", natural, 5000, "steps between evaluations; 0: at the end", "STEPS"),
         Setting("dry_run", bool, False, "check data, words and weights, take a few steps, print time and memory of the "
                 "run, and keep nothing: do this first"),
-        Setting("tensorboard", bool, False, "write TensorBoard files too (pip install tensorboard)", **RARE),
         Setting("seed", number(int, 0, 2**63 - 1), 1234, "of everything random"),
         Setting("log_every", count, 20, "steps between looks at the losses; each waits for a GPU", "STEPS", **RARE),
         Setting("evaluation_batch_size", count, None, "evaluation images of one size at a time (default: 8 on a GPU, "

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from utils import distributed
 from utils.errors import UserError
-from utils.logging import progress, warn_if_loader_slow
+from utils.logging import progress
 
 HEADLINES = (
     ("seen", "miou_seen"), ("unseen", "miou_unseen"), ("hIoU", "hiou"), ("ZSL", "miou_zsl"), ("bias", "bias"),
@@ -58,7 +58,7 @@ def predictions(
     model.eval()
     broken = torch.zeros((), dtype=torch.bool, device=device)
     try:
-        batches = progress(warn_if_loader_slow(loader), total=len(loader), desc="evaluation", unit="batch", leave=False)
+        batches = progress(loader, desc="evaluation", unit="batch", leave=False)
         for number, (image, label, index) in enumerate(batches, start=1):
             image, label = image.to(device, non_blocking=True), label.to(device, non_blocking=True)
             logits = model.pixel_logits(image, **options)

@@ -12,14 +12,14 @@ A script makes a `Trainer`, restores it, and steps:
 import argparse
 import contextlib
 import itertools
-import math
 import os
 import signal
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -45,20 +45,9 @@ from utils.checkpoint import (
     load_schedule,
     save_checkpoint,
 )
-from utils.distributed import choose_amp, choose_device, keep_freed_memory, on_device
-from utils.errors import UserError, check_writable
-from utils.logging import (
-    LossMeter,
-    append_log,
-    duration,
-    has_log_line,
-    open_run_folder,
-    peak_memory,
-    progress,
-    summary_writer,
-    warn_if_loader_slow,
-    write_json,
-)
+from utils.distributed import choose_amp, choose_device, keep_freed_memory
+from utils.errors import UserError, check_writable, write_text
+from utils.logging import LossMeter, append_log, json_lines, open_run_folder, peak_memory, progress, read_log
 from utils.metrics import (
     DETAILS,
     HEADLINES,
@@ -76,6 +65,9 @@ DRY_RUN_STEPS = 4
 
 LOOK_AT_MOST = 3000
 """Images of each kind that a pseudo-labeller looks at before the first step, at most."""
+
+ANY_VALUE = ("restore_from_where", "cache_features", "num_workers", "device", "output_dir", "data_path", "config")
+"""Settings that a run that continues may change without a note."""
 
 SELECTED_BY = "miou_unseen"
 """The figure on the evaluation images by which best.pth is chosen."""
@@ -171,10 +163,8 @@ class Trainer:
         self.preview: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
         self.step = 0
         self.best: float | None = None
-        self._losses = LossMeter(distributed.all_reduce_sum)
-        self._writer = summary_writer() if args.tensorboard else None
-        self._board, self._bar, self._evaluation, self._sheets = None, None, {}, None
-        self._images_a_step, self._times, self._last_look = 0, [], (0, 0.0)
+        self._losses, self._bar = LossMeter(), None
+        self._waited, self._times = 0.0, []
 
     def _check_stage2(self) -> None:
         """Refuses, in stage 1 too, what stage 2 can't run. Raises `UserError`."""
@@ -235,7 +225,9 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=args.amp == "fp16")
         if self.scaler.is_enabled():  # which may skip the first steps
             warnings.filterwarnings("ignore", "Detected call of .lr_scheduler.step")
-        self.settings = {key: _plain(value) for key, value in vars(args).items() if key != "other"}
+        self.settings = {
+            key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items() if key != "other"
+        }
         names = ("backbone", "target_pixels", "target_images", "select")
         self.metadata = {
             **self.split.as_dict(), **{name: getattr(args, name) for name in names},
@@ -289,18 +281,17 @@ class Trainer:
         self.step, self.best = checkpoint["step"], checkpoint["best"]
         if before["learning_rate"] != self.args.learning_rate:
             self._scale_rates(self.args.learning_rate / before["learning_rate"])
-        ignored = ("restore_from_where", "cache_features", "num_workers", "device", "output_dir", "data_path", "config")
         for key, value in self.settings.items():
-            if key not in ignored and before.get(key) != value:
-                flag = "--" + key.strip("_").replace("_", "-")
-                print(f"note: continues with {flag} {value}, was {before.get(key)}", file=sys.stderr)
+            if key not in ANY_VALUE and before.get(key) != value:
+                print(f"note: continues with {key.strip('_')} {value}, was {before.get(key)}", file=sys.stderr)
         if self.step >= self.num_steps and not self._lacks_evaluation():
             print(f"{self.latest} has all {self.num_steps} steps: nothing to do")
 
     def _lacks_evaluation(self) -> bool:
         """Whether the run stopped after it saved this step and before it logged the evaluation that belongs to it."""
         due = self.step > 0 and self.is_due(self.args.evaluate_every)
-        return bool(distributed.all_reduce_max(due and not has_log_line(self.folder, self.step)))
+        logged = due and any(entry["step"] == self.step for entry in read_log(self.folder))
+        return bool(distributed.all_reduce_max(due and not logged))
 
     def _scale_rates(self, factor: float) -> None:
         """Multiplies the rates of all groups from this step on; the schedule is recursive and follows."""
@@ -356,43 +347,36 @@ class Trainer:
             SystemExit: with 130 after Ctrl-C and 143 after SIGTERM.
         """
         args = self.args
-        target_size = args.target_batch_size or args.batch_size
-        last = DRY_RUN_STEPS if args.dry_run else None
-        self._images_a_step = args.batch_size + (0 if self._source_only else target_size)
         with caught_signals() as signals:  # before zip starts the loaders' workers
             source = self.training_batches(self.source, args.batch_size, args.seed)
             target = empty_batches(args.input_size)
             if not self._source_only:
-                target = self.training_batches(self.target, target_size, args.seed + 1)
-            batches = itertools.islice(zip(warn_if_loader_slow(source), warn_if_loader_slow(target)), last)
+                target = self.training_batches(self.target, args.target_batch_size or args.batch_size, args.seed + 1)
+            batches = itertools.islice(zip(source, target), DRY_RUN_STEPS if args.dry_run else None)
             self._bar = progress(
-                on_device(batches, self.device), total=self.num_steps, initial=self.step, desc=f"stage {self.stage}",
-                bar_format="{l_bar}{bar:20}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}{postfix}]",
-            )  # fmt: skip
+                batches, total=self.num_steps, initial=self.step, desc=f"stage {self.stage}", unit=" steps"
+            )
             try:
                 if self._lacks_evaluation():
                     self._open_folder()
                     self._evaluate()
-                for number, pair in enumerate(self._bar):
+                asked = time.perf_counter()
+                for number, batch in enumerate(self._bar):
+                    self._waited += time.perf_counter() - asked
                     if number == 0:
                         self._open_folder()
                     seed = args.seed * 1_000_003 + self.step + distributed.rank() * 0x9E3779B97F4A7C15
                     torch.manual_seed(seed % 2**63)
-                    yield pair
+                    yield tuple([tensor.to(self.device, non_blocking=True) for tensor in group] for group in batch)
                     self._stop_if_asked(signals)
+                    asked = time.perf_counter()
             finally:
                 self._bar = batches = source = target = None  # and with them the loaders' workers
-                if self._board is not None:
-                    self._board.close()
 
     def _open_folder(self) -> None:
-        self._last_look = self.step, time.perf_counter()
-        if self.args.dry_run or not distributed.is_main():
-            return
-        more = {"continued_at": self.step} if self.step else {}
-        open_run_folder(self.folder, self.step, self.settings, metadata=self.metadata, **more)
-        if self._writer is not None and self._board is None:
-            self._board = self._writer(self.folder / "tensorboard", purge_step=self.step + 1)
+        if distributed.is_main() and not self.args.dry_run:
+            more = {"continued_at": self.step} if self.step else {}
+            open_run_folder(self.folder, self.step, self.settings, metadata=self.metadata, **more)
 
     def _stop_if_asked(self, signals: list[int]) -> None:
         stop = distributed.all_reduce_max(signals[0] if signals else 0)
@@ -428,15 +412,9 @@ class Trainer:
             self._evaluate()
 
     def _show_losses(self, rate: float) -> None:
-        means = self._losses.means()
-        (step, before), now = self._last_look, time.perf_counter()
-        self._last_look = self.step, now
-        self._times.append(now)
-        speed = self._images_a_step * (self.step - step) / max(now - before, 1e-9)
-        losses = " ".join(f"{name} {value:.3f}" for name, value in means.items())
-        self._bar.set_postfix_str(f"{speed:.1f} images/s, lr {rate:.1e}, {losses}")
-        if self._board is not None:
-            self._scalars({**{f"loss/{name}": value for name, value in means.items()}, "learning rate": rate})
+        losses = " ".join(f"{name} {value:.3f}" for name, value in self._losses.means().items())
+        self._bar.set_postfix_str(f"{losses}, lr {rate:.1e}, waited {self._waited:.0f} s for images")
+        self._times.append(time.perf_counter())
 
     def is_due(self, every: int) -> bool:
         """Whether something done `every` so many steps, and at the end, is due now; 0: only at the end.
@@ -469,85 +447,74 @@ class Trainer:
 
     def _evaluate(self) -> None:
         """Evaluates, logs, prints the table, draws, and keeps best.pth if it is the best so far."""
-        result = evaluate(self.network, self.evaluation, ZeroShotMetrics(self.split.names, self.split.num_seen),
-                          self.device)  # fmt: skip
-        losses = {f"loss_{name}": value for name, value in self._losses.last.items()}
-        protocol = {key: self.metadata[key] for key in ("target_pixels", "target_images", "background")}
-        figures = {key: value for key, value in as_json(result).items() if key not in DETAILS}
-        entry = {"stage": self.stage, "step": self.step, **protocol, **losses, **figures}
-        described = {"selection": "last", "protocol": describe_protocol(self.metadata)}
-        self._evaluation = {**entry, **described, **{key: result[key] for key in DETAILS}}
+        split, about = self.split, describe_protocol(self.metadata)
+        result = evaluate(self.network, self.evaluation, ZeroShotMetrics(split.names, split.num_seen), self.device)
+        entry = {
+            "stage": self.stage, "step": self.step,
+            **{key: self.metadata[key] for key in ("target_pixels", "target_images", "background")},
+            **{f"loss_{name}": value for name, value in self._losses.last.items()},
+            **{key: value for key, value in as_json(result).items() if key not in DETAILS},
+        }  # fmt: skip
         self._bar.clear()
-        print(f"\nstage {self.stage}, step {self.step}: {described['protocol']}")
-        print(format_table(result, result["seen"] + result["unseen"], len(result["seen"])), flush=True)
-        if self._board is not None:
-            self._scalars({f"evaluation/{title}": figures[key] for title, key in HEADLINES if figures[key] is not None})
-        score = result[SELECTED_BY]
-        score = -1.0 if math.isnan(score) else score  # no unseen pixel: worse than any
+        print(f"\nstage {self.stage}, step {self.step}: {about}")
+        print(format_table(result, split.names, split.num_seen), flush=True)
+        score = max(-1.0, result[SELECTED_BY])  # NaN, where no pixel is unseen, is worse than any
         if self.best is None or score > self.best:
             self.best = score
             self.save("best.pth", f"highest {SELECTED_BY} on the evaluation images")
             self.save()  # with the new best score
         if distributed.is_main():
-            write_json(self.folder / "evaluation.json", self._evaluation)
-            self._draw()
+            details = {key: result[key] for key in DETAILS}
+            content = {**entry, "selection": "last", "protocol": about, **details, "drawn": self._draw(result)}
+            write_text(self.folder / "evaluation.json", json_lines(content))
             append_log(self.folder, entry)  # last: a run that resumes repeats an evaluation that is not in the log
 
-    def _draw(self) -> None:
-        """Draws into images/ what the network predicts, and in stage 2 the pseudo-labels, see `RunSheets`."""
+    def _draw(self, result: dict) -> dict[str, str]:
+        """Draws into images/ what the network predicts, and in stage 2 the pseudo-labels.
+
+        Returns {name of an image: path below the folder} of those with the worst and the best figures.
+        """
         from utils.visualize import RunSheets  # which reads fonts and is not needed before
 
-        self._sheets = self._sheets or RunSheets(self.folder, self.evaluation.dataset, self.split)
-        figures = ", ".join(f"{title} {percent(self._evaluation[key])} %" for title, key in HEADLINES[:3])
+        sheets = RunSheets(self.folder, self.evaluation.dataset, self.split)
+        figures = ", ".join(f"{title} {percent(result[key])} %" for title, key in HEADLINES[:3])
         title = f"stage {self.stage}, step {self.step}: {figures}"
-        sheets = {"evaluation": self._sheets.draw_predictions(self.network, self.step, title)}
-        drawn = self._sheets.draw_extremes(self.network, self._evaluation["per_image"])
-        write_json(self.folder / "evaluation.json", {**self._evaluation, "drawn": drawn})
+        sheets.draw_predictions(self.network, self.step, title)
         if self.preview is not None:
             keys = [(len(self.target) * n // 4, 0) for n in range(min(4, len(self.target)))]
             image, valid = (torch.stack(maps).to(self.device) for maps in zip(*[self.target[key] for key in keys]))
-            label = self.preview(image, valid)
-            sheets["pseudo_labels"] = self._sheets.draw_pseudo_labels(image, label, self.step, title)
-        if self._board is not None:
-            for name, sheet in sheets.items():
-                self._board.add_image(name, sheet, self.step, dataformats="HWC")
+            sheets.draw_pseudo_labels(image, self.preview(image, valid), self.step, title)
+        return sheets.draw_extremes(self.network, result["per_image"])
 
     def finish(self) -> int:
         """Ends a run; after a dry run prints how long the run will take and what it needs. Returns exit code 0."""
-        if not self.args.dry_run or not distributed.is_main():
-            return 0
-        if not self._times:
-            print(f"dry run: {self.latest} has all {self.num_steps} steps: nothing to do")
-            return 0
-        step_time = (self._times[-1] - self._times[0]) / max(1, len(self._times) - 1)
-        times, counts = [], []
-        for _, _, index, logits in itertools.islice(
-            predictions(self.network, self.evaluation, self.device), DRY_RUN_STEPS
-        ):
-            logits.coarse[0, 0, 0, 0].item()  # waits for the device
-            times.append(time.perf_counter())
-            counts.append(len(index))
-        num_images, left = len(self.evaluation.dataset), self.num_steps - self.step + len(self._times)
-        evaluation_time = num_images * (times[-1] - times[0]) / max(1, sum(counts[1:])) / distributed.world_size()
-        every = self.args.evaluate_every
-        evaluations = max(1, -(-left // every)) if every else 1
-        total = left * step_time + evaluations * evaluation_time
-        print(
-            f"dry run: data, words, weights and {len(self._times)} steps are in order; nothing of them is kept\n"
-            f"a step: {step_time:.2f} s, {self._images_a_step / max(step_time, 1e-9):.1f} images a second; "
-            f"{left} steps: {duration(left * step_time)}\n"
-            f"an evaluation: {num_images} images, {duration(evaluation_time)}; {evaluations} of them: "
-            f"{duration(evaluations * evaluation_time)}\n"
-            f"memory, at most: {peak_memory(self.device):.1f} GB "
-            f"{'of the GPU' if self.device.type == 'cuda' else 'of this process'}\n"
-            f"altogether about {duration(total)} on {self.device.type}"
-        )
+        if self.args.dry_run and distributed.is_main():
+            if self._times:
+                self._print_estimate()
+            else:
+                print(f"dry run: {self.latest} has all {self.num_steps} steps: nothing to do")
         return 0
 
-    def _scalars(self, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._board.add_scalar(name, value, self.step)
+    def _print_estimate(self) -> None:
+        times = []
+        for *_, logits in itertools.islice(predictions(self.network, self.evaluation, self.device), DRY_RUN_STEPS):
+            logits.coarse[0, 0, 0, 0].item()  # waits for the device
+            times.append(time.perf_counter())
+        step_time, every = _mean_interval(self._times), self.args.evaluate_every
+        left = self.num_steps - self.step + len(self._times)
+        training = timedelta(seconds=round(left * step_time))
+        evaluation = timedelta(seconds=round(len(self.evaluation) * _mean_interval(times)))
+        evaluations = max(1, -(-left // every)) if every else 1
+        print(
+            f"dry run: data, words, weights and {len(self._times)} steps are in order; nothing of them is kept\n"
+            f"{left} steps of {step_time:.2f} s: {training}\n"
+            f"{evaluations} evaluations of {len(self.evaluation.dataset)} images, {evaluation} each\n"
+            f"memory, at most: {peak_memory(self.device):.1f} GB "
+            f"{'of the GPU' if self.device.type == 'cuda' else 'of this process'}\n"
+            f"altogether about {training + evaluations * evaluation} on {self.device.type}"
+        )
 
 
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
+def _mean_interval(times: list[float]) -> float:
+    """The mean time between two of these moments."""
+    return (times[-1] - times[0]) / max(1, len(times) - 1)
