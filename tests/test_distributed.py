@@ -36,10 +36,9 @@ from helpers import (
     start_several,
     target_only,
 )
-from utils.distributed import choose_amp, choose_device, keep_freed_memory, on_device
+from utils.distributed import choose_amp, choose_device, keep_freed_memory
 from utils.errors import UserError
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 STEPS = 4
 FLAGS = {"batch_size": 5, "target_batch_size": 3, "max_steps": STEPS, "evaluate_every": 2, "learning_rate": 0.05}
 """Parts that differ in size, and more images than are left at the end of an epoch."""
@@ -223,16 +222,6 @@ def test_auto_is_bf16_on_a_gpu_that_has_it(device, has_bf16, chosen, monkeypatch
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
     assert choose_amp("auto", torch.device(device)) == chosen
     assert choose_amp("fp16", torch.device(device)) == "fp16"
-
-
-@pytest.mark.parametrize("device, ahead", [("cpu", 1), pytest.param("cuda", 2, marks=needs_gpu)])
-def test_batches_reach_the_device_in_order_and_a_gpu_has_the_next_one_ahead(device, ahead):
-    taken = []
-    batches = (taken.append(n) or ((torch.full((2, 3), n),), (torch.full((1,), n),)) for n in range(5))
-    for number, batch in enumerate(on_device(batches, torch.device(device))):
-        assert len(taken) == min(5, number + ahead)
-        assert all(t.device.type == device and (t == number).all() for group in batch for t in group)
-    assert number == 4 and list(on_device([], torch.device(device))) == []
 
 
 @pytest.mark.parametrize("variable", [None, "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_"])

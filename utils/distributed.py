@@ -12,7 +12,7 @@ import ctypes
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -24,11 +24,10 @@ from torch.nn.parallel import DistributedDataParallel
 from utils.errors import UserError
 
 PATIENCE = timedelta(hours=1)
-"""How long a process waits for another, which may be reading all pictures for a teacher, before it gives up."""
+"""How long a process waits for another, which may be reading all images for a pseudo-labeller, before it gives up."""
 
 _store: Any = None  # torchrun's key-value store, while the processes are connected
 _silenced: list = []  # the streams that a silent process would write to
-_turns = 0  # blocks of `rank_zero_first` so far
 
 
 def rank() -> int:
@@ -81,7 +80,7 @@ def disconnect(failed: bool) -> None:
     Args:
         failed: do not wait for the others: they notice when this process ends.
     """
-    global _store, _turns
+    global _store
     if _silenced:
         sys.stdout, sys.stderr, nowhere = _silenced
         _silenced.clear()
@@ -92,21 +91,19 @@ def disconnect(failed: bool) -> None:
         time.sleep(0.2)
         if not failed:
             dist.destroy_process_group()
-    _store, _turns = None, 0
+    _store = None
 
 
 @contextlib.contextmanager
 def rank_zero_first() -> Iterator[None]:
     """Rank 0 runs the block before the others, which then find its files on the disk."""
-    global _turns
-    _turns += 1
-    if _store is not None and not is_main():
-        _store.wait([f"turn {_turns}"], PATIENCE)
+    if not is_main():
+        all_reduce_max(0)  # waits for rank 0
     try:
         yield
     finally:
-        if _store is not None and is_main():
-            _store.set(f"turn {_turns}", "over")
+        if is_main():
+            all_reduce_max(0)
 
 
 def is_first_failure() -> bool:
@@ -178,56 +175,16 @@ def keep_freed_memory(device: torch.device) -> None:
             mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink it
 
 
-def on_device(batches: Iterable[tuple], device: torch.device) -> Iterator[tuple]:
-    """The same batches on `device`; to a GPU each is copied on a stream of its own, one step ahead.
-
-    Args:
-        batches: each a tuple of groups of tensors, in pinned memory for a GPU.
-        device: where they go.
-    """
-    if device.type != "cuda":
-        yield from (_move(batch, device) for batch in batches)
-        return
-    stream = torch.cuda.Stream(device)
-    batches, ready = iter(batches), None
-    while True:
-        with torch.cuda.stream(stream):
-            coming = next(batches, None)
-            coming = coming and _move(coming, device)
-        if ready is not None:
-            yield ready
-        if coming is None:
-            return
-        torch.cuda.current_stream(device).wait_stream(stream)
-        for tensor in (tensor for group in coming for tensor in group):
-            tensor.record_stream(
-                torch.cuda.current_stream(device)
-            )  # its memory is not reused before that stream is done
-        ready = coming
-
-
-def _move(batch: tuple, device: torch.device) -> tuple:
-    return tuple([tensor.to(device, non_blocking=True) for tensor in group] for group in batch)
-
-
 # --- sums over all processes ----------------------------------------------------------------------------
 
 
-class _AllReduceSum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, part: torch.Tensor) -> torch.Tensor:
-        total = part.detach().clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
-        return _AllReduceSum.apply(gradient)  # the loss is the sum of all processes' parts
-
-
 def all_reduce_sum(part: torch.Tensor) -> torch.Tensor:
-    """The sum of all processes' `part`, with a gradient. Every process must call it, with tensors of one shape."""
-    return _AllReduceSum.apply(part) if dist.is_initialized() else part
+    """The sum of all processes' `part`, without a gradient. Every process must call it, with tensors of one shape."""
+    if not dist.is_initialized():
+        return part
+    total = part.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total
 
 
 def all_reduce_max(number: int) -> int:
@@ -268,21 +225,12 @@ def replicate(model: nn.Module) -> nn.Module:
         return model
     if next(model.parameters()).is_cuda:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    replica = Replica(model, gradient_as_bucket_view=True, broadcast_buffers=False)  # they are the same everywhere
-    replica.register_comm_hook(None, _add_up)
+    # Buffers are the same everywhere. The hook sums the gradients, where DDP would take the mean: a loss is divided by
+    # what is counted over all processes already.
+    replica = DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
+    replica.register_comm_hook(None, _sum_gradients)
     return replica
 
 
-class Replica(DistributedDataParallel):
-    """What `replicate` gives: it has the attributes of the network that it wraps, too."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("module"), name)
-
-
-def _add_up(_, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-    """The sum where DDP takes the mean: a loss is divided by what is counted over all processes already."""
+def _sum_gradients(_, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
     return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda done: done.value()[0])
