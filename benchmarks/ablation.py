@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.runs import add_seeds, evaluate, format_classes, format_results, train
-from dataset.splits import SPLITS, Split
-from utils.config import split_name
+from dataset.splits import SPLITS, Split, split_name
 from utils.trainer import stage_folder
 
 CONFIG = "configs/best_cpu.toml"

@@ -10,9 +10,9 @@ import eval as evaluation_script
 import predict
 import train_split_lambda
 import train_st_split
-from helpers import ROOT, STAGES, arguments, failure, same_bits, train, weights
+from helpers import ROOT, STAGES, failure, same_bits, train, weights
 from utils import report
-from utils.config import ONLY_STAGE, OTHER_NAMES, SETTINGS, TABLE, Parser, parse_settings
+from utils.config import ONLY_STAGE, SETTINGS, TABLE, Parser, parse_settings
 
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
 
@@ -103,11 +103,9 @@ def test_flags_override_set_which_overrides_the_file(tmp_path):
     assert parse(1, "--config", path).other.seed == 1  # stage 2's settings are read and checked in stage 1
 
 
-@pytest.mark.parametrize("stage, default", [(1, "pretrained"), (2, "saved")])
-def test_both_spellings_of_restore_from_where(stage, default):
-    assert parse(stage).restore_from_where == default
-    for flag in ("--restore-from-where", "--RESTORE_FROM_WHERE"):
-        assert parse(stage, flag, "continue").restore_from_where == "continue"
+@pytest.mark.parametrize("flag", ["--restore-from-where", "--RESTORE_FROM_WHERE"])
+def test_both_spellings_of_restore_from_where(flag):
+    assert all(parse(stage, flag, "continue").restore_from_where == "continue" for stage in STAGES)
 
 
 def test_number_of_epochs_gives_the_steps(data, tmp_path, capsys):
@@ -209,7 +207,7 @@ BAD_FLAGS = [
     (["--input-size", "8"], ["--input-size", "at least 16"]),
     (["--seed", "-1"], ["--seed", "at least 0"]),
     (["--split"], ["--split", "expected one argument"]),
-    (["--rotation", "3"], ["--rotation", "--set rotation=VALUE"]),
+    (["--rotation", "3"], ["unknown argument --rotation"]),
     (["--set", "rotation"], ["--set rotation", "NAME=VALUE"]),
     (["--set", "rotatoin=3"], ["--set rotatoin=3"]),
     (["--set", "rotation=200"], ["rotation", "at most 180"]),
@@ -224,21 +222,9 @@ def test_bad_flags_end_in_one_line(capsys, argv, expected):
     assert all(words in line for words in expected), line
 
 
-@pytest.mark.parametrize("value", ["-0.1", "1.1", "some"])
-def test_a_bad_share_to_keep_ends_in_one_line(capsys, value):
-    assert "--keep" in message(capsys, 2, "--keep", value)
-
-
-@pytest.mark.parametrize("flag", OTHER_NAMES)
-def test_other_names_of_a_flag_end_in_one_line_with_the_flag_here(capsys, flag):
-    line = message(capsys, 2, flag, "1")
-    named = re.findall(r"--[a-z][\w-]*", line.split(": write", 1)[1])
-    assert f"unknown argument {flag}: " in line and named
-    assert all(name == "--set" or name == "--config" or name[2:].replace("-", "_") in TABLE for name in named)
-
-
 BAD_FILES = {
     "unknown key": ("lamda = 1", ["no setting 'lamda'", "did you mean lambda"]),
+    "key without a near one": ("qqqq = 1", ["no setting 'qqqq'"]),
     "key of the other stage": ("[stage1]\nkeep = 0.5", ["[stage1]", "'keep'"]),
     "unknown part": ("[stage3]\nkeep = 0.5", ["stage3"]),
     "text for a number": ('learning_rate = "fast"', ["learning_rate", "fast"]),
@@ -248,7 +234,7 @@ BAD_FILES = {
     "one number for two": ("scale = 1", ["scale", "1"]),
     "three numbers for two": ("scale = [1, 2, 3]", ["scale"]),
     "out of range": ("[stage2]\nkeep = 2", ["[stage2]", "keep", "at most 1"]),
-    "unknown choice": ('target_pixels = "some"', ["target_pixels", "all, oracle"]),
+    "unknown choice": ('target_pixels = "some"', ["target_pixels", "oracle"]),
     "unknown backbone": ('backbone = "resnet"', ["--backbone resnet", "vgg16"]),
     "table for a value": ("backbone = {a = 1}", ["backbone"]),
     "value for a table": ("stage1 = 3", ["stage1"]),
@@ -271,8 +257,3 @@ def test_a_bad_config_ends_in_one_line(capsys, tmp_path, stage, content, expecte
 def test_a_config_that_is_not_there_ends_in_one_line(capsys, tmp_path, name):
     line = message(capsys, 1, "--config", tmp_path / name)
     assert f"--config {tmp_path / name} can't be read" in line
-
-
-def test_the_quick_runs_of_the_tests_parse(data, tmp_path):
-    for stage in STAGES:
-        parse(stage, *arguments(data, tmp_path))

@@ -12,14 +12,13 @@ import difflib
 import math
 import os
 import re
-import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.distributed import is_main
+from dataset.splits import split_name
 from utils.errors import UserError
 
 
@@ -50,18 +49,6 @@ def class_names(text: str) -> list[str]:
 
 count, natural = number(int, 1), number(int, 0)
 fraction, weight, positive = number(float, 0.0, 1.0), number(float, 0.0), number(float, 0.0, exclusive=True)
-
-
-def split_name(text: str) -> int | str:
-    """A type for argparse: the paper's splits have a number, the others a name."""
-    return int(text) if text.isdecimal() else text
-
-
-def side(text: str) -> int:
-    """A type for argparse: the side of a square."""
-    if "," in text:
-        raise argparse.ArgumentTypeError(f"{text!r}: write one number, the side of the square")
-    return number(int, 16)(text)
 
 
 @dataclass(frozen=True)
@@ -96,7 +83,7 @@ SETTINGS: dict[str, list[Setting]] = {
         Setting("train_list", str, None, "training images: a list of ImageSets/Segmentation or a text file "
                 "(default: train_aug, else train)", "LIST"),
         Setting("evaluation_list", str, None, "evaluation images, likewise (default: val)", "LIST"),
-        Setting("input_size", side, 512, "side of a training image; memory and time grow with its square, "
+        Setting("input_size", number(int, 16), 512, "side of a training image; memory and time grow with its square, "
                 "256 is enough to try things out", "PIXELS"),
         Setting("resize", ("square", "crop"), "square", "square: the whole image, stretched, as published; crop: a "
                 "random part that keeps the aspect"),
@@ -197,30 +184,9 @@ ONLY_STAGE = {
 }  # fmt: skip
 """Settings that one stage alone has."""
 
-OTHER_NAMES = {
-    "--st-lambda": "write --self-training-weight for the weight of the loss (0.4; the published lambdaa), or --keep "
-    "for the share of pixels (0.6; the published st_lambda)",
-    "--recipe": "write --config configs/best_cpu.toml",
-    "--auxiliary-background": "write --background auxiliary",
-    "--teacher": "write --pseudo-labels episodes",
-    "--accumulate": "write --checkpoint-activations",
-    "--power": "write --set poly_power=0.9",
-    "--random-seed": "write --seed",
-    "--dataroot": "write --data-path",
-    "--data-dir": "write --data-path",
-    "--snapshot-dir": "write --output-dir",
-    "--save-pred-every": "write --save-every",
-    "--cpu": "write --device cpu",
-    "--gpu": "write --device cuda:N",
-    "--iter-size": "write a larger --batch-size, with --checkpoint-activations where memory runs out",
-    "--num-steps": "write --max-steps",
-    "--lambdaa": "write --lambda in stage 1, --self-training-weight in stage 2",
-}
-"""What does the work of flags of the published scripts, and of earlier versions of these."""
-
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, with the nearest flag for one that is misspelt.
+    """An argument parser whose errors are a `UserError`, with the nearest flag for one that is misspelt.
 
     Lines of `description` that begin with "python" are shown as examples at the end of the help.
     """
@@ -236,22 +202,12 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None):
         namespace, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            self.error(f"unknown argument {unknown[0]}: {self._advice(unknown[0].split('=')[0])}")
+            near = difflib.get_close_matches(unknown[0].split("=")[0], self._option_string_actions, n=1)
+            self.error(f"unknown argument {unknown[0]}: {f'did you mean {near[0]}?' if near else 'see --help'}")
         return namespace
 
-    def _advice(self, flag: str) -> str:
-        name = flag.strip("-").replace("-", "_")
-        if flag in OTHER_NAMES:
-            return OTHER_NAMES[flag]
-        if flag.startswith("--") and name in TABLE and "--set" in self._option_string_actions:
-            return f"write --set {name}=VALUE"
-        near = difflib.get_close_matches(flag, self._option_string_actions, n=1)
-        return f"did you mean {near[0]}?" if near else "see --help"
-
     def error(self, message: str):
-        if is_main():  # every process was given the same flags
-            print(f"error: {message}", file=sys.stderr)
-        raise SystemExit(2)
+        raise UserError(message)
 
 
 def add_settings(
@@ -302,51 +258,39 @@ def parse_settings(
     Returns:
         Every setting as an attribute (`lambda` as `lambda_`), and `other`, the same of the other stage.
     """
-    parser = _build_parser(stage, description, choices)
-    given = vars(parser.parse_args(argv))
+    given = vars(_build_parser(stage, description, choices).parse_args(argv))
     config, pairs = given.pop("config"), given.pop("set")
     if "unseen" in given and "split" in given:
-        parser.error("--unseen and --split exclude each other: give one of them")
-    try:
-        file = read_config(config) if config else {1: {}, 2: {}}
-        stages = {number: _merge(number, [file[number], _read_pairs(pairs), given]) for number in (1, 2)}
-    except UserError as error:
-        parser.error(str(error))
+        raise UserError("--unseen and --split exclude each other: give one of them")
+    stages = {}
+    for number, file in (read_config(config) if config else {1: {}, 2: {}}).items():
+        values = {_attribute(name): _default(TABLE[name], number) for name in _names(number)}
+        given_values = file | _read_pairs(pairs) | given
+        values |= {key: value for key, value in given_values.items() if key in values}  # not the other stage's
+        stages[number] = argparse.Namespace(**values)
     args = stages[stage]
     args.restore_from_where = args.restore_from_where or choices["restore_from_where"][0]
     for name, allowed in choices.items():
         value = getattr(args, name)
         if value not in allowed:
-            parser.error(f"--{name.replace('_', '-')} {value}: choose one of {', '.join(map(str, allowed))}")
+            raise UserError(f"--{name.replace('_', '-')} {value}: choose one of {', '.join(map(str, allowed))}")
     if args.scale[0] > args.scale[1]:
-        parser.error(f"scale {args.scale[0]} is above {args.scale[1]}: give the lower one first")
+        raise UserError(f"scale {args.scale[0]} is above {args.scale[1]}: give the lower one first")
     args.config, args.other = config, stages[3 - stage]
     return args
 
 
 def _build_parser(stage: int, description: str, choices: Mapping[str, Sequence]) -> Parser:
-    parser = Parser(description)
+    parser, names = Parser(description), _names(stage)
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings of both stages, such as "
                         "configs/best_cpu.toml; flags override them")  # fmt: skip
-    rare = ", ".join(s.name for s in TABLE.values() if not s.flag and s.name not in ONLY_STAGE[3 - stage])
+    rare = ", ".join(name for name in names if not TABLE[name].flag)
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
                         help=f"settings without a flag of their own: {rare}")  # fmt: skip
     for title, group in SETTINGS.items():
-        names = [setting.name for setting in group if setting.flag and setting.name not in ONLY_STAGE[3 - stage]]
-        add_settings(parser.add_argument_group(title), names, choices, stage, suppress=True)
+        flags = [setting.name for setting in group if setting.flag and setting.name in names]
+        add_settings(parser.add_argument_group(title), flags, choices, stage, suppress=True)
     return parser
-
-
-def _merge(stage: int, layers: Sequence[Mapping[str, Any]]) -> argparse.Namespace:
-    """The defaults of a stage, overridden by each of `layers` in turn; what the stage does not have is left out."""
-    values = {
-        _attribute(name): _default(setting, stage)
-        for name, setting in TABLE.items()
-        if name not in ONLY_STAGE[3 - stage]
-    }
-    for layer in layers:
-        values |= {key: value for key, value in layer.items() if key in values}
-    return argparse.Namespace(**values)
 
 
 def read_config(path: Path) -> dict[int, dict[str, Any]]:
@@ -355,54 +299,20 @@ def read_config(path: Path) -> dict[int, dict[str, Any]]:
     Raises:
         UserError: if the file is missing or no TOML, or a key or value is none of the table's.
     """
+    where = f"--config {path}"
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(
-            f"--config {path} can't be read ({error.strerror}): give a file like configs/paper.toml"
-        ) from error
+        raise UserError(f"{where} can't be read ({error.strerror}): give a file like configs/paper.toml") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path} is no TOML ({error}): see configs/paper.toml") from error
+        raise UserError(f"{where} is no TOML ({error}): see configs/paper.toml") from error
     parts = {number: content.pop(f"stage{number}", {}) for number in (1, 2)}
-    shared = _checked(content, f"--config {path}")
-    return {
-        number: {key: value for key, value in shared.items() if key.strip("_") not in ONLY_STAGE[3 - number]}
-        | _checked(part, f"--config {path}, [stage{number}]", ONLY_STAGE[3 - number])
-        for number, part in parts.items()
-    }
-
-
-def _checked(values: Any, where: str, excluded: Sequence[str] = ()) -> dict[str, Any]:
-    """Values of a TOML table as those that flags give. Raises `UserError`."""
-    if not isinstance(values, dict):
-        raise UserError(f"{where}: {values!r} is no table of settings")
-    checked = {}
-    for name, value in values.items():
-        setting = TABLE.get(name)
-        if setting is None or name in excluded:
-            near = difflib.get_close_matches(name, TABLE, n=1)
-            raise UserError(f"{where}: no setting {name!r} there" + (f": did you mean {near[0]}?" if near else ""))
-        many = setting.nargs is not None
-        if (setting.kind is bool) != isinstance(value, bool) or many != isinstance(value, list):
-            raise UserError(f"{where}: {name} = {value!r} is of another type than {_default(setting, 1)!r}")
-        if isinstance(setting.nargs, int) and len(value) != setting.nargs:
-            raise UserError(f"{where}: {name} = {value!r}: give {setting.nargs} values")
-        checked[_attribute(name)] = [_convert(setting, item, where) for item in value] if many else _convert(
-            setting, value, where)  # fmt: skip
-    return checked
-
-
-def _convert(setting: Setting, value: Any, where: str) -> Any:
-    if setting.kind is bool:
-        return value
-    if isinstance(setting.kind, tuple):
-        if value not in setting.kind:
-            raise UserError(f"{where}: {setting.name} = {value!r}: choose one of {', '.join(setting.kind)}")
-        return value
-    try:
-        return setting.kind(",".join(value) if isinstance(value, list) else str(value))
-    except (argparse.ArgumentTypeError, ValueError) as error:
-        raise UserError(f"{where}: {setting.name} = {error}") from error
+    shared = _read_values(content, where, list(TABLE))
+    for number, part in parts.items():
+        if not isinstance(part, dict):
+            raise UserError(f"{where}: stage{number} = {part!r} is no table of settings")
+        parts[number] = shared | _read_values(part, f"{where}, [stage{number}]", _names(number))
+    return parts
 
 
 def _read_pairs(pairs: Sequence[str]) -> dict[str, Any]:
@@ -410,15 +320,40 @@ def _read_pairs(pairs: Sequence[str]) -> dict[str, Any]:
     values = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
-        setting = TABLE.get(name)
-        if not equals or setting is None:
+        if not equals or name not in TABLE:
             raise UserError(f"--set {pair}: write NAME=VALUE with a name that --help lists")
-        if setting.kind is bool:
+        if TABLE[name].kind is bool:
             value: Any = {"true": True, "false": False}.get(text.lower(), text)
         else:
-            value = text.split(",") if setting.nargs is not None else text
-        values |= _checked({name: value}, f"--set {pair}")
+            value = text.split(",") if TABLE[name].nargs is not None else text
+        values |= _read_values({name: value}, f"--set {pair}", [name])
     return values
+
+
+def _read_values(values: Mapping[str, Any], where: str, names: Sequence[str]) -> dict[str, Any]:
+    """Values by the name of the setting as the flags of these names would give them. Raises `UserError`."""
+    read = {}
+    for name, value in values.items():
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            raise UserError(f"{where}: no setting {name!r} there" + (f": did you mean {near[0]}?" if near else ""))
+        flag = name.replace("_", "-")
+        parser = Parser()
+        add_settings(parser, [name], suppress=True)
+        if isinstance(value, bool):
+            argv = [f"--{flag}" if value else f"--no-{flag}"]
+        else:
+            argv = [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
+        try:
+            read |= vars(parser.parse_args(argv))
+        except UserError as error:
+            raise UserError(f"{where}: {name} = {value!r} can't be used ({error})") from error
+    return read
+
+
+def _names(stage: int) -> list[str]:
+    """The settings that a stage has."""
+    return [name for name in TABLE if name not in ONLY_STAGE[3 - stage]]
 
 
 def _attribute(name: str) -> str:
