@@ -78,7 +78,8 @@ def save_predictions(folder: Path, dataset: EvaluationDataset, batch: tuple, spl
         name = f"{dataset.ids[int(index)]}.png"
         prediction = split.to_mask(classes.cpu().numpy())
         save_index_png(prediction, folder / "masks" / name)
-        row = (image.permute(1, 2, 0).cpu().numpy(), split.to_mask(label.cpu().numpy()), prediction)
+        masks = {"label": split.to_mask(label.cpu().numpy()), "prediction": prediction}
+        row = image.permute(1, 2, 0).cpu().numpy(), masks
         save_image(contact_sheet([row], title=Path(name).stem, **split.drawing), folder / "overlays" / name)
 
 

@@ -125,7 +125,7 @@ def predict_image(predictor: Predictor, path: Path, name: str, args: argparse.Na
     shares = dict(sorted(shares.items(), key=lambda item: -item[1]))
     legend = {predictor.classes[n]: f"{n}{MARKS[predictor.kinds[n]]} {share:.1%}" for n, share in shares.items()}
     ignore = (0, VOID) if BACKGROUND in predictor.classes else (VOID,)
-    sheet = contact_sheet([(image, None, mask)], legend, name, ignore, sides=(320, 900))
+    sheet = contact_sheet([(image, {"prediction": mask})], legend, name, ignore, longest=900)
     save_image(sheet, args.output_dir / "overlays" / f"{name}.png")
     save_index_png(mask, args.output_dir / "masks" / f"{name}.png")
     if args.confidence:

@@ -23,7 +23,7 @@ from dataset.voc import evaluation_dataset
 from model.predictor import SHIPPED, load_segmenter
 from utils.errors import one_line_errors, write_text
 from utils.trainer import stage_folder
-from utils.visualize import RunSheets, contact_sheet, save_image
+from utils.visualize import contact_sheet, images_showing, prediction_rows, save_image
 
 CONFIG = "configs/demo.toml"
 PHOTOS = ROOT / "docs" / "photos"
@@ -77,13 +77,13 @@ def save_sheet(args: argparse.Namespace, path: Path) -> None:
     """Draws image, label and all predictions of the first seed: the first image that shows each unseen class."""
     rows = []
     for method in METHODS:
-        folder = run_folder(args, method, args.seeds[0])
-        model, split, _ = load_segmenter(folder / "latest.pth")
-        sheets = RunSheets(folder, evaluation_dataset(args.data_path, split), split)
-        found = sheets.rows(model, sheets.indices)
-        rows = rows or [(image, label, {}) for image, label, _ in found]
-        for (_, _, predictions), (_, _, mask) in zip(rows, found):
-            predictions[method] = mask
+        model, split, _ = load_segmenter(run_folder(args, method, args.seeds[0]) / "latest.pth")
+        dataset = evaluation_dataset(args.data_path, split)
+        unseen = images_showing(dataset, range(split.num_seen, len(split.names)))
+        found = prediction_rows(model, dataset, split, unseen)
+        rows = rows or [(image, {"label": masks["label"]}) for image, masks in found]
+        for (_, masks), (_, predicted) in zip(rows, found):
+            masks[method] = predicted["prediction"]
     save_image(contact_sheet(rows, **{**split.drawing, "fade": False}), path)
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 from PIL import Image
 
-from helpers import copy_of, evaluate, failure, read_log
+from helpers import evaluate, failure, read_log
 from utils import report
 from utils.metrics import HEADLINES
 
@@ -47,8 +47,7 @@ def write_run(folder, arguments=None, **changes):
 def cells(page):
     """The texts of all table rows."""
     rows = re.findall(r"<tr>(.*?)</tr>", page, re.DOTALL)
-    texts = ([re.sub(r"<.*?>", "", cell) for cell in re.findall(r"<t[hd]>(.*?)</t[hd]>", row)] for row in rows)
-    return [[html.unescape(text) for text in row] for row in texts]
+    return [[html.unescape(text) for text in re.findall(r"<t[hd]>(.*?)</t[hd]>", row)] for row in rows]
 
 
 def test_figures_are_those_of_the_last_evaluation(finished, both):
@@ -59,7 +58,7 @@ def test_figures_are_those_of_the_last_evaluation(finished, both):
 
 
 def test_page_is_one_file_that_opens_without_a_network(both):
-    assert both.count("data:image/svg+xml") == 5 + 2 and both.count("data:image/jpeg") == 12
+    assert both.count("data:image/svg+xml") == 1 + 1 + 2 and both.count("data:image/jpeg") == 12
     page = re.sub(r'"data:[^"]*"', '""', both)
     assert not re.search(r"https?:|<script|<link rel=\"style|@import|url\(|src=\"[^\"]", page)
     assert 'name="viewport"' in page and page.startswith("<!doctype html>")
@@ -67,22 +66,13 @@ def test_page_is_one_file_that_opens_without_a_network(both):
 
 def test_settings_that_differ_are_separate_from_the_same_ones(both):
     page, shared = both.split("The same in all runs")
-    assert ["--restore-from-where", "pretrained", "saved"] in cells(page) and ["--lambda", "0.2", "-"] in cells(page)
-    assert ["--learning-rate", "0.01"] in cells(shared) and not any("--learning-rate" in row for row in cells(page))
+    assert ["restore_from_where", "pretrained", "saved"] in cells(page) and ["lambda_", "0.2", "-"] in cells(page)
+    assert ["learning_rate", "0.01"] in cells(shared) and not any("learning_rate" in row for row in cells(page))
 
 
-def test_oracle_is_marked_and_the_best_figure_is_bold(tmp_path):
+def test_oracle_is_marked(tmp_path):
     runs = [write_run(tmp_path / "a", protocol="x ORACLE: y"), write_run(tmp_path / "b", protocol="-", hiou=0.75)]
-    page = make(runs, tmp_path / "r.html")
-    rows = [row[0] for row in cells(page)[1:3]]
-    assert rows[0].endswith(" oracle") and not rows[1].endswith(" oracle")
-    assert re.findall("<b>(.*?)</b>", page) == ["75.0"]
-
-
-def test_bars_show_each_class(tmp_path):
-    page = make([write_run(tmp_path / "a")], tmp_path / "r.html")
-    bars = re.findall(r"<div>([\w*]+)</div><div><div class=\"bar\"><i style=\"width:([\d.]+)%.*?</i>(.*?)</div>", page)
-    assert bars == [("cat", "75.0", "100.0"), ("dog", "18.8", "25.0"), ("cow*", "0.0", "-")]
+    assert [row[0].endswith(" (oracle)") for row in cells(make(runs, tmp_path / "r.html"))[1:3]] == [True, False]
 
 
 def test_worst_and_best_images_in_order(tmp_path):
@@ -90,42 +80,34 @@ def test_worst_and_best_images_in_order(tmp_path):
     (run / "images").mkdir()
     Image.new("RGB", (30, 20), "red").save(run / "images" / "worst.png")
     page = make([run], tmp_path / "r.html")
-    worst, best = page.split("Worst and best")[1].split("best</h3>")
-    found = [re.findall(r"<figcaption>(\w):", text) for text in (worst, best)]
-    assert found == [["b", "d"], ["a", "e"]] and page.count("data:image/png") == 1
+    found = re.findall(r"<figcaption>(\w+): (\w), mean IoU", page)
+    assert found == [("worst", "b"), ("worst", "d"), ("best", "a"), ("best", "e")]
+    assert page.count("data:image/png") == 1
 
 
 def test_names_are_never_read_as_html(tmp_path):
     name = '<b>"bold" & | co'
-    classes = {"seen": ["<i>cat", "$dog"], "per_class": {"<i>cat": 0.5, "$dog": 0.5, "cow": 0.5}}
+    classes = {"seen": ["<i>cat", "$dog$"], "per_class": {"<i>cat": 0.5, "$dog$": 0.5, "cow": 0.5}}
     runs = [write_run(tmp_path / name, **classes), write_run(tmp_path / "plain", arguments={"x": "<u>"})]
     page = make(runs, tmp_path / "r.html", "--title", "<em>title")
     assert not re.search(r'<b>"|<i>cat|<em>|<u>', page)
-    assert html.escape(name) in page and "&lt;i&gt;cat" in page and "&lt;em&gt;title" in page
+    assert html.escape(name) in page and "&lt;em&gt;title" in page
 
 
 def test_file_of_eval_is_a_run_too(finished, tmp_path):
     flags = ["--json", tmp_path / "result.json", "--save-dir", tmp_path / "images"]
     evaluate(finished.stage1 / "latest.pth", finished.data, *flags)
-    page = make([tmp_path / "result.json"], tmp_path / "r.html")
-    assert "image/png" in page and "aeroplane*" in page
+    assert make([tmp_path / "result.json"], tmp_path / "r.html").count("image/png") == 6
     written = json.loads((tmp_path / "result.json").read_text())
     kept = json.loads((finished.stage1 / "evaluation.json").read_text())
     assert all(written[key] == kept[key] for key in ("confusion", "per_image", "per_class", "hiou"))
-
-
-def test_log_that_was_interrupted_is_read_up_to_there(finished, tmp_path):
-    run = copy_of(finished.stage1, tmp_path / "run")
-    with (run / "log.jsonl").open("a") as file:
-        file.write('{"step": 9, "hio')
-    assert len(report.Run(run, "#000").log) == len(read_log(finished.stage1))
 
 
 BROKEN = [
     (lambda run: (run / "evaluation.json").unlink(), ["evaluation.json is missing", "has been evaluated"]),
     (lambda run: (run / "evaluation.json").write_text("{"), ["evaluation.json holds no JSON object"]),
     (lambda run: (run / "evaluation.json").write_text("[]"), ["no JSON object"]),
-    (lambda run: (run / "evaluation.json").write_text('{"seen": []}'), ["lacks"]),
+    (lambda run: (run / "evaluation.json").write_text('{"seen": []}'), ["lacks", "evaluate the run again"]),
     (lambda run: (run / "evaluation.json").write_text(json.dumps(result(confusion=[[1]]))), ["confusion matrix"]),
     (lambda run: (run / "args.json").unlink(), ["args.json is missing"]),
 ]
@@ -143,7 +125,6 @@ def test_broken_runs_are_refused_in_one_line(tmp_path, capsys, spoil, expected):
 def test_bad_flags_and_a_missing_package_are_one_line(tmp_path, capsys, monkeypatch):
     run = write_run(tmp_path / "a")
     assert "ends in .html" in failure(capsys, report.main, [run, "--output", tmp_path / "r.pdf"])
-    assert "given twice" in failure(capsys, report.main, [run, run, "--output", tmp_path / "r.html"])
     assert "did you mean --title" in failure(capsys, report.main, [run, "--titel", "x"])
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert "pip install matplotlib" in failure(capsys, report.main, [run, "--output", tmp_path / "r.html"])

@@ -10,7 +10,7 @@ from dataset.voc import evaluation_dataset
 from model.upsampling import PixelLogits
 from utils import visualize
 from utils.errors import UserError
-from utils.visualize import RunSheets, contact_sheet, images_showing, overlay, save_index_png
+from utils.visualize import contact_sheet, images_showing, overlay, prediction_rows, save_index_png
 
 NAMES = {7: "car", 8: "cat", 15: "person", 20: "tvmonitor"}
 CAR, CAT, PERSON, SCREEN = (128, 128, 128), (64, 0, 0), (192, 128, 128), (0, 64, 128)
@@ -105,22 +105,23 @@ def test_overlay_bleaches_pixels_that_are_not_evaluated():
     ],
 )
 def test_legend_shows_the_classes_that_occur(label, prediction, options, shown):
-    label = None if label is None else halves(300, 320, *label)
+    masks = {"prediction": halves(300, 320, *prediction)}
+    masks = masks if label is None else {"label": halves(300, 320, *label), **masks}
     options = {"names": NAMES, **options}
-    page = contact_sheet([(np.full((300, 320, 3), 250, np.uint8), label, halves(300, 320, *prediction))], **options)
+    page = contact_sheet([(np.full((300, 320, 3), 250, np.uint8), masks)], **options)
     assert swatches(page) == shown
-    assert page.width == 2 * visualize.MARGIN + (2 if label is None else 3) * (320 + visualize.GAP) - visualize.GAP
+    assert page.width == 2 * visualize.MARGIN + (1 + len(masks)) * (320 + visualize.GAP) - visualize.GAP
 
 
 def test_legend_wraps_into_rows():
-    mask = np.repeat(np.array([7, 8, 15, 20], np.uint8), 64)[None].repeat(256, axis=0)
-    narrow = contact_sheet([(noise(256, 256), None, mask)], dict.fromkeys(NAMES, "a long name " * 3))
-    assert narrow.height > contact_sheet([(noise(256, 256), None, mask)], NAMES).height + 40
+    row = noise(256, 256), {"prediction": np.repeat(np.array([7, 8, 15, 20], np.uint8), 64)[None].repeat(256, axis=0)}
+    narrow = contact_sheet([row], dict.fromkeys(NAMES, "a long name " * 3))
+    assert narrow.height > contact_sheet([row], NAMES).height + 40
 
 
 def test_sheet_has_a_column_a_method_and_a_row_an_image():
     label = halves(260, 260, 7, 8)
-    row = noise(260, 260), label, {"source only": label, "stage 1": label, "stage 2": halves(260, 260, 20, 8)}
+    row = noise(260, 260), {"label": label, "source only": label, "stage 1": label, "stage 2": halves(260, 260, 20, 8)}
     one, three = contact_sheet([row], NAMES), contact_sheet([row] * 3, NAMES)
     assert one.width == three.width == 2 * visualize.MARGIN + 5 * 260 + 4 * visualize.GAP
     assert three.height - one.height == 2 * (260 + visualize.GAP) and "screen" in swatches(one)
@@ -129,7 +130,8 @@ def test_sheet_has_a_column_a_method_and_a_row_an_image():
 
 @pytest.mark.parametrize("size, drawn", [((100, 128), (200, 256)), ((800, 1600), (256, 512)), ((260, 300), (260, 300))])
 def test_images_are_enlarged_by_a_whole_number_or_shrunk(size, drawn):
-    page = contact_sheet([(np.full((*size, 3), (7, 50, 200), np.uint8), None, np.zeros(size, np.uint8))], NAMES)
+    masks = {"prediction": np.zeros(size, np.uint8)}
+    page = contact_sheet([(np.full((*size, 3), (7, 50, 200), np.uint8), masks)], NAMES)
     left = np.asarray(page)[:, : page.width // 2]
     rows, columns = np.where((left == (7, 50, 200)).all(2))
     assert (rows.max() - rows.min() + 1, columns.max() - columns.min() + 1) == drawn
@@ -137,7 +139,7 @@ def test_images_are_enlarged_by_a_whole_number_or_shrunk(size, drawn):
 
 def test_images_of_different_sizes_do_not_cover_each_other():
     sizes = {RED: (300, 400), BLUE: (400, 300)}
-    rows = [(np.full((*size, 3), colour, np.uint8), halves(*size, 7, 8), halves(*size, 7, 7))
+    rows = [(np.full((*size, 3), colour, np.uint8), {"prediction": halves(*size, 7, 7)})
             for colour, size in sizes.items()]  # fmt: skip
     page = np.asarray(contact_sheet(rows, NAMES, title="two sizes"))
     first, second = (np.argwhere((page == colour).all(2)) for colour in sizes)
@@ -149,8 +151,7 @@ def test_images_of_different_sizes_do_not_cover_each_other():
 def test_images_one_pixel_wide(size):
     mask = np.full(size, 7, dtype=np.uint8)
     assert overlay(noise(*size), mask).shape == (*size, 3)
-    predictions = {"a very long heading, which does not fit" * 3: mask}
-    page = contact_sheet([(noise(*size), mask, predictions)], NAMES, title="x" * 300)
+    page = contact_sheet([(noise(*size), {"label": mask, "prediction": mask})], NAMES, title="x" * 300)
     assert page.width >= 3 * 256 and page.height < 800
 
 
@@ -165,14 +166,15 @@ def test_images_that_show_the_unseen_classes_are_found(data):
     assert set().union(*shown) == set(unseen) and len(chosen) <= len(unseen) and all(shown)
 
 
-def test_rows_hold_image_label_and_prediction(data, tmp_path):
+def test_rows_hold_image_label_and_prediction(data):
     class Constant(torch.nn.Conv2d):
         def pixel_logits(self, image):
             assert not self.training
             return PixelLogits(torch.eye(len(SPLIT.names))[3].view(1, -1, 1, 1), *image.shape[-2:])
 
     dataset, model = evaluation_dataset(data, SPLIT), Constant(1, 1, 1)
-    (shown, mask, prediction), _ = RunSheets(tmp_path, dataset, SPLIT).rows(model, [2, 0])
+    (shown, masks), _ = prediction_rows(model, dataset, SPLIT, [2, 0])
     image, label, _ = dataset[2]
     assert model.training and (shown == image.permute(1, 2, 0).numpy()).all()
-    assert (mask == SPLIT.to_mask(label.numpy())).all() and (prediction == SPLIT.mask_values[3]).all()
+    assert (masks["label"] == SPLIT.to_mask(label.numpy())).all()
+    assert (masks["prediction"] == SPLIT.mask_values[3]).all()

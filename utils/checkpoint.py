@@ -36,10 +36,47 @@ SAME_SCHEDULE = ("head_factor", "optimizer", "momentum", "weight_decay", "poly_p
 """Settings that a run that continues can't change: they are part of the state of its optimiser and schedule."""
 
 FORMAT = 3
-KEYS = (
-    "stage", "step", "model", "optimizer", "scheduler", "scaler", "best", "selection", "settings", "pseudo_labeler",
-    "metadata",
-)  # fmt: skip
+
+
+def _is_weights(value: Any) -> bool:
+    """Names to plain tensors that have all their numbers: an expanded one claims more than the file holds."""
+    return isinstance(value, dict) and all(
+        isinstance(name, str)
+        and type(tensor) is torch.Tensor
+        and tensor.layout == torch.strided
+        and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
+        for name, tensor in value.items()
+    )
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (str, bool, int, float))
+
+
+def _is_flat(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(k, str) and _is_plain(v) for k, v in value.items())
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+KEYS = {
+    "stage": lambda value: type(value) is int,
+    "step": lambda value: type(value) is int and value >= 0,
+    "model": _is_weights,
+    "optimizer": lambda value: isinstance(value, dict) and {"state", "param_groups"} <= set(value),
+    "scheduler": lambda value: isinstance(value, dict),
+    "scaler": lambda value: isinstance(value, dict) and all(map(_is_number, value.values())),
+    "best": lambda value: value is None or _is_number(value),
+    "selection": lambda value: isinstance(value, str),
+    "pseudo_labeler": _is_weights,
+    "settings": _is_flat,
+    "metadata": _is_flat,
+}
+"""The keys of a checkpoint, and what each must hold; looked at before anything is made of it."""
 
 
 def save_checkpoint(path: Path, **content: Any) -> None:
@@ -49,7 +86,7 @@ def save_checkpoint(path: Path, **content: Any) -> None:
         UserError: if the disk does not take it; what stood at `path` before is whole.
     """
     if set(content) != set(KEYS):
-        raise ValueError(f"a checkpoint holds {KEYS}, not {tuple(content)}")
+        raise ValueError(f"a checkpoint holds {tuple(KEYS)}, not {tuple(content)}")
     try:
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             torch.save({"format": FORMAT, **content}, file)
@@ -90,51 +127,10 @@ def load_checkpoint(path: Path, hint: str = "") -> dict[str, Any]:
         )
     if not set(KEYS) <= set(checkpoint):
         raise UserError(foreign)
-    wrong = next((key for key, valid in _VALID.items() if not valid(checkpoint[key])), None)
+    wrong = next((key for key, is_valid in KEYS.items() if not is_valid(checkpoint[key])), None)
     if wrong is not None:
         raise UserError(f"{path} is not a checkpoint of this project ({wrong} is not right): give another one")
     return checkpoint
-
-
-def _is_weights(value: Any) -> bool:
-    """Names to plain tensors that have all their numbers: an expanded one claims more than the file holds."""
-    return isinstance(value, dict) and all(
-        isinstance(name, str)
-        and type(tensor) is torch.Tensor
-        and tensor.layout == torch.strided
-        and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
-        for name, tensor in value.items()
-    )
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, (str, bool, int, float))
-
-
-def _is_flat(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(k, str) and _is_plain(v) for k, v in value.items())
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-_VALID = {
-    "stage": lambda value: type(value) is int,
-    "step": lambda value: type(value) is int and value >= 0,
-    "model": _is_weights,
-    "optimizer": lambda value: isinstance(value, dict) and {"state", "param_groups"} <= set(value),
-    "scheduler": lambda value: isinstance(value, dict),
-    "scaler": lambda value: isinstance(value, dict) and all(map(_is_number, value.values())),
-    "best": lambda value: value is None or _is_number(value),
-    "selection": lambda value: isinstance(value, str),
-    "pseudo_labeler": _is_weights,
-    "settings": _is_flat,
-    "metadata": _is_flat,
-}
-"""What each key must hold; looked at before anything is made of it."""
 
 
 def check_settings(path: Path, saved: dict[str, Any], wanted: dict[str, Any], flags: Iterable[str]) -> None:
@@ -152,44 +148,33 @@ def check_settings(path: Path, saved: dict[str, Any], wanted: dict[str, Any], fl
     for key in flags:
         if saved.get(key) != wanted[key]:
             flag = "--" + key.replace("_", "-")
-            raise UserError(
-                f"{path} was made with {flag} {_shown(saved.get(key))}, not {_shown(wanted[key])}: "
-                f"give the same {flag}, or another checkpoint"
+            was, now = (
+                " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+                for value in (saved.get(key), wanted[key])
             )
-
-
-def _shown(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+            raise UserError(
+                f"{path} was made with {flag} {was}, not {now}: give the same {flag}, or another checkpoint"
+            )
 
 
 def load_model(model: torch.nn.Module, checkpoint: dict[str, Any], path: Path, key: str = "model") -> None:
     """Puts the checkpoint's weights, those under `key`, into `model`.
 
     Raises:
-        UserError: if they do not fit, see `check_weights`; the model is as before.
+        UserError: for the first name, shape or type that is not the model's; the model is as before.
     """
-    check_weights(path, checkpoint[key], model)
-    model.load_state_dict(checkpoint[key])
-
-
-def check_weights(path: Path, weights: dict[str, torch.Tensor], model: torch.nn.Module) -> None:
-    """Refuses weights whose names, shapes or types are not the model's, which may be on the meta device.
-
-    Raises:
-        UserError: for the first that differs.
-    """
-    wanted, reason = model.state_dict(), ""
-    if not _is_weights(weights) or (strange := weights.keys() ^ wanted.keys()):
-        reason = f"other names, such as {min(strange)}" if _is_weights(weights) else "no weights"
-    for name in wanted if not reason else ():
-        kinds = [
-            f"{tuple(tensor.shape)} {tensor.dtype}".replace("torch.", "") for tensor in (weights[name], wanted[name])
-        ]
-        if kinds[0] != kinds[1]:
-            reason = f"{name} is {kinds[0]} instead of {kinds[1]}"
-            break
+    weights, wanted = checkpoint[key], model.state_dict()
+    if strange := weights.keys() ^ wanted.keys():
+        reason = f"other names, such as {min(strange)}"
+    else:
+        kinds = {
+            name: [f"{tuple(t.shape)} {t.dtype}".replace("torch.", "") for t in (weights[name], tensor)]
+            for name, tensor in wanted.items()
+        }
+        reason = next((f"{name} is {a} instead of {b}" for name, (a, b) in kinds.items() if a != b), "")
     if reason:
         raise UserError(f"{path} does not fit the network ({reason}): give a checkpoint of the same network")
+    model.load_state_dict(weights)
 
 
 def load_schedule(optimizer: torch.optim.Optimizer, scheduler: Any, checkpoint: dict[str, Any], path: Path) -> None:
@@ -200,15 +185,20 @@ def load_schedule(optimizer: torch.optim.Optimizer, scheduler: Any, checkpoint: 
     """
     saved, groups = checkpoint["optimizer"], optimizer.state_dict()["param_groups"]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    kept = {torch.optim.SGD: {"momentum_buffer"}, torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}}
     fits = (
-        _is_alike(
-            [{**group, "fused": None} for group in saved["param_groups"]],
-            [{**group, "fused": None} for group in groups],
-        )
-        and isinstance(saved["state"], dict)
-        and all(_is_state(state, index, parameters, optimizer) for index, state in saved["state"].items())
+        _is_alike(*([{**group, "fused": None} for group in some] for some in (saved["param_groups"], groups)))
         and _is_alike(checkpoint["scheduler"], scheduler.state_dict())
         and checkpoint["scheduler"].get("last_epoch") == checkpoint["step"]
+        and isinstance(saved["state"], dict)
+        and all(
+            type(index) is int
+            and index in range(len(parameters))
+            and _is_weights(state)
+            and set(state) in (set(), kept[type(optimizer)])
+            and all(tensor.shape in (parameters[index].shape, ()) for tensor in state.values())
+            for index, state in saved["state"].items()
+        )
     )
     if not fits:
         raise UserError(f"{path} does not fit the optimiser: give the same --freeze-backbone and --optimizer")
@@ -230,19 +220,6 @@ def load_scaler(scaler: torch.amp.GradScaler, checkpoint: dict[str, Any], path: 
     if saved.keys() != fresh.keys() or saved["scale"] <= 0:
         raise UserError(f"{path} does not fit --amp fp16: give the --amp that it was made with")
     scaler.load_state_dict(saved)
-
-
-_STATE = {torch.optim.SGD: {"momentum_buffer"}, torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}}
-"""What the optimisers keep of each parameter, once they keep anything."""
-
-
-def _is_state(state: Any, index: Any, parameters: list[torch.Tensor], optimizer: torch.optim.Optimizer) -> bool:
-    if not isinstance(index, int) or not 0 <= index < len(parameters) or not _is_weights(state):
-        return False
-    shapes = (parameters[index].shape, torch.Size())
-    return set(state) in (set(), _STATE[type(optimizer)]) and all(
-        tensor.shape == shapes[name == "step"] and tensor.dtype == torch.float32 for name, tensor in state.items()
-    )
 
 
 def _is_alike(saved: Any, fresh: Any) -> bool:

@@ -231,6 +231,13 @@ def harmonic_mean(seen: float, unseen: float) -> float:
     return 0.0 if seen + unseen == 0 else 2 * seen * unseen / (seen + unseen)
 
 
+def extremes(per_image: Mapping[str, Sequence], number: int = 3) -> dict[str, list[str]]:
+    """The images with the worst and with the best mean IoU, {"worst": names, "best": names}, the extreme first."""
+    scored = sorted((iou, name) for name, (iou, _) in per_image.items() if iou is not None)
+    number = min(number, len(scored) // 2)
+    return {"worst": [name for _, name in scored[:number]], "best": [name for _, name in scored[::-1][:number]]}
+
+
 def as_json(result):
     """The same dict (or list, or number) with None for NaN, which JSON does not have."""
     if isinstance(result, dict):

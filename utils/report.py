@@ -9,59 +9,47 @@ opens without a network. Its charts need matplotlib (pip install matplotlib).
 
 import base64
 import io
-import itertools
 import json
 import sys
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from string import Template
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from utils.config import Parser
 from utils.errors import UserError, one_line_errors, write_text
-from utils.metrics import HEADLINES, format_rows, percent
+from utils.logging import read_log
+from utils.metrics import HEADLINES, extremes, format_rows, percent
 
 PAGE = Path(__file__).with_suffix(".html")
-COLOURS = ("#2563a8", "#c2561a", "#2e7d4f", "#8b3fa0", "#b08900", "#c2316b", "#4c5a67", "#0f8a9d")
-CURVES = HEADLINES[:5]
-NUM_EXTREMES = 3  # worst and best images that are shown, of each
 NEEDED = {"seen", "unseen", "confusion", "per_image", "per_class", *(key for _, key in HEADLINES)}
 
 
-class Run:
-    """A run on the page, from its folder or a file of `eval.py --json`.
+def read_run(path: Path) -> SimpleNamespace:
+    """A run's `name`, `folder`, last `result`, `log` of evaluations, `classes`, and `facts` {name: text}.
 
     Raises:
         UserError: where a file is missing or not complete.
     """
-
-    def __init__(self, path: Path, colour: str):
-        is_folder = path.is_dir()
-        self.name, self.colour, self.folder = str(path), colour, path if is_folder else path.parent
-        self.label = f'<span class="run" style="background:{colour}"></span>{escape(self.name)}'
-        self.last = read_json(path / "evaluation.json" if is_folder else path)
-        if not set(self.last) >= NEEDED:
-            raise UserError(f"{path} lacks {min(NEEDED - set(self.last))}: evaluate the run again")
-        self.classes = [*self.last["seen"], *(f"{unseen}*" for unseen in self.last["unseen"])]
-        if np.shape(self.last["confusion"]) != (len(self.classes), len(self.classes)):
-            raise UserError(f"{path} lacks a confusion matrix of its classes: evaluate the run again")
-        self.log = read_log(path / "log.jsonl") if is_folder else []  # the figures of all evaluations
-        arguments = read_json(path / "args.json") if is_folder else {}
-        facts = {key: self.last.get(key) for key in ("stage", "selection", "protocol")}
-        facts |= {f"--{key.strip('_').replace('_', '-')}": v for key, v in arguments.get("arguments", {}).items()}
-        facts |= {"commit": arguments.get("commit"), **arguments.get("versions", {})}
-        self.metadata = {
-            key: " ".join(map(str, value)) if isinstance(value, list) else str(value)
-            for key, value in facts.items()
-            if value is not None
-        }
+    is_folder = path.is_dir()
+    result = _read_json(path / "evaluation.json" if is_folder else path)
+    kept = _read_json(path / "args.json") if is_folder else {}
+    classes = [*result.get("seen", ()), *(f"{name}*" for name in result.get("unseen", ()))]
+    if not set(result) >= NEEDED or np.shape(result["confusion"]) != (len(classes), len(classes)):
+        raise UserError(f"{path} lacks figures or the confusion matrix of its classes: evaluate the run again")
+    facts = {key: result.get(key) for key in ("step", "selection", "protocol")} | kept.get("arguments", {})
+    facts |= {"commit": kept.get("commit"), **kept.get("versions", {})}
+    return SimpleNamespace(
+        name=str(path), folder=path if is_folder else path.parent, result=result, classes=classes,
+        log=read_log(path) if is_folder else [], facts={k: str(v) for k, v in facts.items() if v is not None},
+    )  # fmt: skip
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises `UserError` if the file is missing or holds something else."""
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -72,54 +60,10 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log, without a last one that is cut off."""
-    entries = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            entries.append(json.loads(line))
-        except ValueError:
-            break
-    return entries
-
-
-def figures_table(runs: Sequence[Run]) -> str:
-    """The headlines of each run, the best ones bold."""
-    known = {key: {run.last[key] for run in runs} - {None} for _, key in HEADLINES}
-    best = {key: (min if key == "bias" else max)(values) for key, values in known.items() if len(values) > 1}
-    rows = [["run", "step", *(title for title, _ in HEADLINES)]]
-    for run in runs:
-        oracle = ' <span class="oracle">oracle</span>' if "ORACLE" in run.metadata.get("protocol", "") else ""
-        bold = {key: "<b>{}</b>" if run.last[key] == best.get(key, -1) else "{}" for _, key in HEADLINES}
-        figures = [bold[key].format(percent(run.last[key])) for _, key in HEADLINES]
-        rows.append([run.label + oracle, str(run.last.get("step", "-")), *figures])
-    return table(rows)
-
-
-def table(rows: Sequence[Sequence[str]], kind: str = "") -> str:
-    """HTML cells as a table; the first row is its head. It scrolls where the screen is narrow."""
-    head, *body = ["<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>\n" for row in rows]
-    content = f"<thead>{head.replace('td>', 'th>')}</thead><tbody>{''.join(body)}</tbody>"
-    return f'<div class="wide"><table class="{kind}">{content}</table></div>'
-
-
-def new_chart(width: float, height: float) -> tuple[Any, Any]:
-    """A matplotlib figure of so many inches and its axes. Raises `UserError` if matplotlib is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError("the report's charts need matplotlib: pip install matplotlib") from error
-    figure = Figure((width, height), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def chart_image(figure: Any, text: str) -> str:
-    """A matplotlib figure as an <img> that carries it as SVG."""
-    file = io.BytesIO()
-    figure.savefig(file, format="svg")
-    return image_tag(file.getvalue(), "svg+xml", text)
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Texts as an HTML table; the first row is its head."""
+    head, *body = ["<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>\n" for row in rows]
+    return f"<table><thead>{head.replace('td>', 'th>')}</thead><tbody>{''.join(body)}</tbody></table>"
 
 
 def image_tag(content: bytes, kind: str, text: str) -> str:
@@ -127,94 +71,115 @@ def image_tag(content: bytes, kind: str, text: str) -> str:
     return f'<img alt="{escape(text)}" src="data:image/{kind};base64,{base64.b64encode(content).decode()}">'
 
 
-def curves(runs: Sequence[Run]) -> str:
-    """A chart for each figure in percent over the steps, a line a run."""
-    if all(len(run.log) < 2 for run in runs):
-        return ""
-    charts = ""
-    for title, key in CURVES:
-        figure, axes = new_chart(3.6, 2.4)
-        for run in runs:
-            points = [(entry["step"], 100 * entry[key]) for entry in run.log if entry.get(key) is not None]
-            axes.plot([step for step, _ in points], [y for _, y in points], "o-", color=run.colour, markersize=3)
-        axes.set(title=f"{title}, %", xlabel="step", ylim=(0, None))
-        axes.grid(axis="y", color="#e4e4e4")
-        charts += chart_image(figure, f"{title} over the steps")
-    return f'<div class="grid">{charts}</div>'
+def chart(text: str, width: float, height: float, draw, columns: int = 1) -> str:
+    """What `draw` makes of so many axes of a matplotlib figure, in inches, as an image. Raises `UserError`."""
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError("the report's charts need matplotlib: pip install matplotlib") from error
+    with matplotlib.rc_context({"text.parse_math": False, "axes.spines.top": False, "axes.spines.right": False}):
+        figure, file = Figure((width, height), layout="constrained"), io.BytesIO()
+        draw(figure.subplots(1, columns))
+        figure.savefig(file, format="svg")
+    return image_tag(file.getvalue(), "svg+xml", text)
 
 
-def class_bars(runs: Sequence[Run]) -> str:
-    """A bar a run for each class, in the order of the first run's classes; classes of other runs follow."""
-    values = [(run.colour, dict(zip(run.classes, run.last["per_class"].values()))) for run in runs]
-    rows = ""
-    for name in dict.fromkeys(name for run in runs for name in run.classes):
-        bars = ""
-        for colour, iou in values:
-            width = f"width:{75 * (iou.get(name) or 0):.1f}%"
-            bar = f'<div class="bar"><i style="{width};background:{colour}"></i>{percent(iou.get(name))}</div>'
-            bars += bar if name in iou else ""
-        rows += f"<div>{escape(name)}</div><div>{bars}</div>"
-    return f'<div class="bars">{rows}</div>'
-
-
-def confusions(runs: Sequence[Run]) -> str:
-    """The confusion matrix of each run, each row the shares of a class's pixels."""
-    charts = ""
+def figures_table(runs: Sequence[SimpleNamespace]) -> str:
+    """The headlines of each run in percent."""
+    rows = [["run", "step", *(title for title, _ in HEADLINES)]]
     for run in runs:
-        counts, ticks = np.asarray(run.last["confusion"], np.float64), range(len(run.classes))
+        name = run.name + " (oracle)" * ("ORACLE" in run.facts.get("protocol", ""))
+        rows.append([name, run.facts.get("step", "-"), *(percent(run.result[key]) for _, key in HEADLINES)])
+    return table(rows)
+
+
+def curves(runs: Sequence[SimpleNamespace]) -> str:
+    """The first five figures over the steps, a line a run."""
+
+    def draw(all_axes) -> None:
+        for axes, (title, key) in zip(all_axes, HEADLINES):
+            for run in runs:
+                points = [(entry["step"], 100 * entry[key]) for entry in run.log if entry.get(key) is not None]
+                axes.plot(*zip(*points or [(0, np.nan)]), "o-", markersize=3, label=run.name)
+            axes.set(title=f"{title}, %", xlabel="step", ylim=(0, None))
+        all_axes[0].figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower left", frameon=False)
+
+    several = any(len(run.log) > 1 for run in runs)
+    return chart("figures over the steps", 14, 2.6 + 0.25 * len(runs), draw, columns=5) if several else ""
+
+
+def class_bars(runs: Sequence[SimpleNamespace]) -> str:
+    """A bar a run for each class, in the order of the first run's classes; classes of other runs follow."""
+    names = list(dict.fromkeys(name for run in runs for name in run.classes))
+
+    def draw(axes) -> None:
+        for number, run in enumerate(runs):
+            iou = dict(zip(run.classes, run.result["per_class"].values()))
+            values = [iou.get(name) for name in names]
+            places = np.arange(len(names)) + (number - (len(runs) - 1) / 2) * 0.8 / len(runs)
+            bars = axes.barh(places, [100 * (value or 0) for value in values], 0.8 / len(runs), label=run.name)
+            axes.bar_label(bars, [percent(value) for value in values], padding=3, fontsize=7)
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
+
+    return chart("IoU of each class", 10, 1 + len(names) * (0.12 + 0.15 * len(runs)), draw)
+
+
+def confusion(run: SimpleNamespace) -> str:
+    """The confusion matrix, each row the shares of a class's pixels."""
+
+    def draw(axes) -> None:
+        counts, ticks = np.asarray(run.result["confusion"], np.float64), range(len(run.classes))
         share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-        figure, axes = new_chart(6, 6)
         axes.imshow(np.sqrt(share), cmap="Blues", vmin=0, vmax=1)  # the square root shows small confusions
         axes.set_xticks(ticks, run.classes, rotation=90, fontsize=min(9, 250 / len(ticks)))
         axes.set_yticks(ticks, run.classes, fontsize=min(9, 250 / len(ticks)))
         for line in (axes.axhline, axes.axvline):
-            line(len(run.last["seen"]) - 0.5, color="#888", linewidth=0.8)
-        charts += f"<div><h3>{run.label}</h3>{chart_image(figure, f'confusion matrix of {run.name}')}</div>"
-    return f'<div class="grid large">{charts}</div>'
+            line(len(run.result["seen"]) - 0.5, color="#888", linewidth=0.8)
+
+    return f"<figure>{chart('confusion matrix', 6, 6, draw)}<figcaption>{escape(run.name)}</figcaption></figure>"
 
 
-def extreme_images(run: Run) -> str:
+def extreme_images(run: SimpleNamespace) -> str:
     """The images with the lowest and the highest mean IoU, as far as they were drawn, and their figures."""
-    scored = sorted((iou, name, accuracy) for name, (iou, accuracy) in run.last["per_image"].items() if iou is not None)
-    count, content = min(NUM_EXTREMES, len(scored) // 2), ""
-    for kind, chosen in (("worst", scored[:count]), ("best", scored[len(scored) - count :][::-1])):
-        figures = ""
-        for iou, name, accuracy in chosen:
-            text = f"{escape(name)}: mean IoU {percent(iou)} %, {percent(accuracy)} % of the pixels right"
-            drawn = run.folder / run.last.get("drawn", {}).get(name, "")
+    content = ""
+    for kind, names in extremes(run.result["per_image"]).items():
+        for name in names:
+            iou, accuracy = map(percent, run.result["per_image"][name])
+            drawn = run.folder / run.result.get("drawn", {}).get(name, "")
             kind_of_file = drawn.suffix[1:].replace("jpg", "jpeg")
             image = image_tag(drawn.read_bytes(), kind_of_file, name) if drawn.is_file() else ""
-            figures += f"<figure>{image}<figcaption>{text}</figcaption></figure>"
-        content += f'<h3>{run.label}: {kind}</h3><div class="grid large">{figures}</div>'
-    return content
+            text = f"{kind}: {name}, mean IoU {iou} %, {accuracy} % of the pixels right"
+            content += f"<figure>{image}<figcaption>{escape(text)}</figcaption></figure>"
+    return f'<h3>{escape(run.name)}</h3><div class="grid">{content}</div>'
 
 
-def metadata_tables(runs: Sequence[Run]) -> str:
-    """Flags, versions and commit: those that differ, and those that all runs share, folded."""
-    names = dict.fromkeys(name for run in runs for name in run.metadata)
-    rows = [[name, *(run.metadata.get(name, "-") for run in runs)] for name in names]
-    differing = [list(map(escape, row)) for row in rows if len(set(row[1:])) > 1]
-    shared = [list(map(escape, row[:2])) for row in rows if len(set(row[1:])) == 1]
-    content = table([["", *(run.label for run in runs)], *differing], "words") if differing else ""
-    opened, same = " open" if len(runs) == 1 else "", table([["", "value"], *shared], "words")
-    return content + f"<details{opened}><summary>The same in all runs</summary>{same}</details>"
+def facts_tables(runs: Sequence[SimpleNamespace]) -> str:
+    """Settings, versions and commit: those that differ, and those that all runs share, folded."""
+    names = dict.fromkeys(name for run in runs for name in run.facts)
+    rows = [[name, *(run.facts.get(name, "-") for run in runs)] for name in names]
+    differing = [["", *(run.name for run in runs)], *(row for row in rows if len(set(row[1:])) > 1)]
+    shared = [["", "value"], *(row[:2] for row in rows if len(set(row[1:])) == 1)]
+    return f"{table(differing)}<details><summary>The same in all runs</summary>{table(shared)}</details>"
 
 
-def page(runs: Sequence[Run], title: str) -> str:
+def page(runs: Sequence[SimpleNamespace], title: str) -> str:
     """The whole HTML file: sections with a heading, their content, and a note on how to read it."""
     sections = [
         ("Figures", figures_table(runs), "Percent. seen, unseen: mean IoU where all classes compete; hIoU: their "
          "harmonic mean; ZSL: unseen pixels, unseen classes alone; bias: share of unseen pixels given a seen class, "
          "where less is better."),
-        ("During training", curves(runs), " &emsp; ".join(run.label for run in runs)),
+        ("During training", curves(runs), ""),
         ("IoU of each class", class_bars(runs), 'Percent; * unseen class; "-": neither labelled nor predicted.'),
-        ("Confusion", confusions(runs), "Rows: labelled classes. Columns: predicted classes, dark for many pixels "
-         "(square root of the share)."),
+        ("Confusion", f'<div class="grid">{"".join(map(confusion, runs))}</div>', "Rows: labelled classes. Columns: "
+         "predicted classes, dark for many pixels (square root of the share)."),
         ("Worst and best images", "".join(map(extreme_images, runs)), ""),
-        ("What differs", metadata_tables(runs), ""),
+        ("What differs", facts_tables(runs), ""),
     ]  # fmt: skip
     body = "\n".join(
-        f'<section><h2>{heading}</h2>{content}<p class="muted">{note}</p></section>'
+        f'<section><h2>{heading}</h2><div class="wide">{content}</div><p class="muted">{note}</p></section>'
         for heading, content, note in sections
         if content
     )
@@ -230,11 +195,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.output.suffix not in (".html", ".htm"):
         parser.error(f"--output {args.output}: give a name that ends in .html")
-    if len(set(map(Path.resolve, args.runs))) < len(args.runs):
-        parser.error("a run is given twice: give each once")
-    runs = [Run(path, colour) for path, colour in zip(args.runs, itertools.cycle(COLOURS))]
+    runs = [read_run(path) for path in dict.fromkeys(args.runs)]
     write_text(args.output, page(runs, args.title))
-    print(format_rows({run.name: run.last for run in runs}))
+    print(format_rows({run.name: run.result for run in runs}))
     print(args.output)
     return 0
 

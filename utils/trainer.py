@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from dataset.voc import check_datasets, choose_split, evaluation_dataset, traini
 from embeddings import load_class_embeddings
 from model.backbone import WITH_CLASSIFIER, build_backbone
 from model.segmenter import Segmenter
-from utils import distributed
+from utils import distributed, metrics
 from utils.checkpoint import (
     SAME_NETWORK,
     SAME_RUN,
@@ -48,17 +48,6 @@ from utils.checkpoint import (
 from utils.distributed import choose_amp, choose_device, keep_freed_memory
 from utils.errors import UserError, check_writable, write_text
 from utils.logging import LossMeter, append_log, json_lines, open_run_folder, peak_memory, progress, read_log
-from utils.metrics import (
-    DETAILS,
-    HEADLINES,
-    ZeroShotMetrics,
-    as_json,
-    evaluate,
-    format_table,
-    images_at_once,
-    percent,
-    predictions,
-)
 
 DRY_RUN_STEPS = 4
 """Steps, and evaluation batches, of --dry-run; the first of them warms up and is not timed."""
@@ -79,12 +68,6 @@ NO_SCALER = torch.amp.GradScaler("cuda", enabled=False)
 def stage_folder(output_dir: Path, split: str, stage: int) -> Path:
     """Where a stage keeps its run below `--output-dir`."""
     return output_dir / f"split{split}" / f"stage{stage}"
-
-
-def count_steps(num_images: int, batch_size: int, num_epochs: int, max_steps: int | None) -> int:
-    """Optimiser steps of a run: `num_epochs` passes over the images, but at most `max_steps`."""
-    steps = -(-num_epochs * num_images // batch_size)
-    return steps if max_steps is None else min(steps, max_steps)
 
 
 def build_optimizer(groups: list[dict], args: argparse.Namespace) -> torch.optim.Optimizer:
@@ -169,15 +152,11 @@ class Trainer:
     def _check_stage2(self) -> None:
         """Refuses, in stage 1 too, what stage 2 can't run. Raises `UserError`."""
         args = self.args if self.stage == 2 else self.args.other
-        if args.imagenet_names and (args.pseudo_labels == "network" or self.args.backbone_weights == "none"):
+        usable = args.pseudo_labels == "episodes" and self.args.backbone_weights != "none"
+        if args.imagenet_names and not (usable and self.args.backbone in WITH_CLASSIFIER):
             raise UserError(
-                "imagenet_names needs --pseudo-labels episodes and a backbone with ImageNet weights: give those, or "
-                "add --set imagenet_names=false"
-            )
-        if args.imagenet_names and self.args.backbone not in WITH_CLASSIFIER:
-            raise UserError(
-                f"imagenet_names of stage 2 can't be used with --backbone {self.args.backbone}: add --set "
-                f"imagenet_names=false, or choose one of {', '.join(WITH_CLASSIFIER)}"
+                f"imagenet_names can't be used with --backbone {self.args.backbone}: it needs --pseudo-labels episodes "
+                f"and the ImageNet weights of one of {', '.join(WITH_CLASSIFIER)}; or add --no-imagenet-names"
             )
 
     def _load_data(self) -> None:
@@ -197,9 +176,10 @@ class Trainer:
             )  # fmt: skip
             images = evaluation_dataset(args.data_path, self.split, args.evaluation_list)
             check_datasets(images, self.source, self.target, decode=args.dry_run)
-        at_once = images_at_once(args.evaluation_batch_size, self.device)
+        at_once = metrics.images_at_once(args.evaluation_batch_size, self.device)
         self.evaluation = evaluation_loader(images, args.num_workers, at_once, distributed.place())
-        self.num_steps = count_steps(len(self.source), args.batch_size, args.num_epochs, args.max_steps)
+        steps = -(-args.num_epochs * len(self.source) // args.batch_size)
+        self.num_steps = min(steps, args.max_steps or steps)
         self._source_only = source_only
 
     def _build_network(self) -> None:
@@ -279,8 +259,8 @@ class Trainer:
                 "--max-steps, --num-epochs, --batch-size and training list"
             )
         self.step, self.best = checkpoint["step"], checkpoint["best"]
-        if before["learning_rate"] != self.args.learning_rate:
-            self._scale_rates(self.args.learning_rate / before["learning_rate"])
+        for group in self.optimizer.param_groups:  # the schedule computes each rate from the one before
+            group["lr"] *= self.args.learning_rate / before["learning_rate"]
         for key, value in self.settings.items():
             if key not in ANY_VALUE and before.get(key) != value:
                 print(f"note: continues with {key.strip('_')} {value}, was {before.get(key)}", file=sys.stderr)
@@ -292,14 +272,6 @@ class Trainer:
         due = self.step > 0 and self.is_due(self.args.evaluate_every)
         logged = due and any(entry["step"] == self.step for entry in read_log(self.folder))
         return bool(distributed.all_reduce_max(due and not logged))
-
-    def _scale_rates(self, factor: float) -> None:
-        """Multiplies the rates of all groups from this step on; the schedule is recursive and follows."""
-        for group in self.optimizer.param_groups:
-            group["lr"] *= factor
-            group["initial_lr"] *= factor
-        self.scheduler.base_lrs = [rate * factor for rate in self.scheduler.base_lrs]
-        self.scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     def _start_from(self, path: Path) -> None:
         """Takes the network, and nothing else, of another stage's checkpoint."""
@@ -331,11 +303,6 @@ class Trainer:
 
     # Steps
 
-    def training_batches(self, dataset: Any, batch_size: int, seed: int) -> Iterable:
-        """The batches of the steps that are left; each depends on seed and step alone."""
-        workers, place = self.args.num_workers, distributed.place()
-        return training_loader(dataset, batch_size, self.step, self.num_steps, seed, workers, place)
-
     def steps(self) -> Iterator[tuple]:
         """Source and target batch of each step that is left, on the device, with a progress bar.
 
@@ -348,10 +315,14 @@ class Trainer:
         """
         args = self.args
         with caught_signals() as signals:  # before zip starts the loaders' workers
-            source = self.training_batches(self.source, args.batch_size, args.seed)
-            target = empty_batches(args.input_size)
-            if not self._source_only:
-                target = self.training_batches(self.target, args.target_batch_size or args.batch_size, args.seed + 1)
+            plan = [(self.source, args.batch_size), (self.target, args.target_batch_size or args.batch_size)]
+            source, target = (
+                training_loader(
+                    images, size, self.step, self.num_steps, args.seed + n, args.num_workers, distributed.place()
+                )
+                for n, (images, size) in enumerate(plan)
+            )
+            target = empty_batches(args.input_size) if self._source_only else target
             batches = itertools.islice(zip(source, target), DRY_RUN_STEPS if args.dry_run else None)
             self._bar = progress(
                 batches, total=self.num_steps, initial=self.step, desc=f"stage {self.stage}", unit=" steps"
@@ -399,7 +370,7 @@ class Trainer:
             losses: scalars on the device; they are read at the log interval only.
         """
         args = self.args
-        rate = self.scheduler.get_last_lr()[0]
+        rate = self.optimizer.param_groups[0]["lr"]
         self.scheduler.step()
         self.step += 1
         self._losses.add(self.step, losses)
@@ -448,23 +419,25 @@ class Trainer:
     def _evaluate(self) -> None:
         """Evaluates, logs, prints the table, draws, and keeps best.pth if it is the best so far."""
         split, about = self.split, describe_protocol(self.metadata)
-        result = evaluate(self.network, self.evaluation, ZeroShotMetrics(split.names, split.num_seen), self.device)
+        result = metrics.evaluate(
+            self.network, self.evaluation, metrics.ZeroShotMetrics(split.names, split.num_seen), self.device
+        )
         entry = {
             "stage": self.stage, "step": self.step,
             **{key: self.metadata[key] for key in ("target_pixels", "target_images", "background")},
             **{f"loss_{name}": value for name, value in self._losses.last.items()},
-            **{key: value for key, value in as_json(result).items() if key not in DETAILS},
+            **{key: value for key, value in metrics.as_json(result).items() if key not in metrics.DETAILS},
         }  # fmt: skip
         self._bar.clear()
         print(f"\nstage {self.stage}, step {self.step}: {about}")
-        print(format_table(result, split.names, split.num_seen), flush=True)
+        print(metrics.format_table(result, split.names, split.num_seen), flush=True)
         score = max(-1.0, result[SELECTED_BY])  # NaN, where no pixel is unseen, is worse than any
         if self.best is None or score > self.best:
             self.best = score
             self.save("best.pth", f"highest {SELECTED_BY} on the evaluation images")
             self.save()  # with the new best score
         if distributed.is_main():
-            details = {key: result[key] for key in DETAILS}
+            details = {key: result[key] for key in metrics.DETAILS}
             content = {**entry, "selection": "last", "protocol": about, **details, "drawn": self._draw(result)}
             write_text(self.folder / "evaluation.json", json_lines(content))
             append_log(self.folder, entry)  # last: a run that resumes repeats an evaluation that is not in the log
@@ -474,17 +447,31 @@ class Trainer:
 
         Returns {name of an image: path below the folder} of those with the worst and the best figures.
         """
-        from utils.visualize import RunSheets  # which reads fonts and is not needed before
+        from utils.visualize import contact_sheet, images_showing, prediction_rows, save_image  # with fonts: if needed
 
-        sheets = RunSheets(self.folder, self.evaluation.dataset, self.split)
-        figures = ", ".join(f"{title} {percent(result[key])} %" for title, key in HEADLINES[:3])
+        split, dataset, drawn = self.split, self.evaluation.dataset, {}
+
+        def draw(name: str, rows: list, title: str, split: Any = split) -> None:
+            sheet = contact_sheet(rows, title=title, **split.drawing)
+            save_image(sheet, self.folder / "images" / f"{name}.jpg")
+
+        figures = ", ".join(f"{title} {metrics.percent(result[key])} %" for title, key in metrics.HEADLINES[:3])
         title = f"stage {self.stage}, step {self.step}: {figures}"
-        sheets.draw_predictions(self.network, self.step, title)
+        indices = images_showing(dataset, range(split.num_seen, len(split.names)))  # the same ones each time
+        draw(f"evaluation_{self.step:06d}", prediction_rows(self.network, dataset, split, indices), title)
+        for kind, names in metrics.extremes(result["per_image"]).items():
+            for number, name in enumerate(names, start=1):
+                rows = prediction_rows(self.network, dataset, split, [dataset.ids.index(name)])
+                draw(f"{kind}_{number}", rows, f"{name}: mean IoU {result['per_image'][name][0]:.1%}")
+                drawn[name] = f"images/{kind}_{number}.jpg"
         if self.preview is not None:
             keys = [(len(self.target) * n // 4, 0) for n in range(min(4, len(self.target)))]
             image, valid = (torch.stack(maps).to(self.device) for maps in zip(*[self.target[key] for key in keys]))
-            sheets.draw_pseudo_labels(image, self.preview(image, valid), self.step, title)
-        return sheets.draw_extremes(self.network, result["per_image"])
+            masks = split.trained.to_mask(self.preview(image, valid).cpu().numpy())
+            images = image.permute(0, 2, 3, 1).cpu().numpy()
+            rows = [(image, {"pseudo-label": mask}) for image, mask in zip(images, masks)]
+            draw(f"pseudo_labels_{self.step:06d}", rows, title, split.trained)
+        return drawn
 
     def finish(self) -> int:
         """Ends a run; after a dry run prints how long the run will take and what it needs. Returns exit code 0."""
@@ -497,7 +484,9 @@ class Trainer:
 
     def _print_estimate(self) -> None:
         times = []
-        for *_, logits in itertools.islice(predictions(self.network, self.evaluation, self.device), DRY_RUN_STEPS):
+        for *_, logits in itertools.islice(
+            metrics.predictions(self.network, self.evaluation, self.device), DRY_RUN_STEPS
+        ):
             logits.coarse[0, 0, 0, 0].item()  # waits for the device
             times.append(time.perf_counter())
         step_time, every = _mean_interval(self._times), self.args.evaluate_every
