@@ -26,32 +26,24 @@ def identity(count: torch.Tensor) -> torch.Tensor:
 
 
 def cross_entropy(
-    logits: PixelLogits | torch.Tensor,
-    label: torch.Tensor,
-    weight: torch.Tensor | None = None,
-    ignore_index: int = 255,
-    all_reduce_sum: Reduce = identity,
+    logits: PixelLogits | torch.Tensor, label: torch.Tensor, ignore_index: int = 255, all_reduce_sum: Reduce = identity
 ) -> torch.Tensor:
-    """CE = sum(w * -log softmax of the label) / sum(w) over the labelled pixels; all K classes compete.
+    """CE = mean over labelled pixels of -log softmax of the label; all K classes compete.
 
     Args:
         logits: [N, K, H, W].
         label: integer [N, H, W] of class indices; `ignore_index` is left out.
-        weight: w, float [N, H, W], not negative; None: 1.
         all_reduce_sum: sums a count over processes.
 
     Returns:
-        A scalar, 0 (with a gradient of 0) where no pixel is labelled or all weights are 0.
+        A scalar, 0 (with a gradient of 0) where no pixel is labelled.
     """
-    labelled = label != ignore_index
-    weight = labelled if weight is None else weight * labelled
 
-    def block_sum(logits: torch.Tensor, label: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def block_sum(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         # Not its own sum over pixels, which is not deterministic on a GPU.
-        return (F.cross_entropy(logits, label.long(), ignore_index=ignore_index, reduction="none") * weight).sum()
+        return F.cross_entropy(logits, label.long(), ignore_index=ignore_index, reduction="none").sum()
 
-    total = all_reduce_sum(weight.sum())
-    return _by_pixel(logits).sum_over_pixels(block_sum, label, weight) / torch.where(total > 0, total, 1)
+    return _by_pixel(logits).sum_over_pixels(block_sum, label) / _count(label != ignore_index, all_reduce_sum)
 
 
 def bias_loss(
@@ -75,19 +67,14 @@ def bias_loss(
         unseen = logits.softmax(dim=1)[:, num_seen:].sum(dim=1)  # [n, r, W]
         return (-torch.log(unseen + EPSILON) * valid).sum()
 
-    return _by_pixel(logits).sum_over_pixels(block_sum, valid) / all_reduce_sum(valid.sum()).clamp(min=1)
+    return _by_pixel(logits).sum_over_pixels(block_sum, valid) / _count(valid, all_reduce_sum)
 
 
 @torch.no_grad()
 def pseudo_labels(
-    logits: PixelLogits | torch.Tensor,
-    num_seen: int,
-    valid: torch.Tensor,
-    keep: float = 0.6,
-    balanced: bool = False,
-    ignore_index: int = 255,
-    all_reduce_sum: Reduce = identity,
-) -> torch.Tensor:
+    logits: PixelLogits | torch.Tensor, num_seen: int, valid: torch.Tensor, keep: float = 0.6, balanced: bool = False,
+    ignore_index: int = 255, all_reduce_sum: Reduce = identity,
+) -> torch.Tensor:  # fmt: skip
     """The best unseen class of each pixel, kept where its logit is among the highest.
 
     Args:
@@ -112,6 +99,11 @@ def pseudo_labels(
 
 def _by_pixel(logits: PixelLogits | torch.Tensor) -> PixelLogits:
     return logits if isinstance(logits, PixelLogits) else PixelLogits(logits, *logits.shape[-2:])
+
+
+def _count(pixels: torch.Tensor, all_reduce_sum: Reduce) -> torch.Tensor:
+    """How many of all processes' pixels there are, at least 1."""
+    return all_reduce_sum(pixels.sum()).clamp(min=1)
 
 
 def _highest(score: torch.Tensor, among: torch.Tensor, share: float, all_reduce_sum: Reduce) -> torch.Tensor:

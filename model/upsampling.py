@@ -1,6 +1,6 @@
 """Logits of every pixel from the network's coarser ones: all at once, or a block of rows at a time."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -69,19 +69,18 @@ class PixelLogits:
             loss: (logits [n, K, r, W], the same part [n, r, W] of each of `maps`) -> a scalar, a sum over pixels.
             maps: [N, H, W] each, what else is known of the pixels.
         """
-        coarse, (rows, columns) = self._full_precision(), self._matrices()
+        (coarse, rows, columns), (groups, blocks) = self._factors(), self._blocks()
         total, gradient = coarse.new_zeros(()), torch.zeros_like(coarse)
         learns = torch.is_grad_enabled() and coarse.requires_grad
-        for images, blocks in self._blocks():
-            wide = coarse.detach()[images] @ columns.T  # [n, K, h, W]
+        for images in groups:
+            wide = coarse[images].detach() @ columns.T  # [n, K, h, W]
             wide_gradient = torch.zeros_like(wide)
             for lines, band in blocks:
                 logits = (rows[lines, band] @ wide[:, :, band]).requires_grad_(learns)  # [n, K, r, W]
                 part = loss(logits, *(values[images, lines] for values in maps))
                 total += part.detach()
                 if learns:
-                    (slope,) = torch.autograd.grad(part, logits)
-                    wide_gradient[:, :, band] += rows[lines, band].T @ slope
+                    wide_gradient[:, :, band] += rows[lines, band].T @ torch.autograd.grad(part, logits)[0]
             gradient[images] = wide_gradient @ columns
         return total + ((coarse - coarse.detach()) * gradient).sum()  # the value of total, with this gradient
 
@@ -95,38 +94,29 @@ class PixelLogits:
         Returns:
             The maps, [N, H, W] each.
         """
-        coarse, (rows, columns) = self._full_precision(), self._matrices()
-        groups = []
-        for images, blocks in self._blocks():
+        (coarse, rows, columns), (groups, blocks) = self._factors(), self._blocks()
+        results = []
+        for images in groups:
             wide = coarse[images] @ columns.T  # [n, K, h, W]
             maps = zip(*[function(rows[lines, band] @ wide[:, :, band]) for lines, band in blocks])
-            groups.append([torch.cat(parts, dim=1) for parts in maps])
-        return [torch.cat(parts) for parts in zip(*groups)]
+            results.append([torch.cat(parts, dim=1) for parts in maps])
+        return [torch.cat(parts) for parts in zip(*results)]
 
-    def _full_precision(self) -> torch.Tensor:
-        return self.coarse if self.coarse.dtype == torch.float64 else self.coarse.float()
+    def _factors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The coarse logits, of 32 bits at least, and what interpolates rows, [H, h], and columns, [W, w]."""
+        coarse = self.coarse if self.coarse.dtype == torch.float64 else self.coarse.float()
+        sizes = zip(coarse.shape[-2:], (self.height, self.width))
+        rows, columns = (_interpolation(few, many, coarse)[:: self.stride] for few, many in sizes)
+        return coarse, rows, columns
 
-    def _matrices(self) -> list[torch.Tensor]:
-        """Of the interpolation along rows, [H, h], and along columns, [W, w]."""
-        sizes = zip(self.coarse.shape[-2:], (self.height, self.width))
-        return [_interpolation(few, many, self._full_precision())[:: self.stride] for few, many in sizes]
-
-    def _blocks(self) -> Iterator[tuple[slice, list[tuple[slice, slice]]]]:
-        """Cuts [N, K, H, W] into blocks of about `BLOCK` numbers.
-
-        Yields:
-            Images, and for each block of these its rows and the coarse rows that those lie between.
-        """
+    def _blocks(self) -> tuple[list[slice], list[tuple[slice, slice]]]:
+        """Blocks of about `BLOCK` logits: groups of images, and their rows with the coarse rows around these."""
         num_images, num_classes, height, width = self.shape
         size = BLOCK.get(self.coarse.device.type, BLOCK["cuda"])
         group = max(1, size // (num_classes * height * width))
-        count = min(height, max(16, size // (num_classes * width)))  # fewer rows would share most of their coarse rows
-        coarse_rows = self.coarse.shape[-2]
-        slope = self.stride * (coarse_rows - 1) / max(1, self.height - 1)  # coarse rows a row
-        blocks = []
-        for first in range(0, height, count):
-            last = min(first + count, height) - 1
-            band = slice(max(0, int(first * slope) - 1), min(coarse_rows, int(last * slope) + 3))
-            blocks.append((slice(first, last + 1), band))
-        for first in range(0, max(1, num_images), group):  # once, too, where there is no image
-            yield slice(first, first + group), blocks
+        count = max(16, size // (num_classes * width))  # fewer rows would share most of their coarse rows
+        slope = self.stride * (self.coarse.shape[2] - 1) / max(1, self.height - 1)  # coarse rows a row
+        images = [slice(n, n + group) for n in range(0, max(1, num_images), group)]  # one where there is no image
+        starts = range(0, height, count)
+        bands = [slice(max(0, int(n * slope) - 1), int((n + count) * slope) + 3) for n in starts]
+        return images, [(slice(n, n + count), band) for n, band in zip(starts, bands)]
