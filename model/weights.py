@@ -1,6 +1,6 @@
 """Published weights: state dicts from a file or a download, and their way into a network."""
 
-import pickle
+import hashlib
 from pathlib import Path
 
 import torch
@@ -17,10 +17,8 @@ def download_weights(published: WeightsEnum) -> State:
     try:
         return published.get_state_dict(progress=True, check_hash=True)
     except (OSError, RuntimeError) as error:  # no network, a full disk; a download with another checksum
-        raise UserError(
-            f"the ImageNet weights could not be downloaded ({error}): fetch {published.url} elsewhere and give "
-            "--backbone-weights PATH"
-        ) from error
+        message = f"the ImageNet weights could not be downloaded ({error}): fetch {published.url} elsewhere and give"
+        raise UserError(f"{message} --backbone-weights PATH") from error
 
 
 def read_weights(path: Path) -> State:
@@ -32,46 +30,50 @@ def read_weights(path: Path) -> State:
     flag = f"--backbone-weights {path}"
     if not path.is_file():
         raise UserError(f"{flag} is no file: give imagenet, none or the path of a state dict")
-    with path.open("rb") as file:
-        start = file.read(64).lstrip()
-    if start.startswith(b"<"):
-        raise UserError(f"{flag} is a web page, not weights: download the file itself")
-    if start.startswith(b"version https://git-lfs"):
-        raise UserError(f"{flag} is a pointer of Git LFS, not weights: run git lfs pull where it comes from")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # there is hardly a type that a damaged pickle does not end in
-        if isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error):
+        if "Unsupported global" in str(error):
             raise UserError(f"{flag} holds a whole model, which could run code: save its state_dict()") from error
-        raise UserError(f"{flag} can't be read as a state dict: download it again") from error
+        start = path.read_bytes()[:40].decode(errors="replace")  # shows a web page, or a pointer of Git LFS
+        raise UserError(f"{flag} can't be read as a state dict, it starts {start!r}: download it again") from error
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"{flag} is no state dict (names to tensors): save one with torch.save")
-    broken = next((name for name, value in state.items() if not value.isfinite().all()), None)
-    if broken is not None:
-        raise UserError(f"{flag}: {broken} holds values that are not finite: give weights of another training")
-    parallel = all(name.startswith("module.") for name in state)
-    return {name.removeprefix("module.") if parallel else name: value for name, value in state.items()}
+    for name, value in state.items():
+        if not value.isfinite().all():
+            raise UserError(f"{flag}: {name} holds values that are not finite: give weights of another training")
+    torch.nn.modules.utils.consume_prefix_in_state_dict_if_present(state, "module.")
+    return state
 
 
-def load_weights(network: nn.Module, state: State, origin: str, optional: tuple[str, ...] = ()) -> None:
+def load_weights(network: nn.Module, state: State, origin: str, part: nn.Module) -> None:
     """Loads a state dict, which may hold more than the network's weights and lack batch norm's counters.
 
     Args:
         origin: where the state is from, for the message.
-        optional: how the names of weights begin that may be missing.
+        part: made of the network's layers; weights of other layers may be missing.
 
     Raises:
         UserError: for the first weight that is missing or has another shape.
     """
-    wanted = network.state_dict()
-    for name, tensor in wanted.items():
-        if name not in state:
-            if not name.startswith(optional) and not name.endswith("num_batches_tracked"):
-                raise UserError(f"{origin} has no {name}: these are weights of another network")
-        elif state[name].shape != tensor.shape:
-            shapes = f"{tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
-            raise UserError(f"{origin}: {name} is {shapes}: these are weights of another network")
-    network.load_state_dict({name: state[name] for name in wanted if name in state}, strict=False)
+    needed = set(map(id, part.state_dict(keep_vars=True).values()))
+    for name, tensor in network.state_dict(keep_vars=True).items():
+        if name in state and state[name].shape != tensor.shape:
+            fault = f": {name} is {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
+        elif name in state or id(tensor) not in needed or name.endswith("num_batches_tracked"):
+            continue
+        else:
+            fault = f" has no {name}"
+        raise UserError(f"{origin}{fault}: these are weights of another network")
+    network.load_state_dict(state, strict=False)
+
+
+def sha256(state: State) -> str:
+    """Of the weights alone, not of their names."""
+    digest = hashlib.sha256()
+    for tensor in state.values():
+        digest.update(tensor.cpu().contiguous().numpy())
+    return digest.hexdigest()

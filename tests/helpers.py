@@ -195,7 +195,7 @@ def normed_network() -> backbone.Backbone:
 
 def use_network(build, patch=None) -> None:
     """Lets `--backbone small` build this network; `patch` is pytest's monkeypatch, None leaves it so."""
-    entry = backbone.Architecture(build)
+    entry = backbone.Architecture(lambda network: build())
     if patch is None:
         backbone.ARCHITECTURES["small"] = entry
     else:

@@ -12,7 +12,7 @@ from dataset.splits import Split
 from dataset.voc import evaluation_dataset
 from helpers import evaluate, failure, load, mask_path, read_values
 from model.predictor import load_segmenter
-from model.segmenter import calibrate, guided_filter
+from model.segmenter import calibrate
 
 SPLIT = Split.named(1)
 SEEN = 4
@@ -93,19 +93,6 @@ def test_large_image_gets_nearly_the_prediction_of_its_small_copy(varied, tmp_pa
     model = load_segmenter(varied)[0].eval()
     one, other = (model.pixel_logits(image, longest_side=80).whole().argmax(dim=1) for image in (small, large))
     assert other.shape == (1, 240, 320) and (other[:, 2::4, 2::4] == one).float().mean() > 0.9
-
-
-def test_guided_filter_moves_a_border_to_the_edge_of_the_image():
-    """The image's edge is at column 20; the probability's border lies 3 pixels beside it and is blurred."""
-    image = torch.zeros(1, 3, 24, 40)
-    image[..., 20:] = 0.8
-    ramp = ((torch.arange(40) - 13.5) / 6).clamp(0, 1).expand(1, 1, 24, 40)
-    probability = torch.cat([1 - ramp, ramp, torch.full_like(ramp, 0.01)], dim=1)
-    filtered = guided_filter(probability, image, radius=6)
-    assert probability.argmax(dim=1)[0, 0].tolist() == [0] * 17 + [1] * 23
-    assert torch.equal(filtered.argmax(dim=1), (image[:, 0] > 0.4).long())
-    assert torch.equal(filtered[:, 2], probability[:, 2])  # never probable: left as it is
-    assert torch.allclose(filtered[:, :2].sum(dim=1), torch.ones(1, 24, 40), atol=1e-4)
 
 
 # --- calibration ----------------------------------------------------------------------------------------

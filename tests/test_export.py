@@ -11,15 +11,12 @@ import torch
 
 import predict
 from helpers import ROOT, failure, load
-from model import predictor as predictor_module
 from model.backbone import build_backbone
-from model.predictor import Predictor, load_segmenter
+from model.predictor import SHIPPED, Predictor, load_segmenter
 from model.segmenter import Segmenter
 from utils.checkpoint import save_checkpoint
 
 HAS_EFFICIENTNET = importlib.util.find_spec("efficientnet_lite_pytorch") is not None
-needs_efficientnet = pytest.mark.skipif(not HAS_EFFICIENTNET, reason="needs requirements-extra.txt")
-SIZES = [(96, 128), (33, 64), (160, 75)]
 
 
 def noise(*size):
@@ -48,32 +45,34 @@ def frozen(finished, tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("words", [[], ["--classes", "cat, zebra, traffic light"]])
-def test_pt2_gives_the_logits_of_the_network_at_any_size(finished, tmp_path, words):
-    checkpoint = finished.stage2 / "latest.pth"
-    path = export(checkpoint, tmp_path / "model.pt2", *words)
+def load_pt2(path):
     files = {"classes.json": ""}
-    exported = torch.export.load(path, extra_files=files).module()
+    module = torch.export.load(path, extra_files=files).module()
+    return module, files["classes.json"]
+
+
+def load_onnx(path):
+    session = pytest.importorskip("onnxruntime").InferenceSession(path)
+    (name,) = (given.name for given in session.get_inputs())
+    module = lambda image: torch.from_numpy(session.run(None, {name: image.numpy()})[0])  # noqa: E731
+    return module, session.get_modelmeta().custom_metadata_map["classes"]
+
+
+@pytest.mark.parametrize("ending, load_exported, words", [
+    (".pt2", load_pt2, []), (".pt2", load_pt2, ["cat", "zebra", "traffic light"]), (".onnx", load_onnx, [])
+])  # fmt: skip
+def test_exported_network_gives_the_logits_at_any_size(finished, tmp_path, ending, load_exported, words):
+    if ending == ".onnx":
+        pytest.importorskip("onnxscript")
+    checkpoint = finished.stage2 / "latest.pth"
+    path = export(checkpoint, tmp_path / f"model{ending}", *(["--classes", ", ".join(words)] if words else []))
+    exported, classes = load_exported(path)
     network = Predictor(checkpoint)
-    if words:
-        network.set_classes(["cat", "zebra", "traffic light"])
-    assert json.loads(files["classes.json"]) == network.classes
-    for size in SIZES:
+    network.set_classes(words or network.split.names)
+    assert json.loads(classes) == network.classes
+    for size in ((96, 128), (33, 64), (160, 75)):
         with torch.no_grad():
             torch.testing.assert_close(exported(noise(*size)), network(noise(*size)), atol=1e-4, rtol=0)
-
-
-def test_onnx_gives_the_logits_of_the_network_at_any_size(finished, tmp_path):
-    pytest.importorskip("onnxscript")
-    runtime = pytest.importorskip("onnxruntime")
-    checkpoint = finished.stage2 / "latest.pth"
-    session = runtime.InferenceSession(export(checkpoint, tmp_path / "model.onnx"))
-    network = Predictor(checkpoint)
-    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == network.classes
-    for size in SIZES:
-        (logits,) = session.run(None, {session.get_inputs()[0].name: noise(*size).numpy()})
-        with torch.no_grad():
-            torch.testing.assert_close(torch.from_numpy(logits), network(noise(*size)), atol=1e-4, rtol=0)
 
 
 def test_checkpoint_without_its_trunk_predicts_the_same(frozen, tmp_path):
@@ -120,9 +119,8 @@ assert network(torch.zeros(1, 3, 40, 60, dtype=torch.uint8)).shape == (1, 2, 40,
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 
 
-@pytest.mark.skipif(not predictor_module.SHIPPED.is_file(), reason="no checkpoint is shipped")
-@needs_efficientnet
+@pytest.mark.skipif(not HAS_EFFICIENTNET, reason="needs requirements-extra.txt")
 def test_shipped_checkpoint_is_small_and_loads():
-    assert predictor_module.SHIPPED.stat().st_size < 3e6
-    _, split, checkpoint = load_segmenter(predictor_module.SHIPPED)
+    assert SHIPPED.stat().st_size < 3e6
+    _, split, checkpoint = load_segmenter(SHIPPED)
     assert split.background == "score" and checkpoint["metadata"]["target_pixels"] == "all"

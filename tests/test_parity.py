@@ -66,7 +66,7 @@ def test_network(network, n, height, width):
 
 def test_grid_of_a_voc_image(network):
     with torch.no_grad():
-        assert network.features(torch.zeros(1, 3, 375, 500)).shape == (1, 1024, 47, 63)
+        assert network.backbone(torch.zeros(1, 3, 375, 500)).shape == (1, 1024, 47, 63)
 
 
 @pytest.fixture(params=[0, 3])

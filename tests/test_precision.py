@@ -20,7 +20,7 @@ def losses_of(patch, stage, data, output, *flags, **changes) -> torch.Tensor:
     """The loss of each of a run's first 20 steps, without dropout, which draws other pixels in another precision."""
 
     def build():
-        network = backbone.small()
+        network = backbone.small(None)
         network.classifier[-1].p = 0.0
         return network
 

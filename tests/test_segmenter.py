@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from model.backbone import build_backbone
-from model.segmenter import EmbeddingProjection, Segmenter, calibrate, mean_over_views
+from model.segmenter import EmbeddingProjection, Segmenter, calibrate, guided_filter
 from model.upsampling import PixelLogits
 from utils.errors import UserError
 
@@ -28,25 +28,19 @@ def test_logits_are_projection_times_class_embeddings():
     words = WORDS.numpy() / np.linalg.norm(WORDS.numpy(), axis=1, keepdims=True)
     expected = np.einsum("kd,ndhw->nkhw", words, projected)
     np.testing.assert_allclose(projection(features).detach().numpy(), expected, atol=1e-5)
-    assert {name for name, _ in projection.named_parameters()} == {"project.weight", "project.bias"}
 
 
-def test_every_pixel_has_logits_and_a_gradient_reaches_every_weight():
+def test_every_pixel_has_logits_and_a_gradient_reaches_every_weight_but_the_class_embeddings():
     model = segmenter(num_auxiliary=1, loss_stride=2)
+    before = model.projection.class_embeddings.clone()
+    optimizer = torch.optim.SGD(model.parameter_groups(0.1), lr=0.1, weight_decay=0.5)
     logits = model(images(2, 65, 49))
     assert isinstance(logits, PixelLogits) and logits.whole().shape == logits.shape == (2, 6, 33, 25)
     logits.whole().square().mean().backward()
-    assert all(parameter.grad.any() for parameter in model.parameters())
-    assert model.eval()(images(2, 65, 49)).shape == (2, 5, 65, 49)  # without the auxiliary class
-
-
-def test_training_leaves_the_class_embeddings_alone():
-    model = segmenter()
-    before = model.projection.class_embeddings.clone()
-    optimizer = torch.optim.SGD(model.parameter_groups(0.1), lr=0.1, weight_decay=0.5)
-    model(images()).whole().sum().backward()
     optimizer.step()
+    assert all(parameter.grad.any() for parameter in model.parameters())
     assert torch.equal(model.projection.class_embeddings, before)
+    assert model.eval()(images(2, 65, 49)).shape == (2, 5, 65, 49)  # without the auxiliary class
 
 
 @pytest.mark.parametrize("factor", [10.0, 3.0])
@@ -60,32 +54,39 @@ def test_classifier_and_projection_learn_faster(factor):
     assert only["lr"] == pytest.approx(0.2)
 
 
-@pytest.mark.parametrize("num_auxiliary", [0, 1])
-def test_weights_alone_rebuild_the_network(num_auxiliary):
-    model = segmenter(num_auxiliary=num_auxiliary).eval()
-    rebuilt = Segmenter.from_weights("small", model.state_dict()).eval()
-    with torch.no_grad():
-        assert torch.equal(rebuilt(images()), model(images()))
-    with pytest.raises(RuntimeError, match=r"trunk"):
-        Segmenter.from_weights("small", {"projection.class_embeddings": WORDS})
-
-
 def test_compiling_excludes_checkpointed_activations():
     with pytest.raises(UserError, match="--compile can't be used with --checkpoint-activations"):
         Segmenter(build_backbone("small", checkpoint_activations=True), WORDS, compiled=True)
 
 
-@pytest.mark.parametrize("scales, flip", [((1.0,), False), ((1.0,), True), ((0.5, 1.0), True)])
-def test_views_are_averaged(scales, flip):
+@pytest.mark.parametrize(
+    "scales, flip, edges", [((1.0,), True, False), ((0.5, 1.0), True, False), ((1.0,), True, True)]
+)
+def test_views_are_averaged(scales, flip, edges):
     model, image = segmenter().eval(), images(1, 40, 48)
-    found = mean_over_views(model, image, scales, flip).softmax(dim=1)
-    views = [model(image).softmax(dim=1)]
-    views += [model(image.flip(-1)).softmax(dim=1).flip(-1)] if flip else []
-    if len(scales) == 1:
-        torch.testing.assert_close(found, torch.stack(views).mean(dim=0))
-    assert found.shape == (1, 5, 40, 48) and torch.allclose(found.sum(dim=1), torch.ones(()))
-    if flip:
-        torch.testing.assert_close(mean_over_views(model, image.flip(-1), scales, flip).flip(-1).softmax(dim=1), found)
+
+    def probability(image):
+        return model.pixel_logits(image, 1024, scales, flip, edges).whole().softmax(dim=1)
+
+    with torch.no_grad():
+        views = torch.stack([model(image), model(image.flip(-1)).flip(-1)]).softmax(dim=2)
+    found = probability(image)
+    assert found.shape == (1, 5, 40, 48)
+    torch.testing.assert_close(probability(image.flip(-1)).flip(-1), found)
+    if len(scales) == 1 and not edges:
+        torch.testing.assert_close(found, views.mean(dim=0))
+
+
+def test_guided_filter_moves_a_border_to_the_edge_of_the_image():
+    """The image's edge is at column 20; the border between the classes lies 3 pixels beside it and is blurred."""
+    image = torch.zeros(1, 3, 24, 40, dtype=torch.uint8)
+    image[..., 20:] = 200
+    ramp = ((torch.arange(40) - 13.5) / 6).clamp(0, 1).expand(1, 1, 24, 40)
+    values = torch.cat([1 - ramp, ramp], dim=1)
+    filtered = guided_filter(values, image, radius=6)
+    assert values.argmax(dim=1)[0, 0].tolist() == [0] * 17 + [1] * 23
+    assert torch.equal(filtered.argmax(dim=1), (image[:, 0] > 100).long())
+    torch.testing.assert_close(filtered.sum(dim=1), torch.ones(1, 24, 40), rtol=0, atol=1e-4)
 
 
 def test_calibration_takes_gamma_from_the_seen_classes():
