@@ -11,7 +11,6 @@ Classes, word vectors, network and training protocol are read from the checkpoin
 """
 
 import argparse
-import math
 import sys
 from functools import partial
 from pathlib import Path
@@ -28,7 +27,7 @@ from utils.config import Parser, add_settings, fraction, number, positive
 from utils.distributed import choose_device, connect, is_main, place
 from utils.errors import check_writable, one_line_errors, write_text
 from utils.logging import json_lines
-from utils.metrics import ZeroShotMetrics, as_json, format_rows, format_table, images_at_once, predictions
+from utils.metrics import ZeroShotMetrics, as_json, best_classes, format_table, images_at_once, predictions
 from utils.visualize import contact_sheet, save_image, save_index_png
 
 
@@ -44,9 +43,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     model.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help="latest.pth or best.pth of a run")
     model.add_argument("--split", type=split_name, choices=SPLITS, metavar="SPLIT",
                        help="refuse a checkpoint of another split")
-    model.add_argument("--calibration", type=fraction, nargs="+", default=[0.0], metavar="GAMMA",
-                       help="subtract GAMMA from the softmax of the seen classes; 0: off. Several values give a row "
-                       "each: choose one on a validation split, never by the classes that are reported")
+    model.add_argument("--calibration", type=fraction, default=0.0, metavar="GAMMA",
+                       help="subtract GAMMA from the softmax of the seen classes; 0: off. Choose it on a validation "
+                       "split such as 1-val, where seen classes play the unseen ones, never by what is reported")
     model.add_argument("--longest-side", type=number(int, MIN_SIDE), default=LONGEST_SIDE, metavar="PIXELS",
                        help="larger images are resized to this for the network, and the result back to full size")
     model.add_argument("--scales", type=positive, nargs="+", default=[1.0], metavar="SCALE",
@@ -60,16 +59,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
                         "overlays/<id>.png (image, label, prediction)")
     # fmt: on
     add_settings(running, ["num_workers", "device", "deterministic", "evaluation_batch_size"])
-    args = parser.parse_args(argv)
-    if args.save_dir is not None and len(args.calibration) > 1:
-        parser.error("--save-dir draws one prediction: give one value of --calibration")
-    args.calibration = list(dict.fromkeys(args.calibration))
-    return args
+    return parser.parse_args(argv)
 
 
-def calibrated_classes(logits: torch.Tensor, num_seen: int, gammas: list[float]) -> list[torch.Tensor]:
-    """The best unseen class of each pixel, from 0, then the best class with each gamma, [N, H, W] each."""
-    return [logits[:, num_seen:].argmax(dim=1), *(calibrate(logits, num_seen, g).argmax(dim=1) for g in gammas)]
+def calibrated_classes(logits: torch.Tensor, num_seen: int, gamma: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best class of each pixel, and the best unseen one, from 0: [N, K, H, W] -> [N, H, W] each."""
+    return best_classes(calibrate(logits, num_seen, gamma), num_seen)
 
 
 def save_predictions(folder: Path, dataset: EvaluationDataset, batch: tuple, split: Split) -> None:
@@ -100,54 +95,42 @@ def main(argv: list[str] | None = None) -> int:
     check_datasets(dataset)
     loader = evaluation_loader(dataset, args.num_workers, images_at_once(args.evaluation_batch_size, device), place())
     model.to(device)
-    metrics = {gamma: ZeroShotMetrics(split.names, split.num_seen) for gamma in args.calibration}
-    classes = partial(calibrated_classes, num_seen=split.num_seen, gammas=args.calibration)
+    metrics = ZeroShotMetrics(split.names, split.num_seen)
+    classes = partial(calibrated_classes, num_seen=split.num_seen, gamma=args.calibration)
     views = {"longest_side": args.longest_side, "scales": args.scales, "flip": args.flip, "edges": args.edges}
     for image, label, index, logits in predictions(model, loader, device, **views):
-        best_unseen, *best = logits.map_pixels(classes)
-        for counts, prediction in zip(metrics.values(), best):
-            counts.update(prediction, best_unseen, label, index)
+        best, best_unseen = logits.map_pixels(classes)
+        metrics.update(best, best_unseen, label, index)
         if args.save_dir is not None:
-            save_predictions(args.save_dir, dataset, (image, label, index, best[0]), split)
-    for counts in metrics.values():
-        counts.all_reduce()
+            save_predictions(args.save_dir, dataset, (image, label, index, best), split)
+    metrics.all_reduce()
     if is_main():
         about = {
             "checkpoint": str(args.checkpoint), "stage": checkpoint["stage"], "step": checkpoint["step"],
             "selection": checkpoint["selection"], "protocol": describe_protocol(checkpoint["metadata"]),
-            "images": len(dataset), **views,
+            "images": len(dataset), **views, "calibration": args.calibration,
         }  # fmt: skip
-        report(args, metrics, about, dataset.ids, split)
+        report(args, metrics, about, dataset.ids)
     return 0
 
 
-def report(args, metrics: dict[float, ZeroShotMetrics], about: dict, ids: list[str], split: Split) -> None:
-    """Prints the table of one calibration, or a row for each of several; writes or prints JSON if asked for."""
-    results = [{**counts.compute(), "calibration": gamma} for gamma, counts in metrics.items()]
-    best = max(results, key=lambda result: -1.0 if math.isnan(result["hiou"]) else result["hiou"])
-    several = {"best_calibration": best["calibration"], "calibrations": results}
-    content = as_json({**(several if len(results) > 1 else best), **about})
+def report(args, metrics: ZeroShotMetrics, about: dict, ids: list[str]) -> None:
+    """Prints the table; writes or prints JSON if asked for."""
+    result = metrics.compute()
+    content = as_json({**result, **about})
     if args.json == "-":
         print(json_lines(content), end="")
         return
     if args.json is not None:
-        details = metrics[best["calibration"]].details(ids) if len(results) == 1 else {}
         overlays = args.save_dir.resolve() / "overlays" if args.save_dir else None
         drawn = {name: str(overlays / f"{name}.png") for name in ids} if overlays else {}
-        write_text(Path(args.json), json_lines({**content, **details, "drawn": drawn}))
+        write_text(Path(args.json), json_lines({**content, **metrics.details(ids), "drawn": drawn}))
     print(f"{about['checkpoint']}: stage {about['stage']}, step {about['step']}, selection: {about['selection']}")
     views = f" at scales {' '.join(f'{scale:g}' for scale in args.scales)}" if args.scales != [1.0] else ""
     views += " with flips" * args.flip + " along edges" * args.edges
-    print(f"{about['protocol']}; {about['images']} images{views}")
-    if len(results) > 1:
-        print("calibration: several\n")
-        print(format_rows({f"gamma {result['calibration']:g}": result for result in results}))
-        print(f"\nbest hIoU: --calibration {best['calibration']:g}. Choose gamma on a validation split (seen classes")
-        print("held out as if unseen), never on the unseen classes that are reported.")
-        return
-    gamma = best["calibration"]
-    print(f"calibration: {f'{gamma:g} subtracted from the softmax of the seen classes' if gamma else 'off'}\n")
-    print(format_table(best, split.names, split.num_seen))
+    views += f", {args.calibration:g} subtracted from the softmax of the seen classes" if args.calibration else ""
+    print(f"{about['protocol']}; {about['images']} images{views}\n")
+    print(format_table(result, metrics.names, metrics.num_seen))
 
 
 if __name__ == "__main__":

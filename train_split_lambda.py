@@ -20,8 +20,6 @@ import sys
 
 import torch
 
-from dataset.splits import SPLITS
-from model.backbone import BACKBONES
 from model.losses import bias_loss, cross_entropy
 from utils.config import parse_settings
 from utils.distributed import all_reduce_sum
@@ -29,7 +27,6 @@ from utils.errors import one_line_errors
 from utils.trainer import NO_SCALER, Trainer, optimizer_step
 
 STAGE = 1
-CHOICES = {"split": SPLITS, "backbone": BACKBONES, "restore_from_where": ("pretrained", "continue")}
 
 
 def train_step(network, optimizer, source, target, num_seen: int, args, scaler=NO_SCALER) -> dict[str, torch.Tensor]:
@@ -67,7 +64,7 @@ def train_step(network, optimizer, source, target, num_seen: int, args, scaler=N
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
-    args = parse_settings(argv, STAGE, __doc__, CHOICES)
+    args = parse_settings(argv, STAGE, __doc__)
     trainer = Trainer(STAGE, args)  # data, network, optimiser, run folder
     trainer.restore()
     num_seen = trainer.split.num_trained_seen

@@ -19,9 +19,9 @@ from functools import partial
 
 import torch
 
-from dataset.splits import SPLITS, VOID
+from dataset.splits import VOID
 from embeddings import imagenet_similarity
-from model.backbone import BACKBONES, IMAGENET_CLASSES, build_backbone, imagenet_head
+from model.backbone import IMAGENET_CLASSES, build_backbone, imagenet_head
 from model.losses import cross_entropy, pseudo_labels
 from model.pseudo_labels import EpisodePseudoLabeler
 from model.segmenter import Segmenter
@@ -33,7 +33,6 @@ from utils.trainer import NO_SCALER, Trainer, optimizer_step
 
 STAGE = 2
 HIGHEST_SIMILARITY = 0.6  # cosine to an unseen class; ImageNet classes above it are left out as evidence
-CHOICES = {"split": SPLITS, "backbone": BACKBONES, "restore_from_where": ("saved", "continue", "pretrained")}
 
 
 def train_step(
@@ -105,7 +104,7 @@ def preview_pseudo_labels(trainer: Trainer, image: torch.Tensor, valid: torch.Te
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
-    args = parse_settings(argv, STAGE, __doc__, CHOICES)
+    args = parse_settings(argv, STAGE, __doc__)
     trainer = Trainer(STAGE, args)  # data, network, optimiser, run folder
     if args.pseudo_labels == "episodes":
         trainer.pseudo_labeler = episode_pseudo_labeler(args, trainer.network, trainer.split)

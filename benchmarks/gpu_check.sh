@@ -64,9 +64,7 @@ part "evaluation, three scales" 30 "$PYTHON" eval.py "${SHARED[@]}" --checkpoint
 part "own images" 25 "$PYTHON" predict.py --checkpoint "$FIRST" --images "$DATA"/JPEGImages/*1.jpg --output-dir "$WORK/out"
 part "fp16, less memory" 30 "$PYTHON" train_split_lambda.py "${RUN[@]}" --backbone "$LARGE" --amp fp16 \
   --checkpoint-activations --dry-run
-for NAME in training evaluation; do
-  part "$NAME" 100 "$PYTHON" -m benchmarks.gpu_check "$NAME" --results "$OUT/results.jsonl" $TINY
-done
+part "training steps" 150 "$PYTHON" -m benchmarks.gpu_check --results "$OUT/results.jsonl" $TINY
 part "against the plain loop" 120 "$PYTHON" -m benchmarks.speed --parts train eval memory ${TINY:+--quick --backbone small}
 cat "$WORK/log" >>"$OUT/summary.txt"
 [ -n "$TINY" ] || part "tests of a GPU" 60 "$PYTHON" -m pytest -q -p no:cacheprovider -k "gpu or device or fused" tests

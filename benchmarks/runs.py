@@ -1,26 +1,63 @@
-"""What the benchmarks share: a training or an evaluation as a command, done once, and tables of results."""
+"""What the ablation and the demo share: rows of a table, their trainings, each done once, and Markdown tables."""
 
-import argparse
 import json
 import math
 import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from utils.trainer import stage_folder
 
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = {1: "train_split_lambda.py", 2: "train_st_split.py"}
 FIGURES = {"seen": "miou_seen", "unseen": "miou_unseen", "hIoU": "hiou", "ZSL": "miou_zsl", "bias": "bias"}
 """Columns of a table, and the keys of `eval.py --json` that they show."""
 
 
-def command(arguments: Sequence[str], log: Path | None) -> None:
-    """Runs a script or module of the project, with its output in `log` if there is one.
+@dataclass(frozen=True)
+class Row:
+    """A line of the table.
 
-    Raises:
-        SystemExit: with the command's exit code, if it fails.
+    Args:
+        name: its heading.
+        start: folder of stage 1; rows that share it share that run.
+        stage1: flags of stage 1, besides the shared ones.
+        stage2: flags of stage 2; None: the figures are those of stage 1.
+        evaluation: flags of eval.py; none: the figures that training logged.
     """
+
+    name: str
+    start: str
+    stage1: tuple = ()
+    stage2: tuple | None = None
+    evaluation: tuple = ()
+
+    def folder(self, root: Path, split: int | str, seed: int) -> Path:
+        """Where the stage is kept, below `root`, that the figures are of."""
+        name = slug(self.name if self.stage2 else self.start)
+        return stage_folder(root / name / f"seed{seed}", split, 1 if self.stage2 is None else 2)
+
+    def train(self, root: Path, split: int | str, seed: int, shared: Sequence) -> Path:
+        """Trains the stages that are not done, with the flags `shared`; returns the last checkpoint."""
+        start, shared = root / self.start / f"seed{seed}", [*shared, "--split", split, "--seed", seed]
+        last = train(SCRIPTS[1], [*shared, "--output-dir", start, *self.stage1], stage_folder(start, split, 1))
+        if self.stage2 is None:
+            return last
+        run = self.folder(root, split, seed)
+        flags = ["--output-dir", run.parents[1], "--stage1-checkpoint", last, *self.stage2]
+        return train(SCRIPTS[2], [*shared, *flags], run)
+
+
+def slug(name: str) -> str:
+    """A row's name as a file's."""
+    return "".join(letter if letter.isalnum() else "_" for letter in name)
+
+
+def command(arguments: Sequence, log: Path | None) -> None:
+    """Runs a script of the project, with its output in `log` if there is one. A failure is a `SystemExit`."""
     line = [sys.executable, *map(str, arguments)]
     if log is None:
         code = subprocess.run(line, cwd=ROOT, check=False).returncode
@@ -29,52 +66,42 @@ def command(arguments: Sequence[str], log: Path | None) -> None:
         with log.open("a", encoding="utf-8") as file:
             code = subprocess.run(line, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
     if code:
-        where = "" if log is None else f"; see {log}"
-        print(f"error: {' '.join(map(str, arguments))} ended with exit code {code}{where}", file=sys.stderr)
+        print(f"error: {' '.join(line[1:])} ended with exit code {code}; see {log or 'above'}", file=sys.stderr)
         raise SystemExit(code)
 
 
-def train(script: str, flags: Sequence[str], folder: Path, log: Path | None = None) -> Path:
+def train(script: str, flags: Sequence, folder: Path) -> Path:
     """Trains a stage, or resumes it, unless it is done with the same flags and the same settings file.
 
     Args:
-        script: train_split_lambda.py or train_st_split.py.
+        script: of `SCRIPTS`.
         flags: all but `--restore-from-where continue`; the settings file is the first one after `--config`.
-        folder: where the stage keeps its run.
-        log: for the output; None shows it.
+        folder: where the stage keeps its run; run.log there gets the output.
 
     Returns:
         The path of `latest.pth`.
     """
     flags = list(map(str, flags))
     config = (ROOT / flags[flags.index("--config") + 1]).read_text(encoding="utf-8") if "--config" in flags else ""
-    wanted = {"script": script, "flags": flags, "config": config}
+    wanted = json.dumps({"script": script, "flags": flags, "config": config})
     begun, done, latest = folder / "begun.json", folder / "done.json", folder / "latest.pth"
-
-    def matches(path: Path) -> bool:
-        return path.is_file() and json.loads(path.read_text(encoding="utf-8")) == wanted
-
-    if not matches(done):
-        resumes = matches(begun) and latest.is_file()
-        if not resumes:
-            latest.unlink(missing_ok=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        done.unlink(missing_ok=True)  # it would vouch for the checkpoint of other flags
-        begun.write_text(json.dumps(wanted), encoding="utf-8")
-        command([script, *flags, *(["--restore-from-where", "continue"] if resumes else [])], log)
-        done.write_text(json.dumps(wanted), encoding="utf-8")
+    if done.is_file() and done.read_text(encoding="utf-8") == wanted:
+        return latest
+    resumes = begun.is_file() and begun.read_text(encoding="utf-8") == wanted and latest.is_file()
+    if not resumes:
+        latest.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    done.unlink(missing_ok=True)  # it would vouch for the checkpoint of other flags
+    begun.write_text(wanted, encoding="utf-8")
+    print(f"{folder / 'run.log'}", file=sys.stderr, flush=True)
+    command([script, *flags, *(["--restore-from-where", "continue"] if resumes else [])], folder / "run.log")
+    done.write_text(wanted, encoding="utf-8")
     return latest
 
 
-def evaluate(
-    checkpoint: Path, data_path: Path, more: Sequence[str] = (), log: Path | None = None, name: str = "result.json"
-) -> dict:
-    """The figures of a checkpoint by eval.py, kept beside it as `name` until the checkpoint changes."""
-    result = checkpoint.with_name(name)
-    if not (result.is_file() and result.stat().st_mtime >= checkpoint.stat().st_mtime):
-        flags = ["--checkpoint", checkpoint, "--data-path", data_path, "--json", result]
-        command(["eval.py", *flags, *more], log)
-    return json.loads(result.read_text(encoding="utf-8"))
+def logged_figures(folder: Path) -> dict:
+    """The evaluation of a run's last step: the figures that eval.py gives."""
+    return json.loads((folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
 
 
 def format_results(rows: Mapping[str, Sequence[Mapping]]) -> str:
@@ -82,18 +109,16 @@ def format_results(rows: Mapping[str, Sequence[Mapping]]) -> str:
     head = ["", *FIGURES, "seeds"]
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
     for name, results in rows.items():
-        cells = [summary([result[key] for result in results]) for key in FIGURES.values()]
-        lines.append([name, *cells, str(len(results))])
+        lines.append([name, *(summary([r[key] for r in results]) for key in FIGURES.values()), str(len(results))])
     return align(lines)
 
 
 def format_classes(rows: Mapping[str, Sequence[Mapping]], marked: Sequence[str]) -> str:
     """A Markdown table of IoU by class in percent, mean over seeds, a column a method; `marked` bear a star."""
-    names = next(iter(rows.values()))[0]["per_class"]
     lines = [["IoU", *rows], ["---", *["---:"] * len(rows)]]
-    for name in names:
+    for name in next(iter(rows.values()))[0]["per_class"]:
         cells = [summary([r["per_class"][name] for r in results], spread=False) for results in rows.values()]
-        lines.append([name + ("*" if name in marked else ""), *cells])
+        lines.append([name + "*" * (name in marked), *cells])
     return align(lines)
 
 
@@ -107,15 +132,5 @@ def summary(values: Sequence[float | None], spread: bool = True) -> str:
 
 def align(lines: Sequence[Sequence[str]]) -> str:
     """Rows of cells as a Markdown table that also reads well as plain text."""
-    widths = [max(len(row[i]) for row in lines) for i in range(len(lines[0]))]
-
-    def cell(text: str, width: int) -> str:
-        if text in ("---", "---:"):
-            return text[3:].rjust(width, "-")
-        return text.ljust(width)
-
-    return "\n".join("| " + " | ".join(map(cell, row, widths)) + " |" for row in lines)
-
-
-def add_seeds(parser: argparse.ArgumentParser, default: Sequence[int]) -> None:
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(default), help="one run of each stage a seed")
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join("| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in lines)

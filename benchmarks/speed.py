@@ -6,9 +6,8 @@
 
 Four parts: a training step of stage 1 (the script's own `train_step`), an evaluation, the reading of training images,
 and the peak memory of a training step with 171 classes. The plain loop stands in this file. It computes the same
-method with the same network on the same batches; on a GPU in full float32, without TensorFloat-32 (--plain-tf32
-allows it). Each side runs in a process of its own. The two take turns, so that a busy machine slows both, and each
-figure is the median of the repeats. The load of the machine before the run and the spread of the repeats are printed.
+method with the same network on the same batches; on a GPU in full float32, without TensorFloat-32. Each side runs in a
+process of its own. The two take turns, so that a busy machine slows both, and each figure is the median of the repeats.
 
 Images are drawn, of VOC's size, unless --data-path names a folder. Weights are random, which takes the same time.
 """
@@ -23,6 +22,7 @@ import platform
 import statistics
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -174,7 +174,7 @@ def build_network(side: str, args: argparse.Namespace, num_classes: int) -> Segm
     model = Segmenter(build_backbone(args.backbone), torch.randn(num_classes, EMBEDDING_SIZE), amp=amp).to(device)
     if side == "ours":
         return model
-    torch.backends.cudnn.allow_tf32 = args.plain_tf32
+    torch.backends.cudnn.allow_tf32 = False
     for layer in model.modules():
         layer.__class__ = nn.Sequential if isinstance(layer, Recomputed) else layer.__class__
     return model.to(memory_format=torch.contiguous_format)
@@ -195,7 +195,7 @@ def build_step(side: str, args: argparse.Namespace, num_classes: int = 20, kind:
     model, num_seen = build_network(side, args, num_classes).train(), num_classes * 3 // 4  # as in VOC's splits
     sizes = getattr(args, f"{kind}batch_size"), getattr(args, f"{kind}input_size")
     source, target = draw_batches(*sizes, num_seen, pin=args.device == "cuda")
-    settings = parse_settings(["--backbone", args.backbone], 1, "", train_split_lambda.CHOICES)
+    settings = parse_settings(["--backbone", args.backbone], 1)
     groups = model.parameter_groups(settings.learning_rate, settings.head_factor)
     if side == "ours":
         if not kind:  # memory is measured without what a process keeps for the next step
@@ -301,11 +301,8 @@ def format_report(report: dict) -> str:
         title, unit, wanted = PARTS[part]
         row = "{title:<36} {ratio:>6.2f} {wanted:>8} {ours:>8.3g} {plain:>8.3g}  {spread:.0%}, {unit}"
         lines.append(row.format(title=title, unit=unit, wanted=wanted[settings["device"]], **figures))
-    return "\n".join(lines) + (
-        "\n{backbone}; steps of {batch_size} + {batch_size} crops of {input_size} pixels, memory with "
-        "{memory_batch_size} + {memory_batch_size} of {memory_input_size}; {images} images evaluated; {repeats} repeats"
-        "\n{name}, {cores} cores, {threads} threads, torch {torch}, load before the run {load_before}"
-    ).format(**settings, **report["machine"])
+    how = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in {**settings, **report["machine"]}.items())
+    return "\n".join([*lines, textwrap.fill(how, 110)])
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -315,7 +312,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data-path", type=Path, metavar="FOLDER", help="images in VOC layout (default: drawn ones)")
     parser.add_argument("--backbone", choices=BACKBONES, default="vgg16", help="the network")
     parser.add_argument("--batch-size", type=count, metavar="N", help="source and target images a step (default: 9)")
-    parser.add_argument("--plain-tf32", action="store_true", help="let the plain loop use TensorFloat-32 on a GPU")
     parser.add_argument("--quick", action="store_true", help="small sizes and one repeat, to see that it runs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     args = parser.parse_args(argv)
@@ -330,8 +326,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     name = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine()
-    load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else "unknown"
-    machine = {"name": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "load_before": load}
+    machine = {"name": name, "threads": torch.get_num_threads(), "load_before": os.getloadavg()[0]}
     report = {"machine": {**machine, "torch": torch.__version__}}
     with tempfile.TemporaryDirectory() as folder:
         if args.data_path is None:

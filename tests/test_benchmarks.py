@@ -1,20 +1,22 @@
-"""The ablation: tables worked out by hand, runs that are done once, and all of it on drawn images, one step a stage."""
+"""The ablation and the demo: tables worked out by hand, runs that are done once, and all of it in one step a stage."""
 
 import json
 
 import pytest
 
 import eval as evaluation_script
+import predict
 import train_split_lambda
 import train_st_split
-from benchmarks import ablation, runs
+from benchmarks import ablation, demo, gpu_check, runs
 from dataset.drawn import write_dataset
-from helpers import ROOT
+from helpers import ROOT, failure
 
 SCRIPTS = {
     "train_split_lambda.py": train_split_lambda,
     "train_st_split.py": train_st_split,
     "eval.py": evaluation_script,
+    "predict.py": predict,
 }
 
 
@@ -28,8 +30,7 @@ def cells(table: str) -> list[list[str]]:
 
 def test_results_are_means_and_standard_deviations_in_percent():
     rows = cells(runs.format_results({"a": [figures(0.1, 0.2), figures(0.2, 0.2)], "b": [figures(0.5, 0.0)]}))
-    assert rows[0] == ["", "seen", "unseen", "hIoU", "ZSL", "bias", "seeds"]
-    assert all(cell.strip("-") == ("" if i == 0 else ":") and len(cell) > 2 for i, cell in enumerate(rows[1]))
+    assert rows[0] == ["", "seen", "unseen", "hIoU", "ZSL", "bias", "seeds"] and rows[1] == ["---", *["---:"] * 6]
     assert rows[2] == ["a", "15.0 ± 7.1", "20.0 ± 0.0", "0.0 ± 0.0", "-", "100.0 ± 0.0", "2"]
     assert rows[3] == ["b", "50.0", "0.0", "0.0", "-", "100.0", "1"]
 
@@ -82,38 +83,63 @@ def test_a_failing_command_ends_the_study_with_its_exit_code(tmp_path, capsys):
     assert "log.txt" in capsys.readouterr().err and "none.pth" in (tmp_path / "log.txt").read_text()
 
 
+def tiny_config(path, config, monkeypatch):
+    """The settings file of `config` with a network of random weights, small images and one step a stage."""
+    text = (ROOT / config).read_text().split("[stage1]")[0]
+    for old, new in (('"efficientnet_lite0"', '"small"'), ('["word2vec", "fasttext"]', '["glove"]')):
+        text = text.replace(old, new)
+    lines = [line for line in text.splitlines() if line.split(" = ")[0] not in ("input_size", "num_workers")]
+    lines += ['backbone_weights = "none"', "max_steps = 1", "batch_size = 2", "input_size = 32", "num_workers = 0"]
+    lines += ["[stage1]", "lambda = 0.0", "[stage2]", 'pseudo_labels = "episodes"']
+    path.write_text("\n".join(lines))
+    # In this process, since the start of a command takes seconds.
+    run = lambda line, log: SCRIPTS[line[0]].main(list(map(str, line[1:])))  # noqa: E731
+    monkeypatch.setattr(runs, "command", run)
+    monkeypatch.setattr(ablation, "command", run)
+    return str(path)
+
+
+def times_of_checkpoints(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("latest.pth")}
+
+
 def test_the_ablation_trains_every_row_under_its_own_protocol(tmp_path, monkeypatch, capsys):
-    """In this process, since the start of a command takes seconds, and with a network of random weights."""
-    monkeypatch.setattr(runs, "command", lambda line, log: SCRIPTS[line[0]].main(list(map(str, line[1:]))))
-    config = tmp_path / "tiny.toml"
-    config.write_text(
-        (ROOT / ablation.CONFIG).read_text().split("[stage1]")[0].replace('"efficientnet_lite0"', '"small"')
-        .replace('["word2vec", "fasttext"]', '["glove"]').replace("320", "32")
-        + 'backbone_weights = "none"\nmax_steps = 1\nbatch_size = 2\n[stage1]\nlambda = 0.0\n[stage2]\n'
-        'pseudo_labels = "episodes"\n'
-    )  # fmt: skip
-    monkeypatch.setattr(ablation, "CONFIG", str(config))
+    monkeypatch.setattr(ablation, "CONFIG", tiny_config(tmp_path / "tiny.toml", ablation.CONFIG, monkeypatch))
     write_dataset(tmp_path / "data", 40, 20, size=(48, 48))
-    argv = ["--data-path", tmp_path / "data", "--output-dir", tmp_path / "runs", "--seeds", 1, "--splits", "4", "4-val"]
+    argv = ["--data-path", tmp_path / "data", "--output-dir", tmp_path / "runs", "--seeds", 1]
     ablation.main([*map(str, argv)])
     printed = capsys.readouterr().out
     assert all(f"| {row.name}" in printed for row in ablation.MAIN + ablation.CHANGES)
-    assert printed.count("| source only, calibrated") == 1  # a fold has none to choose on
     logs = {log.parts[-5]: json.loads(log.read_text()) for log in tmp_path.rglob("split4/*/log.jsonl")}
     oracle = {name for name, line in logs.items() if line["target_pixels"] == "oracle"}
     assert oracle == {"oracle", "paper__oracle__stage_2"}
-    fold, chosen = (
-        json.loads((tmp_path / f"runs/source_only/seed1/split{split}/stage1/{name}.json").read_text())
-        for split, name in (("4-val", "calibrations"), ("4", "source_only__calibrated"))
-    )
-    assert chosen["calibration"] == fold["best_calibration"] and len(fold["calibrations"]) == len(ablation.GAMMAS)
-    checkpoints = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("latest.pth")}
+    checkpoints = times_of_checkpoints(tmp_path)
     ablation.main([*map(str, argv), "--only-table"])
-    assert capsys.readouterr().out.strip() in printed
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("latest.pth")} == checkpoints
+    assert capsys.readouterr().out.strip() in printed and times_of_checkpoints(tmp_path) == checkpoints
 
 
 def test_an_unknown_row_is_one_line_with_the_rows_that_there_are(tmp_path, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        ablation.main(["--data-path", str(tmp_path), "--rows", "no such row"])
-    assert "'source only'" in capsys.readouterr().err
+    line = failure(capsys, ablation.main, ["--data-path", tmp_path, "--rows", "no such row"])
+    assert "'source only'" in line
+
+
+def test_the_demo_gives_a_table_and_a_sheet_and_repeats_no_training(tmp_path, monkeypatch, capsys):
+    changes = {"NUM_TRAIN": 40, "NUM_EVALUATION": 20, "SIDE": 48, "PROCESSES": 1, "PHOTOS": tmp_path / "none"}
+    for name, value in changes.items():
+        monkeypatch.setattr(demo, name, value)
+    monkeypatch.setattr(demo, "CONFIG", tiny_config(tmp_path / "tiny.toml", demo.CONFIG, monkeypatch))
+    argv = ["--data-path", str(tmp_path / "data"), "--output-dir", str(tmp_path), "--seeds", "1"]
+    demo.main(argv)
+    table = (tmp_path / "table.md").read_text()
+    assert all(f"| {row.name}" in table for row in demo.ROWS) and table in capsys.readouterr().out
+    assert (tmp_path / "predictions.png").is_file()
+    checkpoints = times_of_checkpoints(tmp_path)
+    assert len(checkpoints) == 4
+    demo.main(argv)
+    assert times_of_checkpoints(tmp_path) == checkpoints
+
+
+def test_the_gpu_check_measures_steps_of_both_stages(tmp_path):
+    assert gpu_check.main(["--tiny", "--results", str(tmp_path / "results.jsonl")]) == 0
+    found = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert len(found) == 5 and all(row["images_per_second"] > 0 and row["waits"] == {} for row in found)

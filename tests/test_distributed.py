@@ -101,7 +101,7 @@ def evaluate_instead(record, *argv: str) -> None:
 def test_the_evaluation_script_gives_the_figures_of_one_process(mixed, tmp_path):
     checkpoint = run_script(tmp_path / "trained", 1, mixed, **FLAGS).folder / "latest.pth"
     paths = [tmp_path / "one.json", tmp_path / "two.json"]
-    flags = ["--evaluation-batch-size", 3, "--flip", "--calibration", 0, 0.3]
+    flags = ["--evaluation-batch-size", 3, "--flip", "--calibration", 0.3]
     args = [tuple(evaluation_arguments(checkpoint, mixed, "--json", path, *flags)) for path in paths]
     run_script(tmp_path / "one", 1, mixed, prepare=evaluate_instead, args=args[0])
     first, second = run_several(2, tmp_path / "two", 1, mixed, prepare=evaluate_instead, args=args[1])

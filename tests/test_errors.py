@@ -28,15 +28,10 @@ some.module.ValueError: the file: is bad ValueError: truly
 """
 
 
-@pytest.mark.parametrize(
-    "text, line",
-    [
-        ("one line", "one line"),
-        ("", "ValueError"),
-        ("x is not written (first\n  second\n): free some", "x is not written (first second ): free some"),
-        (WRAPPED, "the file: is bad ValueError: truly"),
-    ],
-)
+@pytest.mark.parametrize("text, line", [
+    ("one line", "one line"), ("", "ValueError"), (WRAPPED, "the file: is bad ValueError: truly"),
+    ("x is not written (first\n  second\n): free some", "x is not written (first second ): free some"),
+])  # fmt: skip
 def test_an_error_is_one_line(text, line):
     assert one_line(ValueError(text)) == line
 
@@ -53,10 +48,8 @@ DESCRIBED = [
     (MemoryError(), ["out of memory", "--batch-size"]),
     (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), ["--batch-size"]),
     (RuntimeError("x does not have a deterministic implementation"), ["--deterministic"]),
-    (
-        RuntimeError("[/gloo/transport/tcp/pair.cc] Connection closed"),
-        ["another process of this run", "continue"],
-    ),
+    (RuntimeError("[/gloo/transport/tcp/pair.cc] Connection closed"), ["another process of this run", "continue"]),
+    (RuntimeError("BackendCompilerFailed Set TORCHDYNAMO_VERBOSE=1 for the stack"), ["leave out --compile"]),
 ]
 
 

@@ -11,7 +11,6 @@ import eval as evaluation_script
 from dataset.splits import Split
 from dataset.voc import evaluation_dataset
 from helpers import evaluate, failure, load, mask_path, read_values
-from model.predictor import load_segmenter
 from model.segmenter import calibrate
 
 SPLIT = Split.named(1)
@@ -46,9 +45,8 @@ def difference(a, b):
 def test_images_of_one_size_are_evaluated_together(varied, mixed, tmp_path):
     alone = figures(varied, mixed, tmp_path)
     together = figures(varied, mixed, tmp_path, "--evaluation-batch-size", 3)
-    assert (
-        list(together["per_image"]) == list(alone["per_image"]) and (np.sum(alone["confusion"], axis=0) > 0).sum() > 3
-    )
+    assert list(together["per_image"]) == list(alone["per_image"])
+    assert (np.sum(alone["confusion"], axis=0) > 0).sum() > 3
     # The network sums in another order for several images, so a pixel between two classes may change.
     assert difference(alone, together) <= 4 and np.sum(alone["confusion"]) == np.sum(together["confusion"])
 
@@ -77,24 +75,6 @@ def test_mean_over_flips_is_the_same_for_mirrored_images(varied, own_data, tmp_p
     assert difference(before, figures(varied, own_data, tmp_path, "--flip")) <= 4
 
 
-@pytest.mark.parametrize("size", [(1, 1), (12, 1), (3, 500), (90, 2100)])
-def test_images_of_any_size_have_a_prediction_for_each_pixel(varied, size):
-    """Narrow ones are stretched and large ones are resized for the network."""
-    model = load_segmenter(varied)[0].eval()
-    image = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8)
-    (classes,) = model.pixel_logits(image, longest_side=512).map_pixels(lambda logits: (logits.argmax(dim=1),))
-    assert classes.shape == (1, *size) and model.pixel_logits(image, 512).coarse.shape[-1] <= 64
-
-
-def test_large_image_gets_nearly_the_prediction_of_its_small_copy(varied, tmp_path):
-    small = torch.randint(0, 256, (1, 3, 8, 10), dtype=torch.uint8).float()
-    small = torch.nn.functional.interpolate(small, (60, 80), mode="bicubic").clamp(0, 255).byte()
-    large = torch.nn.functional.interpolate(small.float(), (240, 320), mode="bilinear").byte()
-    model = load_segmenter(varied)[0].eval()
-    one, other = (model.pixel_logits(image, longest_side=80).whole().argmax(dim=1) for image in (small, large))
-    assert other.shape == (1, 240, 320) and (other[:, 2::4, 2::4] == one).float().mean() > 0.9
-
-
 # --- calibration ----------------------------------------------------------------------------------------
 
 
@@ -118,25 +98,12 @@ def test_a_higher_gamma_moves_pixels_to_the_unseen_classes_only():
     assert torch.equal(some[some < SEEN], before[some < SEEN])
 
 
-def test_several_gammas_give_what_each_gives_alone(finished, tmp_path, capsys):
-    several = figures(finished.stage2 / "latest.pth", finished.data, tmp_path, "--calibration", 0, 0.3, 1, 0.3)
-    printed = capsys.readouterr().out
-    assert all(text in printed for text in ("gamma 0 ", "gamma 0.3 ", "best hIoU: --calibration"))
-    rows = several.pop("calibrations")
-    assert [row["calibration"] for row in rows] == [0.0, 0.3, 1.0]
-    assert rows[2]["bias"] == rows[2]["miou_seen"] == 0.0
-    for row in rows:
-        alone = figures(finished.stage2 / "latest.pth", finished.data, tmp_path, "--calibration", row["calibration"])
-        assert row == {key: alone[key] for key in row}
-    assert several["best_calibration"] == max(rows, key=lambda row: row["hiou"])["calibration"]
-    assert "calibration: 0.3 subtracted" in capsys.readouterr().out
-
-
-def test_saved_masks_are_the_calibrated_prediction(finished, tmp_path):
+def test_saved_masks_are_the_calibrated_prediction(finished, tmp_path, capsys):
     """With gamma 1 the masks show unseen classes alone; the overlays lie beside them."""
-    result = figures(
-        finished.stage2 / "latest.pth", finished.data, tmp_path, "--calibration", 1, "--save-dir", tmp_path / "out"
-    )
+    flags = ["--calibration", 1, "--save-dir", tmp_path / "out"]
+    result = figures(finished.stage2 / "latest.pth", finished.data, tmp_path, *flags)
+    assert result["calibration"] == 1 and result["bias"] == result["miou_seen"] == 0.0
+    assert "1 subtracted from the softmax" in capsys.readouterr().out
     setting = load(finished.stage2 / "latest.pth")["metadata"]
     shown = {int(v) for path in (tmp_path / "out" / "masks").iterdir() for v in np.unique(read_values(path))}
     assert shown and shown <= set(setting["mask_values"][len(setting["seen"]) :])
@@ -154,8 +121,6 @@ def test_json_without_a_path_is_printed_instead_of_the_table(finished, capsys):
     "flags, words",
     [
         (["--calibration", "1.5"], ["--calibration", "at most 1"]),
-        (["--calibration"], ["--calibration", "at least one"]),
-        (["--calibration", "0", "0.5", "--save-dir", "x"], ["--save-dir", "--calibration"]),
         (["--scales", "0"], ["--scales"]),
     ],
 )

@@ -122,7 +122,7 @@ def gpu(monkeypatch):
 
 
 def settings(stage: int, *flags: str):
-    return parse_settings(["--backbone", "small", *flags], stage, "", STAGES[stage].CHOICES)
+    return parse_settings(["--backbone", "small", *flags], stage)
 
 
 def build(stage: int, *flags: str) -> SimpleNamespace:

@@ -68,7 +68,7 @@ def test_the_plain_step_moves_the_weights_as_ours_does(args):
     ours, plain = still_networks(args)
     source, target = speed.draw_batches(2, 32, 15, pin=False)
     before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
-    settings = parse_settings(["--backbone", "small"], 1, "", train_split_lambda.CHOICES)
+    settings = parse_settings(["--backbone", "small"], 1)
     optimizer = build_optimizer(ours.parameter_groups(settings.learning_rate, settings.head_factor), settings)
     losses = train_split_lambda.train_step(ours, optimizer, source, target, 15, settings)
     groups = plain.parameter_groups(settings.learning_rate, settings.head_factor)

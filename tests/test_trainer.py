@@ -137,22 +137,7 @@ def test_another_learning_rate_scales_the_rates_of_the_steps_that_are_left(
     assert load(folder / "latest.pth")["settings"]["learning_rate"] == 0.002
 
 
-def test_a_run_resumes_in_another_precision_and_from_a_fused_optimiser(data, tmp_path, tiny):
-    for optimizer in ("sgd", "adamw"):
-        flags = SHORT | {"max_steps": 2, "optimizer": optimizer}
-        folder = train(1, data, tmp_path, "--set", "poly_power=0", **flags, amp="fp16")
-        checkpoint = load(folder / "latest.pth")
-        groups = [{**group, "fused": True} for group in checkpoint["optimizer"]["param_groups"]]
-        checkpoint |= {"step": 1, "optimizer": {**checkpoint["optimizer"], "param_groups": groups}}
-        checkpoint["scheduler"]["last_epoch"] = 1
-        for amp in ("off", "fp16"):
-            torch.save(checkpoint, folder / "latest.pth")
-            train(1, data, tmp_path, "--set", "poly_power=0", **flags, amp=amp, restore_from_where="continue")
-            assert load(folder / "latest.pth")["step"] == 2
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_deterministic_runs_are_equal(data, tmp_path, stage, monkeypatch, tiny):
+def test_deterministic_runs_are_equal(data, tmp_path, monkeypatch, tiny):
     asked, end_step = [], utils.trainer.Trainer.end_step
 
     def recording(trainer, losses):
@@ -160,9 +145,9 @@ def test_deterministic_runs_are_equal(data, tmp_path, stage, monkeypatch, tiny):
         end_step(trainer, losses)
 
     monkeypatch.setattr(utils.trainer.Trainer, "end_step", recording)
-    first, second = (train(stage, data, tmp_path / name, "--deterministic", **EPOCHS) for name in "ab")
+    first, second = (train(2, data, tmp_path / name, "--deterministic", **EPOCHS) for name in "ab")
     assert same_run(first, second) and set(asked) == {True}
-    train(stage, data, tmp_path / "c", **EPOCHS | {"max_steps": 1})
+    train(1, data, tmp_path / "c", **EPOCHS | {"max_steps": 1})
     assert asked[-1] is False  # another run in the same process is free again
 
 
@@ -222,29 +207,18 @@ ENDLESS = 100_000
 """Steps that no machine does before it is asked to stop."""
 
 
-def record_saves(record: Path) -> None:
-    """Writes the step of each `latest.pth` once it is saved."""
-    save = utils.trainer.save_checkpoint
+def record_saves(record: Path, waiting: int = 0) -> None:
+    """Writes the step of each `latest.pth` once it is saved; save `waiting` does not start for an hour."""
+    save, saves = utils.trainer.save_checkpoint, itertools.count(1)
 
     def recording(path, **content):
+        if next(saves) == waiting:
+            time.sleep(3600)
         save(path, **content)
         if path.name == "latest.pth":
             append(record, str(content["step"]))
 
     utils.trainer.save_checkpoint = recording
-
-
-def wait_before_save(record: Path, number: int) -> None:
-    """As above; save `number` does not start for an hour."""
-    record_saves(record)
-    save, saves = utils.trainer.save_checkpoint, itertools.count(1)
-
-    def waiting(path, **content):
-        if next(saves) == number:
-            time.sleep(3600)
-        save(path, **content)
-
-    utils.trainer.save_checkpoint = waiting
 
 
 def die_in_save(record: Path, number: int, share: float) -> None:
@@ -335,7 +309,7 @@ def kill_somewhere(draw: random.Random, folder, data, number: int, flags: dict) 
         share = draw.choice([0, draw.random(), draw.random(), 1, 2])
         process = ScriptProcess(folder, 1, data, prepare=die_in_save, args=(draw.randint(1, 3), share), **flags)
     else:
-        process = ScriptProcess(folder, 1, data, prepare=wait_before_save, args=(4,), **flags)
+        process = ScriptProcess(folder, 1, data, prepare=record_saves, args=(4,), **flags)
         saves = len(process.records()) + draw.choice([0, 1, 2, 3])
         process.wait_for(lambda: len(process.records()) >= saves)
         time.sleep(draw.uniform(0, 0.03))
@@ -448,7 +422,7 @@ def test_a_dead_worker_is_one_line_and_the_run_resumes(data, tmp_path, tiny, mon
 # --- numbers that are not finite ------------------------------------------------------------------------
 
 
-def spoil_weights(monkeypatch, module, step, value, after=False):
+def spoil_weights(monkeypatch, module, step, value, after):
     """Sets weights of the network to `value` before (or after) the given step."""
     train_step, calls = module.train_step, itertools.count(1)
 
@@ -465,39 +439,31 @@ def spoil_weights(monkeypatch, module, step, value, after=False):
     monkeypatch.setattr(module, "train_step", spoiling)
 
 
-def is_finite(path: Path) -> bool:
-    return all(tensor.isfinite().all() for tensor in load(path)["model"].values())
+NOT_FINITE = {
+    "a loss of stage 1": (1, (4, float("nan"), False), {"save_every": 3}, ["step 4", "loss", "nan"], 3),
+    "a loss of stage 2": (2, (4, float("nan"), False), {"save_every": 3}, ["step 4", "loss", "nan"], 3),
+    # the loss of the last step can be finite though the step itself was too long
+    "weights, saved": (1, (2, float("inf"), True), {"save_every": 1}, ["not finite"], 1),
+    "weights, evaluated": (1, (2, float("inf"), True), {"save_every": 1, "evaluate_every": 1}, ["not finite"], 1),
+    # a rate that is far too high, wherever the numbers are first read
+    "rate, saved": (1, None, {"save_every": 1, "learning_rate": "1e35"}, [], None),
+    "rate, evaluated": (1, None, {"evaluate_every": 1, "learning_rate": "1e35"}, [], None),
+    "rate, at the end": (1, None, {"save_every": 0, "learning_rate": "1e35"}, [], None),
+}
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_loss_that_is_not_finite_names_its_step(data, tmp_path, tiny, capsys, monkeypatch, stage):
-    spoil_weights(monkeypatch, STAGES[stage], 4, float("nan"))
-    argv = arguments(data, tmp_path, **SHORT | {"max_steps": 6, "save_every": 3})
-    line = failure(capsys, STAGES[stage].main, argv)
-    assert all(words in line for words in ("step 4", "loss", "nan", "--learning-rate"))
+@pytest.mark.parametrize("stage, spoilt, flags, words, step", NOT_FINITE.values(), ids=NOT_FINITE)
+def test_numbers_that_are_not_finite_end_in_one_line_and_are_not_saved(
+    data, tmp_path, tiny, capsys, monkeypatch, stage, spoilt, flags, words, step
+):
+    if spoilt:
+        spoil_weights(monkeypatch, STAGES[stage], *spoilt)
+    line = failure(capsys, STAGES[stage].main, arguments(data, tmp_path, **SHORT | {"max_steps": 6} | flags))
+    assert all(word in line for word in ["--learning-rate", *words]), line
+    assert re.search("not finite| is nan | is inf ", line)
     latest = tmp_path / "split1" / f"stage{stage}" / "latest.pth"
-    assert load(latest)["step"] == 3 and is_finite(latest)
-
-
-@pytest.mark.parametrize("every", [{"evaluate_every": 1}, {"save_every": 1}, {}], ids=str)
-def test_a_rate_that_is_far_too_high_ends_in_one_line(data, tmp_path, tiny, capsys, every):
-    """Wherever the numbers are first read, and though the loss of the step before was still finite."""
-    plan = SHORT | {"max_steps": 5, "learning_rate": "1e35", "save_every": 0} | every
-    line = failure(capsys, STAGES[1].main, arguments(data, tmp_path, **plan))
-    assert re.search("not finite| is nan | is inf ", line) and "--learning-rate" in line
-    latest = tmp_path / "split1" / "stage1" / "latest.pth"
-    assert not latest.exists() or is_finite(latest)
-
-
-@pytest.mark.parametrize("every", [{"evaluate_every": 1}, {"save_every": 1}], ids=str)
-def test_weights_that_are_not_finite_are_not_saved(data, tmp_path, tiny, capsys, monkeypatch, every):
-    """The loss of the last step can be finite though the step itself was too long."""
-    spoil_weights(monkeypatch, STAGES[1], 2, float("inf"), after=True)
-    argv = arguments(data, tmp_path, **SHORT | {"max_steps": 4, "save_every": 1} | every)
-    line = failure(capsys, STAGES[1].main, argv)
-    assert "not finite" in line and "--learning-rate" in line
-    latest = tmp_path / "split1" / "stage1" / "latest.pth"
-    assert load(latest)["step"] == 1 and is_finite(latest)
+    assert step is None or load(latest)["step"] == step
+    assert not latest.exists() or all(tensor.isfinite().all() for tensor in load(latest)["model"].values())
 
 
 # --- memory ---------------------------------------------------------------------------------------------

@@ -11,14 +11,14 @@ import argparse
 import difflib
 import math
 import os
-import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dataset.splits import split_name
+from dataset.splits import SPLITS, split_name
+from model.backbone import BACKBONES
 from utils.errors import UserError
 
 
@@ -57,8 +57,8 @@ class Setting:
 
     Args:
         name: the key in a TOML file; the flag has - for _.
-        kind: a type for argparse, `bool`, or a tuple of choices.
-        default: one value, or {stage: value}.
+        kind: a type for argparse, `bool`, or a tuple of choices; {stage: kind} where stages differ.
+        default: likewise.
         help: one sentence, with advice.
         metavar: what the help shows for the value.
         nargs: number of values, as in argparse.
@@ -99,14 +99,15 @@ SETTINGS: dict[str, list[Setting]] = {
                 "once, as published; equal: normalise each first", **RARE),
     ],
     "network": [
-        Setting("backbone", str, "vgg16", "the network below the projection; vgg16 is the published one"),
+        Setting("backbone", BACKBONES, "vgg16", "the network below the projection; vgg16 is the published one"),
         Setting("backbone_weights", str, "imagenet", "where the backbone starts: ImageNet weights (downloaded once), "
                 "random ones, or a state dict on disk", "{imagenet,none,PATH}"),
         Setting("freeze_backbone", bool, False, "train only what follows the ImageNet weights: faster on a CPU, less "
                 "accurate"),
         Setting("cache_features", Path, None, "keep a frozen backbone's features there: later epochs and runs need no "
                 "forward pass through it (0.7 MB for an image of 320 pixels and efficientnet_lite0)", "FOLDER"),
-        Setting("restore_from_where", str, None, "pretrained: ImageNet weights; continue: resume this stage exactly "
+        Setting("restore_from_where", {1: ("pretrained", "continue"), 2: ("saved", "continue", "pretrained")},
+                {1: "pretrained", 2: "saved"}, "pretrained: ImageNet weights; continue: resume this stage exactly "
                 "where it stopped; saved: start stage 2 from stage 1's checkpoint"),
     ],
     "method": [
@@ -186,18 +187,11 @@ ONLY_STAGE = {
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are a `UserError`, with the nearest flag for one that is misspelt.
-
-    Lines of `description` that begin with "python" are shown as examples at the end of the help.
-    """
+    """An argument parser whose errors are a `UserError`, with the nearest flag for one that is misspelt."""
 
     def __init__(self, description: str = "", **options):
-        lines = description.splitlines()
-        examples = [line for line in lines if line.lstrip().startswith("python ")]
-        text = "\n".join(line for line in lines if line not in examples)
-        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        options.setdefault("epilog", "\n".join(["examples:", *examples]) if examples else None)
-        super().__init__(description=re.sub(r"\n{3,}", "\n\n", text), allow_abbrev=False, **options)
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=description, formatter_class=formatter, allow_abbrev=False, **options)
 
     def parse_args(self, args=None, namespace=None):
         namespace, unknown = self.parse_known_args(args, namespace)
@@ -210,41 +204,35 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def add_settings(
-    parser: Any, names: Sequence[str], choices: Mapping[str, Sequence] | None = None, stage: int = 1,
-    suppress: bool = False,
-) -> None:  # fmt: skip
+def add_settings(parser: Any, names: Sequence[str], stage: int = 1, suppress: bool = False) -> None:
     """Adds the flags of some settings to an argparse parser or group.
 
     Args:
         parser: the parser or group.
         names: keys of the table.
-        choices: the values that a setting may have, where a package knows them.
-        stage: whose defaults they have.
+        stage: whose choices and defaults they have.
         suppress: leave no attribute where a flag is not given, instead of the default.
     """
     for setting in map(TABLE.get, names):
         flags = ["--" + setting.name.replace("_", "-")]
         flags += ["--RESTORE_FROM_WHERE"] if setting.name == "restore_from_where" else []
-        default = _default(setting, stage)
-        shown = "" if default in (None, False) else f" (default: {_as_text(default)})"
+        kind, default = _of_stage(setting.kind, stage), _of_stage(setting.default, stage)
+        text = " ".join(map(str, default)) if isinstance(default, list) else default
         options = {
             "dest": _attribute(setting.name),
             "default": argparse.SUPPRESS if suppress else default,
-            "help": setting.help + shown,
+            "help": setting.help + ("" if default in (None, False) else f" (default: {text})"),
         }
-        if setting.kind is bool:
+        if kind is bool:
             parser.add_argument(*flags, action=argparse.BooleanOptionalAction, **options)
             continue
-        allowed = (choices or {}).get(setting.name) or (setting.kind if isinstance(setting.kind, tuple) else None)
-        metavar = setting.metavar or (None if allowed and len(allowed) < 8 else setting.name.split("_")[-1].upper())
-        kind = str if isinstance(setting.kind, tuple) else setting.kind
-        parser.add_argument(*flags, type=kind, choices=allowed, nargs=setting.nargs, metavar=metavar, **options)
+        choices = SPLITS if setting.name == "split" else kind if isinstance(kind, tuple) else None
+        metavar = setting.metavar or (None if choices and len(choices) < 8 else setting.name.split("_")[-1].upper())
+        kind = str if isinstance(kind, tuple) else kind
+        parser.add_argument(*flags, type=kind, choices=choices, nargs=setting.nargs, metavar=metavar, **options)
 
 
-def parse_settings(
-    argv: Sequence[str] | None, stage: int, description: str, choices: Mapping[str, Sequence[str]]
-) -> argparse.Namespace:
+def parse_settings(argv: Sequence[str] | None, stage: int, description: str = "") -> argparse.Namespace:
     """The settings of a stage, from flags, `--set`, a TOML file and the defaults.
 
     The other stage's settings are read and checked too, so that a mistake in them shows before the first stage runs.
@@ -253,34 +241,13 @@ def parse_settings(
         argv: the command line; None: that of the process.
         stage: 1 or 2.
         description: the script's docstring.
-        choices: the values of `split`, `backbone` and `restore_from_where`; the default of the last is its first.
 
     Returns:
         Every setting as an attribute (`lambda` as `lambda_`), and `other`, the same of the other stage.
+
+    Raises:
+        UserError: for a flag, a file or a value that can't be used.
     """
-    given = vars(_build_parser(stage, description, choices).parse_args(argv))
-    config, pairs = given.pop("config"), given.pop("set")
-    if "unseen" in given and "split" in given:
-        raise UserError("--unseen and --split exclude each other: give one of them")
-    stages = {}
-    for number, file in (read_config(config) if config else {1: {}, 2: {}}).items():
-        values = {_attribute(name): _default(TABLE[name], number) for name in _names(number)}
-        given_values = file | _read_pairs(pairs) | given
-        values |= {key: value for key, value in given_values.items() if key in values}  # not the other stage's
-        stages[number] = argparse.Namespace(**values)
-    args = stages[stage]
-    args.restore_from_where = args.restore_from_where or choices["restore_from_where"][0]
-    for name, allowed in choices.items():
-        value = getattr(args, name)
-        if value not in allowed:
-            raise UserError(f"--{name.replace('_', '-')} {value}: choose one of {', '.join(map(str, allowed))}")
-    if args.scale[0] > args.scale[1]:
-        raise UserError(f"scale {args.scale[0]} is above {args.scale[1]}: give the lower one first")
-    args.config, args.other = config, stages[3 - stage]
-    return args
-
-
-def _build_parser(stage: int, description: str, choices: Mapping[str, Sequence]) -> Parser:
     parser, names = Parser(description), _names(stage)
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings of both stages, such as "
                         "configs/best_cpu.toml; flags override them")  # fmt: skip
@@ -289,8 +256,22 @@ def _build_parser(stage: int, description: str, choices: Mapping[str, Sequence])
                         help=f"settings without a flag of their own: {rare}")  # fmt: skip
     for title, group in SETTINGS.items():
         flags = [setting.name for setting in group if setting.flag and setting.name in names]
-        add_settings(parser.add_argument_group(title), flags, choices, stage, suppress=True)
-    return parser
+        add_settings(parser.add_argument_group(title), flags, stage, suppress=True)
+    given = vars(parser.parse_args(argv))
+    config, pairs = given.pop("config"), given.pop("set")
+    if "unseen" in given and "split" in given:
+        raise UserError("--unseen and --split exclude each other: give one of them")
+    stages = {}
+    for number, file in (read_config(config) if config else {1: {}, 2: {}}).items():
+        values = {_attribute(name): _of_stage(TABLE[name].default, number) for name in _names(number)}
+        given_values = file | _read_pairs(pairs) | given
+        values |= {key: value for key, value in given_values.items() if key in values}  # not the other stage's
+        stages[number] = argparse.Namespace(**values)
+    args = stages[stage]
+    if args.scale[0] > args.scale[1]:
+        raise UserError(f"scale {args.scale[0]} is above {args.scale[1]}: give the lower one first")
+    args.config, args.other = config, stages[3 - stage]
+    return args
 
 
 def read_config(path: Path) -> dict[int, dict[str, Any]]:
@@ -307,11 +288,11 @@ def read_config(path: Path) -> dict[int, dict[str, Any]]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{where} is no TOML ({error}): see configs/paper.toml") from error
     parts = {number: content.pop(f"stage{number}", {}) for number in (1, 2)}
-    shared = _read_values(content, where, list(TABLE))
+    shared = _read_values(content, where, [name for name in TABLE if name != "restore_from_where"])
     for number, part in parts.items():
         if not isinstance(part, dict):
             raise UserError(f"{where}: stage{number} = {part!r} is no table of settings")
-        parts[number] = shared | _read_values(part, f"{where}, [stage{number}]", _names(number))
+        parts[number] = shared | _read_values(part, f"{where}, [stage{number}]", _names(number), number)
     return parts
 
 
@@ -330,7 +311,7 @@ def _read_pairs(pairs: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def _read_values(values: Mapping[str, Any], where: str, names: Sequence[str]) -> dict[str, Any]:
+def _read_values(values: Mapping[str, Any], where: str, names: Sequence[str], stage: int = 1) -> dict[str, Any]:
     """Values by the name of the setting as the flags of these names would give them. Raises `UserError`."""
     read = {}
     for name, value in values.items():
@@ -339,7 +320,7 @@ def _read_values(values: Mapping[str, Any], where: str, names: Sequence[str]) ->
             raise UserError(f"{where}: no setting {name!r} there" + (f": did you mean {near[0]}?" if near else ""))
         flag = name.replace("_", "-")
         parser = Parser()
-        add_settings(parser, [name], suppress=True)
+        add_settings(parser, [name], stage, suppress=True)
         if isinstance(value, bool):
             argv = [f"--{flag}" if value else f"--no-{flag}"]
         else:
@@ -360,9 +341,5 @@ def _attribute(name: str) -> str:
     return "lambda_" if name == "lambda" else name
 
 
-def _default(setting: Setting, stage: int) -> Any:
-    return setting.default[stage] if isinstance(setting.default, dict) else setting.default
-
-
-def _as_text(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+def _of_stage(value: Any, stage: int) -> Any:
+    return value[stage] if isinstance(value, dict) else value

@@ -20,16 +20,16 @@ OUT_OF_MEMORY = (
     "in training lower --batch-size or --input-size, in evaluation and prediction --longest-side; eval.py evaluates a "
     "finished training"
 )
-
+DEAD_WORKER = "a process that reads images died: lower --num-workers or free some memory"
 HINTS = {
-    "does not have a deterministic implementation": "leave out --deterministic, or give --device cpu",
     "shared memory": "lower --num-workers, or give the machine more of it (docker run --shm-size 8g)",
+    "DataLoader worker": DEAD_WORKER,
     "gloo/transport": "another process of this run has ended: start all of them again, with continue",
     "NCCL": "another process of this run has ended, or has no GPU: start all of them again, with continue",
-    "DataLoader worker": "a process that reads images died: lower --num-workers or free some memory",
     "out of memory": OUT_OF_MEMORY,
-    "TORCHDYNAMO_VERBOSE": "leave out --compile, or install what it lacks",
     "can't allocate memory": OUT_OF_MEMORY,
+    "does not have a deterministic implementation": "leave out --deterministic, or give --device cpu",
+    "TORCHDYNAMO_VERBOSE": "leave out --compile, or install what it lacks",
 }
 """Parts of the messages of torch's `RuntimeError` that tell of the machine, not of a mistake in the code."""
 
@@ -70,20 +70,18 @@ def one_line_errors(main: Callable) -> Callable:
 
 def describe_error(error: Exception) -> str | None:
     """One line for the user about `error`; None if it is a mistake in the code."""
+    text = one_line(error)
     if isinstance(error, UserError):
-        return one_line(error)
+        return text
     if isinstance(error, ConnectionError):  # a loader's worker that was killed as it sent a batch
-        return f"{one_line(error)}: {HINTS['DataLoader worker']}"
+        return f"{text}: {DEAD_WORKER}"
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or one_line(error)}: check that it is there, may be used and has room"
-    if isinstance(error, torch.OutOfMemoryError):
-        return f"{one_line(error).split('. ')[0]}: {HINTS['out of memory']}"
-    if isinstance(error, MemoryError):
-        return f"out of memory: {HINTS['out of memory']}"
-    hint = next((hint for part, hint in HINTS.items() if part in str(error)), None)
-    text = one_line(error).split(" Set TORCHDYNAMO_VERBOSE")[0]
-    return hint and f"{text[:200]}: {hint}"
+        return f"{where}{error.strerror or text}: check that it is there, may be used and has room"
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return f"{'out of memory' if isinstance(error, MemoryError) else text.split('. ')[0]}: {OUT_OF_MEMORY}"
+    hint = next((hint for part, hint in HINTS.items() if part in text), None)
+    return hint and f"{text.split(' Set TORCHDYNAMO_VERBOSE')[0][:200]}: {hint}"
 
 
 def one_line(error: Exception) -> str:
@@ -150,6 +148,5 @@ def check_writable(folder: Path, flag: str) -> None:
         there = there.parent
     if not os.path.isdir(there):
         raise UserError(f"{flag} can't be made ({there} is no folder): choose a folder you may write")
-    effective = os.access in os.supports_effective_ids
-    if not os.access(there, os.W_OK | os.X_OK, effective_ids=effective):
+    if not os.access(there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         raise UserError(f"{flag} can't be written (no permission for {there}): choose a folder you may write")
