@@ -43,7 +43,7 @@ def test_a_quick_run_prints_a_table_and_writes_json(tmp_path, data, capsys):
     assert report["settings"]["batch_size"] == 2 and report["machine"]["threads"] == torch.get_num_threads()
     assert report["figures"]["memory"]["ratio"] < 0.5  # the plain loop keeps the logits of every pixel
     printed = capsys.readouterr().out
-    assert printed.index(">= 1.15") < printed.index(">= 2.2") < printed.index("<= 0.45") < printed.index("load before")
+    assert printed.index(">= 1.15") < printed.index(">= 2.2") < printed.index("<= 0.45") < printed.index("threads")
 
 
 def exit_process(*_):
