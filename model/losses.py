@@ -4,7 +4,7 @@ Logits are [N, K, H, W] with the seen classes first, a tensor or a `PixelLogits`
 at a time. `valid` is bool [N, H, W]. A mean over no pixel is 0.
 
 Where several processes share a batch, `all_reduce_sum` gives the sum of a count over all of them. What a loss returns
-is then the process's part: the sum of these is the loss of the whole batch.
+is then the process's part: the sum of these is the loss of the whole batch. Pseudo-labels then share one threshold.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,6 @@ def cross_entropy(
     Args:
         logits: [N, K, H, W].
         label: integer [N, H, W] of class indices; `ignore_index` is left out.
-        all_reduce_sum: sums a count over processes.
 
     Returns:
         A scalar, 0 (with a gradient of 0) where no pixel is labelled.
@@ -57,7 +56,6 @@ def bias_loss(
         logits: [N, K, H, W].
         num_seen: the first `num_seen` of the K classes are seen.
         valid: bool [N, H, W].
-        all_reduce_sum: sums a count over processes.
 
     Returns:
         A scalar, 0 (with a gradient of 0) where no pixel is valid.
@@ -85,7 +83,6 @@ def pseudo_labels(
         balanced: False keeps the highest `keep` of the batch's valid pixels, as published; True the highest `keep` of
             each class's pixels, so that a class of low logits gets labels too (Zou et al., class-balanced
             self-training, ECCV 2018).
-        all_reduce_sum: sums a count over processes, which then share one threshold.
 
     Returns:
         Class indices, int64 [N, H, W], in [num_seen, K) or `ignore_index`.

@@ -148,7 +148,7 @@ class Predictor(nn.Module):
     @torch.no_grad()
     def segment(
         self, image: np.ndarray, class_names: Sequence[str] | None = None, longest_side: int | None = None,
-        scales: Sequence[float] = (1.0, 1.25), flip: bool = True, edges: bool = True,
+        scales: Sequence[float] = (1.0,), flip: bool = True, edges: bool = True,
     ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
         """The mask value and the probability of the best class of each pixel, uint8 and float32 [H, W].
 

@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.transforms.v2.functional import resize
 
 from model.backbone import Backbone, start_new_layer
-from model.upsampling import PixelLogits, upsample
+from model.upsampling import PixelLogits
 from utils.errors import UserError
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -88,9 +88,8 @@ class Segmenter(nn.Module):
         In evaluation mode without the auxiliary classes. In training mode at every `loss_stride`-th pixel, and not yet
         upsampled: `model.losses` takes them like that.
         """
-        if self.training:
-            return PixelLogits(self.coarse_logits(image), *image.shape[-2:], self.loss_stride)
-        return upsample(self.coarse_logits(image), *image.shape[-2:])
+        logits = PixelLogits(self.coarse_logits(image), *image.shape[-2:], self.loss_stride if self.training else 1)
+        return logits if self.training else logits.whole()
 
     def coarse_logits(self, image: torch.Tensor) -> torch.Tensor:
         """The same before upsampling, float32 [N, K, h, w]."""
@@ -124,10 +123,8 @@ class Segmenter(nn.Module):
             return PixelLogits(self.coarse_logits(image), *size)
         total = 0.0
         for view in (_resized(image, scale) for scale in scales):  # summed one by one: memory stays that of a view
-            for mirrored in (False, True)[: 1 + flip]:
-                logits = self.coarse_logits(view.flip(-1) if mirrored else view)
-                logits = logits.flip(-1) if mirrored else logits
-                total = total + upsample(logits, *image.shape[-2:]).softmax(dim=1)
+            coarse = [self.coarse_logits(view)] + [self.coarse_logits(view.flip(-1)).flip(-1)] * flip
+            total = total + sum(PixelLogits(logits, *image.shape[-2:]).whole().softmax(dim=1) for logits in coarse)
         probability = total / (len(scales) * (1 + flip))
         if edges:
             probability = guided_filter(probability, image)

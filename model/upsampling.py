@@ -10,18 +10,6 @@ BLOCK = {"cpu": 2**18, "cuda": 2**24}
 """Numbers in a block: on a CPU it stays in the cache, which makes blocks faster than the whole; a GPU wants more."""
 
 
-def upsample(logits: torch.Tensor, height: int, width: int, stride: int = 1) -> torch.Tensor:
-    """Bilinear upsampling with align_corners, [N, K, h, w] -> [N, K, height, width].
-
-    With `stride` only every stride-th row and column of that, from the first on.
-
-    Two products with small matrices, since bilinear interpolation is one along rows and one along columns. On a CPU
-    the backward pass is several times as fast as that of `F.interpolate`, which it equals to rounding.
-    """
-    rows, columns = (_interpolation(n, m, logits)[::stride] for n, m in zip(logits.shape[-2:], (height, width)))
-    return rows @ (logits @ columns.T)
-
-
 def _interpolation(num_inputs: int, num_outputs: int, like: torch.Tensor) -> torch.Tensor:
     """The matrix [num_outputs, num_inputs] of linear interpolation with align_corners."""
     units = torch.eye(num_inputs, device=like.device, dtype=like.dtype)
@@ -30,10 +18,13 @@ def _interpolation(num_inputs: int, num_outputs: int, like: torch.Tensor) -> tor
 
 @dataclass(frozen=True)
 class PixelLogits:
-    """The logits that `upsample` gives, [N, K, H, W], kept as the coarse logits that they come from.
+    """Logits upsampled bilinearly with align_corners, [N, K, H, W], kept as the coarse logits that they come from.
 
     The loss functions upsample them a block of rows at a time, so that logits, softmax and gradients of all pixels are
     never in memory at once: at 171 classes, those of eight crops of 512 pixels fill 1.4 GB each.
+
+    Upsampling is two products with small matrices, along rows and along columns. On a CPU the backward pass is several
+    times as fast as that of `F.interpolate`, which it equals to rounding.
 
     Args:
         coarse: [N, K, h, w].
@@ -53,7 +44,8 @@ class PixelLogits:
 
     def whole(self) -> torch.Tensor:
         """All of them at once, [N, K, H, W]."""
-        return upsample(self.coarse, self.height, self.width, self.stride)
+        coarse, rows, columns = self._factors()
+        return rows @ (coarse @ columns.T)
 
     def split(self, sizes: Sequence[int]) -> tuple["PixelLogits", ...]:
         """Parts of `sizes` images each, as `torch.Tensor.split` makes them."""

@@ -35,8 +35,9 @@ def read_weights(path: Path) -> State:
     except Exception as error:  # there is hardly a type that a damaged pickle does not end in
         if "Unsupported global" in str(error):
             raise UserError(f"{flag} holds a whole model, which could run code: save its state_dict()") from error
-        start = path.read_bytes()[:40].decode(errors="replace")  # shows a web page, or a pointer of Git LFS
-        raise UserError(f"{flag} can't be read as a state dict, it starts {start!r}: download it again") from error
+        start = path.read_bytes()[:24].decode(errors="replace")
+        fault = f"it starts with {start!r} (a web page or a pointer of Git LFS is text)"
+        raise UserError(f"{flag} can't be read as a state dict, {fault}: download the file itself") from error
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]

@@ -35,15 +35,9 @@ def test_features_have_the_stride(name):
 
 
 def test_the_default_is_the_published_network():
+    """tests/test_parity.py has its numbers in evaluation mode."""
     assert BACKBONES[0] == "vgg16" and set(BACKBONES) == set(STRIDES)
-    backbone = build_backbone("vgg16")
-    pools = [layer for layer in backbone.trunk.modules() if isinstance(layer, nn.MaxPool2d)]
-    convolutions = [layer for layer in backbone.trunk.modules() if isinstance(layer, nn.Conv2d)]
-    assert [(pool.kernel_size, pool.stride, pool.padding) for pool in pools] == [(3, 2, 1)] * 3 + [(3, 1, 1)] * 2
-    assert [layer.dilation[0] for layer in convolutions] == [1] * 10 + [2] * 3
-    average, dilated, dropout, _ = backbone.classifier  # ReLU and dropout commute
-    assert (average.kernel_size, average.stride, average.padding) == (3, 1, 1) and dropout.p == 0.5
-    assert (dilated.in_channels, dilated.out_channels, *dilated.dilation, *dilated.padding) == (512, 1024, *[12] * 4)
+    assert [layer.p for layer in build_backbone("vgg16").modules() if isinstance(layer, nn.Dropout)] == [0.5]
 
 
 def test_images_are_normalised():
@@ -106,8 +100,8 @@ def test_file_is_taken_where_torch_takes_it(tmp_path, change, published):
     (nn.Linear(1, 1), "save its state_dict()"),
     ({}, "has no conv1.weight: these are weights of another network"),
     ({"conv1.weight": torch.ones(3)}, "conv1.weight is (3,) instead of (64, 3, 7, 7): these are weights of another"),
-    (b"<!DOCTYPE html><html>404</html>", "it starts '<!DOCTYPE html>"),
-    (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "it starts 'version https://git-lfs"),
+    (b"<!DOCTYPE html><html>404</html>", "it starts with '<!DOCTYPE html>"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "it starts with 'version https://git-lfs"),
     (b"", "can't be read as a state dict"),
     (b"PK\x03\x04", "can't be read as a state dict"),
     (b"\x80\x02r\x00\x00\x00\x00.", "can't be read as a state dict"),

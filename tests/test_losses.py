@@ -1,8 +1,6 @@
 """Each loss against a plain NumPy version, at the edges, and in blocks; the scripts' weighted sums of them."""
 
-import threading
 from argparse import Namespace
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from helpers import STAGES
 from model import upsampling
 from model.losses import _value_of_rank, bias_loss, cross_entropy, identity, pseudo_labels
-from model.upsampling import PixelLogits, upsample
+from model.upsampling import PixelLogits
 
 SEEN, CLASSES, VOID = 3, 5, 255
 
@@ -99,28 +97,6 @@ def test_value_of_a_rank_is_that_of_sorting(power):
     ranked = score.flatten().sort(descending=True).values
     for rank in range(1, 101):
         assert _value_of_rank(score, torch.tensor(rank), identity) == ranked[rank - 1]
-
-
-@pytest.mark.parametrize("balanced", [False, True])
-def test_processes_share_one_threshold(balanced):
-    """Two threads that add up their counts give the labels of one that has all images."""
-    torch.manual_seed(0)
-    logits, valid = torch.randn(5, 4, 6, 6), torch.rand(5, 6, 6) < 0.7
-    counts, both = {}, threading.Barrier(2)
-
-    def labels(images):
-        def all_reduce_sum(count):
-            counts[images.start] = count
-            both.wait()
-            total = sum(counts.values())
-            both.wait()
-            return total
-
-        return pseudo_labels(logits[images], 2, valid[images], 0.4, balanced, all_reduce_sum=all_reduce_sum)
-
-    with ThreadPoolExecutor(2) as threads:
-        found = list(threads.map(labels, [slice(0, 3), slice(3, 5)]))
-    assert torch.equal(torch.cat(found), pseudo_labels(logits, 2, valid, 0.4, balanced))
 
 
 # Edges
@@ -221,7 +197,7 @@ def test_upsampling_aligns_corners_and_parts_are_those_of_the_whole():
     coarse, _ = coarse_scene(1, 1)
     logits = PixelLogits(coarse, 37, 29, 4)
     expected = nn.functional.interpolate(coarse, (37, 29), mode="bilinear", align_corners=True)
-    torch.testing.assert_close(upsample(coarse, 37, 29), expected)
+    torch.testing.assert_close(PixelLogits(coarse, 37, 29).whole(), expected)
     torch.testing.assert_close(logits.whole(), expected[..., ::4, ::4])
     for part, images in zip(logits.split([1, 2]), expected[..., ::4, ::4].split([1, 2])):
         torch.testing.assert_close(part.whole(), images)

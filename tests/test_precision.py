@@ -1,7 +1,6 @@
 """What makes a step faster changes no more of it than is said here; test_simulated_gpu.py has what waits for a GPU."""
 
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,9 +9,8 @@ from helpers import SHORT, STAGES, arguments, failure, train, use_network
 from model import backbone, segmenter
 from model.backbone import build_backbone
 from model.segmenter import Segmenter
-from utils.trainer import Trainer, build_optimizer
+from utils.trainer import Trainer
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 RATE = {"learning_rate": 1e-4}  # the published one; at a high one, runs drift apart after any rounding
 
 
@@ -91,11 +89,3 @@ def test_weights_and_logits_are_float32_in_any_precision(amp):
     dtype = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
     assert found == [dtype, torch.float32]
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
-
-
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
-def test_the_optimiser_is_fused_on_a_gpu_alone(name, device):
-    groups = [{"params": [torch.nn.Parameter(torch.zeros(2, device=device))], "lr": 0.1}]
-    args = SimpleNamespace(optimizer=name, momentum=0.9, weight_decay=0.1)
-    assert bool(build_optimizer(groups, args).param_groups[0]["fused"]) == (device == "cuda")
