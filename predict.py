@@ -58,8 +58,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
                        "run (default: the shipped one, docs/CHECKPOINT.md)")
     model.add_argument("--scale-to", "--longest-side", type=number(int, MIN_SIDE), metavar="PIXELS", help="larger "
                        "images are resized to this for the network (default: the size of the training images)")
-    model.add_argument("--scales", type=positive, nargs="+", default=[1.0, 1.25], metavar="SCALE",
-                       help="mean of the softmax over the image at these sizes; 1 alone is several times as fast")
+    model.add_argument("--scales", type=positive, nargs="+", default=[1.0], metavar="SCALE",
+                       help="mean of the softmax over the image at these sizes, such as 0.75 1 1.25")
     model.add_argument("--flip", action=argparse.BooleanOptionalAction, default=True,
                        help="mean of the softmax over the image and its mirror image (default)")
     model.add_argument("--edges", action=argparse.BooleanOptionalAction, default=True,

@@ -26,10 +26,9 @@ SHARED = ["--split", SPLIT, "--embedding", "glove", "--input-size", "64", "--res
           "--max-steps", "3", "--evaluate-every", "1", "--learning-rate", "1e-3"]  # fmt: skip
 NETWORKS = {"small": ["--backbone", "small", "--backbone-weights", "none", "--no-freeze-backbone"],
             "efficientnet": ["--backbone", "efficientnet_lite0", "--freeze-backbone"]}  # fmt: skip
-PAPER: tuple[list, list] = ([], [])
-CONFIG = ["--config", "configs/best_cpu.toml", "--optimizer", "sgd", "--target-batch-size", "4",
-          "--set", "loss_stride=1", "scale=0.8,2.5", "rotation=15", "flip=0.5"]  # fmt: skip
-BEST = (CONFIG, CONFIG)
+PAPER: list[str] = []
+BEST = ["--config", "configs/best_cpu.toml", "--optimizer", "sgd", "--target-batch-size", "4",
+        "--set", "loss_stride=1", "scale=0.8,2.5", "rotation=15", "flip=0.5"]  # fmt: skip
 
 
 def write_images(folder: Path) -> Path:
@@ -60,11 +59,11 @@ def fingerprint(weights: dict[str, torch.Tensor]) -> list[float]:
     return [float(flat.sum()), float(flat.abs().sum()), float((flat * torch.cos(place)).sum())]
 
 
-def run_stages(data: Path, folder: Path, network: list[str], settings: tuple[list, list]) -> dict:
+def run_stages(data: Path, folder: Path, network: list[str], settings: list[str]) -> dict:
     """Losses of each step, a fingerprint of the weights and the figures of `eval.py`, of both stages."""
     values = {}
     for stage, script in ((1, train_split_lambda), (2, train_st_split)):
-        script.main([*settings[stage - 1], *SHARED, *network, "--data-path", str(data), "--output-dir", str(folder)])
+        script.main([*settings, *SHARED, *network, "--data-path", str(data), "--output-dir", str(folder)])
         run = folder / f"split{SPLIT}" / f"stage{stage}"
         steps = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
         losses = [{key: row[key] for key in row if key.startswith("loss_")} for row in steps]
@@ -86,8 +85,7 @@ def compute(folder: Path) -> dict:
     for name in SPLITS:
         split = Split.named(name)
         values["splits"][str(name)] = [len(split.names), split.num_seen, split.unseen[:5], split.names[-1]]
-    no_names = [[*flags, "imagenet_names=false"] for flags in BEST]
-    plan = {"paper": ("small", PAPER), "best, no ImageNet names": ("small", no_names),
+    plan = {"paper": ("small", PAPER), "best, no ImageNet names": ("small", [*BEST, "imagenet_names=false"]),
             "best": ("efficientnet", BEST)}  # fmt: skip
     for name, (network, settings) in plan.items():
         values["runs"][name] = run_stages(data, folder / name.replace(" ", "_"), NETWORKS[network], settings)

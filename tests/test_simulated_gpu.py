@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 import train_split_lambda
@@ -99,14 +99,6 @@ def backward(loss: torch.Tensor) -> None:
             node.variable.grad = torch.zeros_like(node.variable)
 
 
-def deepcopy(tensor: FakeTensor, memo: dict) -> torch.Tensor:
-    """A copy of a tensor or parameter without a copy of the mode that simulates it."""
-    copied = tensor.detach().clone()
-    if isinstance(tensor, nn.Parameter):
-        copied = nn.Parameter(copied, tensor.requires_grad)
-    return memo.setdefault(id(tensor), copied)
-
-
 @pytest.fixture
 def gpu(monkeypatch):
     monkeypatch.setattr(FakeTensorMode, "avoid_device_init", True)
@@ -116,7 +108,6 @@ def gpu(monkeypatch):
     monkeypatch.setattr(nn.Module, "_apply", apply)
     monkeypatch.setattr(torch.Tensor, "backward", backward)
     monkeypatch.setattr(torch.autograd, "grad", lambda part, logits: (torch.zeros_like(logits),))
-    monkeypatch.setattr(FakeTensor, "__deepcopy__", deepcopy)
     with FakeTensorMode(allow_non_fake_inputs=True), Gpu() as mode:
         yield mode
 
