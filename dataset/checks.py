@@ -2,8 +2,8 @@
 
 Training, evaluation and `dataset.prepare` look at files with the same code, before the first step. What was looked at
 is kept in the *class index*, a file beside the masks, so that it is looked at once: an entry is made anew when its file
-has another size or time of change. Masks that training opens anyway are compared by their last bytes too, in which a
-PNG keeps a checksum, so that a replaced mask is noticed although its size and time are the same.
+has another size or time of change. Masks that training opens anyway are compared by a checksum too, so that a replaced
+mask is noticed although its size and time are the same.
 """
 
 import functools
@@ -48,11 +48,16 @@ def _apply(function: Callable, jobs: Sequence) -> list:
     return [function(job) for job in jobs]
 
 
+def in_one_line(problems: Sequence[str]) -> str:
+    """The first of several problems of one kind, and how many there are."""
+    return problems[0] + (f" ({len(problems) - 1} more files are like it)" if len(problems) > 1 else "")
+
+
 # One image and its mask
 
 Entry = dict[str, Any]
-"""What is known of one image: `stamp`, `values`, `size` and `tail` of its mask, `image_stamp`, `image_size` and `turn`
-of its image. Each part is there once it was looked at."""
+"""What is known of one image: `stamp`, `values`, `size` and `checksum` of its mask, `image_stamp`, `image_size` and
+`turn` of its image. Each part is there once it was looked at."""
 
 
 def stamp(path: Path) -> list[int] | None:
@@ -71,11 +76,16 @@ def tail(path: Path) -> bytes:
         return file.read()
 
 
+def checksum(path: Path) -> int:
+    """Of the end of a PNG, which holds a checksum of its pixels; of the whole of any other file."""
+    return zlib.crc32(tail(path) if path.suffix.lower() == ".png" else path.read_bytes())
+
+
 def look_at_mask(path: Path, colours: Colours) -> Entry:
     """What is to be known of a mask. Raises `UserError` as `read_mask` does."""
     mask = read_mask(path, colours)
     values = np.flatnonzero(np.bincount(mask.ravel(), minlength=VOID + 1)).tolist()
-    return {"stamp": stamp(path), "values": values, "size": list(mask.shape[::-1]), "tail": zlib.crc32(tail(path))}
+    return {"stamp": stamp(path), "values": values, "size": list(mask.shape[::-1]), "checksum": checksum(path)}
 
 
 def look_at_image(path: Path, mask_size: tuple[int, int] | None, decode: bool) -> Entry:
@@ -103,22 +113,20 @@ def look(job: tuple[Path | None, Path | None, Entry], colours: Colours, decode: 
     """
     image_path, mask_path, entry = job
     try:
-        if mask_path is not None and (decode or not _is_known(mask_path, entry)):
-            entry = entry | look_at_mask(mask_path, colours)
+        if mask_path is not None:
+            is_known = entry.get("stamp") == stamp(mask_path) is not None and entry["checksum"] == checksum(mask_path)
+            if decode or not is_known:
+                entry = entry | look_at_mask(mask_path, colours)
         if image_path is not None:
             size = None if mask_path is None else entry["size"]
-            same = entry.get("image_stamp") == stamp(image_path) is not None
-            if decode or not same or size not in (None, entry["image_size"]):
+            is_known = entry.get("image_stamp") == stamp(image_path) is not None
+            if decode or not is_known or size not in (None, entry["image_size"]):
                 entry = entry | look_at_image(image_path, size and tuple(size), decode)
     except UserError as error:
         return str(error), entry
     except OSError as error:
         return f"{error.filename}: {error.strerror}: check that it may be read", entry
     return None, entry
-
-
-def _is_known(path: Path, entry: Entry) -> bool:
-    return entry.get("stamp") == stamp(path) is not None and entry.get("tail") == zlib.crc32(tail(path))
 
 
 # All of them
@@ -137,6 +145,17 @@ class ClassIndex:
         self.path = folder.root / f"class_index_{folder.masks.name}.json"
         self.entries = _load(self.path)
 
+    def values(self, image: str) -> list[int] | None:
+        """What the mask of an image shows; None if it was never looked at."""
+        return self.entries.get(image, {}).get("values")
+
+    def forget(self, ids: Iterable[str]) -> None:
+        """Drops the entries of images, whose masks are not to come back."""
+        for image in ids:
+            self.entries.pop(image, None)
+        if self.keep:
+            self._save()
+
     def classes(self, ids: Sequence[str]) -> dict[str, frozenset[int] | None]:
         """The mask values of each image, without `VOID`; masks that are new or changed are opened for it.
 
@@ -145,13 +164,12 @@ class ClassIndex:
         masks = {image: self.folder.mask_path(image) for image in ids}
         stamps = {image: stamp(path) for image, path in masks.items()}
         stale = [i for i in ids if stamps[i] is not None and self.entries.get(i, {}).get("stamp") != stamps[i]]
-        jobs = {image: (None, masks[image], {}) for image in stale}
-        problems = self._look(jobs, "indexing masks", decode=False)
+        problems = self._look({image: (None, masks[image], {}) for image in stale}, "indexing masks", decode=False)
         if problems:
             raise UserError(problems[0])
         if stale:
             print(f"{len(stale)} masks were opened once, to list the classes that each image shows in {self.path}")
-        known = {image: self.entries.get(image, {}).get("values") for image in ids}
+        known = {image: self.values(image) for image in ids}
         if set().union(*(values for values in known.values() if values)) == {0, VOID}:
             raise UserError(
                 f"all masks in {self.folder.masks} hold only 0 and {VOID}, which is void: write the value of its class "
@@ -174,20 +192,18 @@ class ClassIndex:
 
     def _look(self, jobs: dict[str, tuple], title: str, decode: bool) -> list[str]:
         problems: dict[str, list[str]] = defaultdict(list)  # of each kind: the message without the paths
-        changed = False
-        look_at = functools.partial(look, colours=self.folder.colours, decode=decode)
-        results = spread(look_at, list(jobs.values()), title)
+        before = dict(self.entries)
+        results = spread(functools.partial(look, colours=self.folder.colours, decode=decode), [*jobs.values()], title)
         try:
             for (image, job), (problem, entry) in zip(jobs.items(), results):
-                changed |= entry != self.entries.get(image, {})
                 self.entries[image] = self.entries.get(image, {}) | entry
                 if problem is not None:
                     kind = problem.replace(str(job[0]), "").replace(str(job[1]), "")
                     problems[kind].append(problem)
         finally:  # after Ctrl-C, what is done is kept
-            if changed and self.keep:
+            if self.keep and self.entries != before:
                 self._save()
-        return [p[0] + (f" ({len(p) - 1} more files are like it)" if len(p) > 1 else "") for p in problems.values()]
+        return list(map(in_one_line, problems.values()))
 
     def _save(self) -> None:
         try:
@@ -197,7 +213,21 @@ class ClassIndex:
             print(f"note: the class index can't be kept ({error}); masks are indexed again next time", file=sys.stderr)
 
 
-def overlap(training: Sequence[str], evaluation: Sequence[str]) -> str | None:
+def _load(path: Path) -> dict[str, Entry]:
+    """The entries of an index; a broken or an older one only costs time."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        return {image: entry for image, entry in entries.items() if _is_whole(**entry)}
+    except (OSError, ValueError, RecursionError, TypeError, AttributeError):
+        return {}
+
+
+def _is_whole(stamp=None, values=(), size=(), checksum=0, image_stamp=None, image_size=(), turn=1) -> bool:
+    """Whether the parts of an entry are numbers. Raises `TypeError` for other parts."""
+    return all(isinstance(number, int) for number in (*values, *size, *image_size, checksum, turn))
+
+
+def overlap(training: Iterable[str], evaluation: Sequence[str]) -> str | None:
     """What is wrong with lists that share images."""
     training = set(training)
     both = [image for image in evaluation if image in training]
@@ -221,22 +251,22 @@ def describe_lists(
         evaluation: ids of evaluation images.
     """
     notes = []
-    shown = {image: index.entries.get(image, {}).get("values") for image in (*training, *evaluation)}
-    unknown = [image for image in training if shown[image] is None]
+    unknown = [image for image in training if index.values(image) is None]
     if unknown:
         notes.append(
             f"{len(unknown)} of {len(training)} training images have no mask, {unknown[0]} first: they can only be "
             "target images, with --target-images all"
         )
-    trained = set().union(*(shown[image] or [] for image in training))
-    evaluated = set().union(*(shown[image] or [] for image in evaluation))
+    trained, evaluated = (
+        {value for image in ids for value in index.values(image) or ()} for ids in (training, evaluation)
+    )
     alone = [name for name, value in classes.items() if value in evaluated - trained]
     if alone and not unknown:
         notes.append(
             f"no training image shows {', '.join(alone)}, which evaluation images show: add training images of it, or "
             "take it out of the classes"
         )
-    turned = [image for image in shown if _is_in_doubt(index.entries.get(image, {}))]
+    turned = [image for image in (*training, *evaluation) if _is_in_doubt(**index.entries.get(image, {}))]
     if turned:
         notes.append(
             f"{len(turned)} images with a mask are turned as their EXIF data says, {turned[0]} first, and no size "
@@ -245,23 +275,6 @@ def describe_lists(
     return notes
 
 
-def _is_in_doubt(entry: Entry) -> bool:
-    """Whether an image was turned in a way that leaves its size as it is."""
-    width, height = entry.get("image_size", (0, 0))
-    return entry.get("turn", 1) > 1 and "size" in entry and (entry["turn"] <= 4 or width == height)
-
-
-def _load(path: Path) -> dict[str, Entry]:
-    """The entries of an index; a broken one only costs time."""
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        return {image: entry for image, entry in entries.items() if _is_whole(**entry)}
-    except (OSError, ValueError, RecursionError, TypeError, AttributeError):
-        return {}
-
-
-def _is_whole(
-    stamp=None, values=(), size=(0, 0), tail=0, image_stamp=None, image_size=(0, 0), turn=1,
-) -> bool:  # fmt: skip
-    """Whether the parts of an entry are numbers. Raises `TypeError` for other parts."""
-    return all(isinstance(number, int) for number in (*values, *size, *image_size, tail, turn))
+def _is_in_doubt(turn: int = 1, size: Sequence = (), image_size: Sequence = (0, 1), **_) -> bool:
+    """Whether an image with a mask was turned in a way that leaves its size as it is."""
+    return bool(size) and turn > 1 and (turn <= 4 or image_size[0] == image_size[1])

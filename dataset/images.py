@@ -1,6 +1,7 @@
-"""Reading images and index masks: one rule for file formats, orientation, modes, values and palettes."""
+"""Reading images and masks: one rule for file formats, orientation, modes, values, palettes and colours."""
 
 import contextlib
+import shlex
 import struct
 import warnings
 import zlib
@@ -12,32 +13,25 @@ from PIL import ExifTags, Image, ImageOps
 
 from dataset.splits import VOID
 from utils.errors import UserError, atomic_write
+from utils.visualize import voc_palette
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".jp2")
-"""Endings of image files, in lower case."""
+MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".jpg", ".jpeg")
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".avif", ".ppm", ".pgm", ".jp2",
+)  # fmt: skip
+"""Endings of files, in lower case."""
 
-Colours = Mapping[int, tuple[int, int, int]]
-"""The values that a mask may hold besides `VOID`, and the colour of each in masks of colours."""
+LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")
+"""Formats that may change the values of a mask."""
 
-CONVERT = "run python -m dataset.prepare own --data-path FOLDER --convert-colour-masks"
+Colours = Mapping[int, tuple[int, int, int] | None]
+"""The values that masks may hold besides `VOID`, each with its colour in masks of colours; None: VOC's."""
 
-_UNREADABLE = (
+UNREADABLE = (
     OSError, SyntaxError, ValueError, OverflowError, EOFError, struct.error, zlib.error,
     Image.DecompressionBombError, Image.DecompressionBombWarning,
 )  # fmt: skip
 """What Pillow raises for files that are broken, or so large that they would fill the memory."""
-
-
-def voc_colours(values) -> Colours:
-    """VOC's colour of each mask value."""
-    from utils.visualize import voc_palette  # only where a mask has colours
-
-    return {int(value): tuple(voc_palette()[value].tolist()) for value in values}
-
-
-def values_of_colours(colours: Colours) -> dict[tuple[int, int, int], int]:
-    """The mask value of each colour; VOC's colour of void, and white, are void where no class has them."""
-    return {voc_colours([VOID])[VOID]: VOID, (255, 255, 255): VOID, **{c: value for value, c in colours.items()}}
 
 
 @contextlib.contextmanager
@@ -52,7 +46,7 @@ def opened(path: Path, kind: str) -> Iterator[Image.Image]:
         raise
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: copy the {kind} there or take the image off the list") from error
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].replace(str(path), "the file")
         article = "an" if kind == "image" else "a"
         raise UserError(f"{path} can't be read as {article} {kind} ({reason}): replace the file") from error
@@ -107,28 +101,38 @@ def orientation(image: Image.Image, mask_size: tuple[int, int] | None = None) ->
 # Masks
 
 
-def read_mask(path: Path, colours: Colours) -> np.ndarray:
-    """An index mask: uint8 [H, W] of mask values.
+def read_mask(path: Path, colours: Colours, reorder: bool = False) -> np.ndarray:
+    """The mask values, uint8 [H, W], of an index mask, or of a mask in the classes' colours.
 
     Args:
-        path: an image of mode P or L without loss, a PNG as a rule.
+        path: an image of mode P, L, RGB or RGBA without loss, a PNG as a rule.
         colours: the values that it may hold besides `VOID`.
+        reorder: read a palette that has the classes' colours in another order by its colours.
 
     Raises:
-        UserError: for a missing or broken file, a JPEG, a mask of colours, a value that no class has, and a palette
-            with the classes' colours in another order, whose indices are not the classes'.
+        UserError: for a missing or broken file, a JPEG, a value or colour that no class has, and a palette in another
+            order, whose indices are not the classes'.
     """
     with opened(path, "mask") as image:
-        _check_mask(path, image)
+        kind = "JPEG" if image.info.get("compression") == "jpeg" else image.format
+        if kind in LOSSY:
+            raise UserError(f"{path} is a {kind}, which changes values near edges: export the masks as PNG")
+        if image.mode not in ("P", "L", "RGB", "RGBA"):
+            raise UserError(f"{path} is of mode {image.mode}, not an index mask: save class indices as an 8-bit PNG")
+        wrong = reordered(image, colours) if image.mode == "P" else None
+        if wrong and not reorder:
+            root = shlex.quote(str(path.parent.parent))
+            raise UserError(
+                f"{path} has the classes' colours in another order ({wrong}): run python -m dataset.prepare own "
+                f"--data-path {root} --convert-colour-masks"
+            )
+        if wrong or image.mode in ("RGB", "RGBA"):
+            return colours_to_values(np.array(image.convert("RGB")), colours, path)
         mask, values = np.array(image), mask_values(image)
-        entries = image.getpalette("RGB") if image.mode == "P" else None
-    unknown = [value for value in values if value not in colours and value != VOID]
-    wrong = reordered(entries, values, colours) if entries else None
-    if wrong:
-        raise UserError(f"{path} has the classes' colours in another order ({wrong}): {CONVERT}")
-    if unknown:
+    unknown = next((value for value in values if value not in colours and value != VOID), None)
+    if unknown is not None:
         raise UserError(
-            f"{path} holds the value {unknown[0]}, which no class has: "
+            f"{path} holds the value {unknown}, which no class has: "
             f"masks hold {min(colours)}-{max(colours)} and {VOID} (void)"
         )
     return mask
@@ -139,66 +143,39 @@ def mask_values(image: Image.Image) -> list[int]:
     return [value for value, count in enumerate(image.histogram()) if count]
 
 
-def _check_mask(path: Path, image: Image.Image) -> None:
-    if image.format in ("JPEG", "MPO", "JPEG2000") or image.info.get("compression") == "jpeg":
-        raise UserError(f"{path} is a JPEG, which changes the values near edges: export the masks as PNG")
-    if image.mode in ("RGB", "RGBA"):
-        raise UserError(f"{path} is a colour mask, not an index mask (8-bit PNG of class indices, 255 void): {CONVERT}")
-    if image.mode not in ("P", "L"):
-        raise UserError(f"{path} is of mode {image.mode}, not an index mask: save class indices as an 8-bit PNG")
+def value_of_colours(colours: Colours) -> dict[tuple[int, int, int], int]:
+    """The mask value of each colour; VOC's colour of void, and white, are void where no class has them."""
+    palette = list(map(tuple, voc_palette().tolist()))
+    return {palette[VOID]: VOID, (255, 255, 255): VOID, **{c or palette[value]: value for value, c in colours.items()}}
 
 
-def reordered(entries: list[int], values: list[int], colours: Colours) -> str | None:
-    """What is wrong with a palette that has the classes' colours in another order; None for any other palette.
+def reordered(image: Image.Image, colours: Colours) -> str | None:
+    """What is wrong with the palette of a mask whose indices are not the classes'; None for any other palette.
 
-    Args:
-        entries: red, green and blue of each entry.
-        values: the entries that the mask shows.
-        colours: the colour of each class.
+    That is the web palette, as Pillow's convert("P") leaves it; a palette of the classes' and VOC's colours alone, in
+    another order than these; or one that paints a class black, as only the background is.
     """
-    value_of = values_of_colours(colours)
-    colour_of = {value: tuple(entries[3 * value : 3 * value + 3]) for value in values}
-    meant = {value: value_of.get(colour) for value, colour in colour_of.items()}
-    every = {tuple(entries[start : start + 3]) for start in range(0, len(entries), 3)}
-    if None in meant.values() or len(set(colour_of.values())) < len(values):
+    table = np.reshape(image.getpalette("RGB"), (-1, 3)).tolist()
+    if table == voc_palette()[: len(table)].tolist():
         return None
-    if not every <= {*value_of, *voc_colours(range(256)).values()}:
+    if len({tuple(colour) for colour in table if not any(level % 51 for level in colour)}) > 200:
+        return "it is the web palette"
+    colour_of = {value: tuple(table[value]) for value in mask_values(image) if value < len(table)}
+    value_of = value_of_colours(colours)
+    wrong = {value: value_of[c] for value, c in colour_of.items() if value_of.get(c, value) != value}
+    if not wrong or len(set(colour_of.values())) < len(colour_of):
         return None
-    wrong = next((value for value in values if meant[value] != value), None)
-    return None if wrong is None else f"index {wrong} has the colour of class {meant[wrong]}"
-
-
-def convert_colour_mask(path: Path, colours: Colours, keep: Path) -> str | None:
-    """Makes an index mask of the mask of colours at `path`, and moves the original to the folder `keep`.
-
-    A palette whose order is not the classes' counts as colours; any other index mask is left as it is.
-
-    Returns:
-        None if it was left, "converted", or what is wrong with it; nothing is changed then.
-    """
-    try:
-        with opened(path, "mask") as image:
-            if image.format in ("JPEG", "MPO"):
-                _check_mask(path, image)
-            entries = image.getpalette("RGB") if image.mode == "P" else None
-            is_palette = entries and reordered(entries, mask_values(image), colours)
-            if image.mode not in ("RGB", "RGBA") and not is_palette:
-                return None
-            mask = colours_to_values(np.array(image.convert("RGB")), colours, path)
-    except UserError as error:
-        return str(error)
-    keep.mkdir(exist_ok=True)
-    if not (keep / path.name).exists():  # else an interrupted run has kept it already
-        with atomic_write(keep / path.name) as temporary:
-            temporary.write_bytes(path.read_bytes())
-    save_mask(mask, path)
-    return "converted"
+    is_known = {*colour_of.values()} <= value_of.keys()
+    is_only = set(map(tuple, table)) <= {*value_of, *value_of_colours(dict.fromkeys(range(256)))}
+    is_black = any(colour_of[value] == (0, 0, 0) and value != VOID for value in wrong)
+    value = min(wrong)
+    return f"index {value} has the colour of class {wrong[value]}" if is_black or (is_known and is_only) else None
 
 
 def colours_to_values(image: np.ndarray, colours: Colours, path: Path) -> np.ndarray:
     """The mask values, uint8 [H, W], of a mask of colours, uint8 [H, W, 3].
 
-    A grey mask whose levels are themselves known values is an index mask that was saved in RGB.
+    Where no class has a colour of its own, a grey mask whose levels are mask values is an index mask saved in RGB.
 
     Args:
         image: the mask.
@@ -206,31 +183,49 @@ def colours_to_values(image: np.ndarray, colours: Colours, path: Path) -> np.nda
         path: named in the message.
 
     Raises:
-        UserError: for a colour that no class has.
+        UserError: for a colour that no class has, or a grey mask that means two things.
     """
     pack = np.array([1 << 16, 1 << 8, 1], np.int32)
     packed = image.astype(np.int32) @ pack  # [H, W], one number a colour
-    present = np.unique(packed)
-    by_colour = {int(np.array(colour) @ pack): value for colour, value in values_of_colours(colours).items()}
-    by_grey = {value * 0x010101: value for value in (*colours, VOID)}
-    for table in (by_colour, by_grey):
-        if np.isin(present, list(table)).all():
-            keys = np.array(sorted(table))
-            values = np.array([table[key] for key in keys], np.uint8)
-            return values[np.searchsorted(keys, packed)]
-    stranger = int(present[~np.isin(present, list(by_colour))][0])
-    rgb = (stranger >> 16, stranger >> 8 & 255, stranger & 255)
-    raise UserError(
-        f"{path} shows the colour {rgb}, which no class has: write the classes' colours to labelmap.txt "
-        "(NAME:RED,GREEN,BLUE a line), or save the mask without smoothing"
-    )
+    present, inverse = np.unique(packed, return_inverse=True)
+    by_colour = {int(np.array(colour) @ pack): value for colour, value in value_of_colours(colours).items()}
+    tables = [by_colour]
+    if not any(colours.values()):
+        tables.append({value * 0x010101: value for value in (*colours, VOID)})
+    found = [[table[key] for key in present.tolist()] for table in tables if table.keys() >= set(present.tolist())]
+    if not found:
+        stranger = int(next(key for key in present.tolist() if key not in by_colour))
+        rgb = (stranger >> 16, stranger >> 8 & 255, stranger & 255)
+        raise UserError(
+            f"{path} is a colour mask and shows {rgb}, which is no class's colour: write the classes' colours to "
+            "labelmap.txt (NAME:RED,GREEN,BLUE a line), or save the mask without smoothing"
+        )
+    if found[0] != found[-1]:
+        raise UserError(f"{path} is grey: levels and colours mean other classes: save class indices as an 8-bit PNG")
+    return np.array(found[0], np.uint8)[inverse].reshape(packed.shape)
+
+
+def convert_colour_mask(path: Path, colours: Colours, keep: Path) -> bool:
+    """Makes an index mask of the mask of colours at `path`, and copies the original to the folder `keep`.
+
+    Returns:
+        Whether it was a mask of colours, or a palette in another order. Raises `UserError` as `read_mask` does.
+    """
+    mask = read_mask(path, colours, reorder=True)
+    with opened(path, "mask") as image:
+        if image.mode in ("P", "L") and np.array_equal(np.array(image), mask):
+            return False
+    keep.mkdir(exist_ok=True)
+    if not (keep / path.name).exists():  # else an interrupted run has kept it already
+        with atomic_write(keep / path.name) as temporary:
+            temporary.write_bytes(path.read_bytes())
+    save_mask(mask, path)
+    return True
 
 
 def save_mask(mask: np.ndarray, path: Path) -> None:
     """Writes mask values, uint8 [H, W], as a PNG of mode P in VOC's colours, whole or not at all."""
     image = Image.fromarray(mask)
-    from utils.visualize import voc_palette
-
     image.putpalette(voc_palette().tobytes())
     with atomic_write(path) as temporary:
         image.save(temporary, format="PNG")

@@ -12,6 +12,7 @@ with it.
 """
 
 import argparse
+import contextlib
 import functools
 import json
 import os
@@ -21,7 +22,7 @@ import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,8 +30,8 @@ import numpy as np
 from scipy.io import loadmat
 from torchvision.datasets.utils import download_url
 
-from dataset.checks import ClassIndex, describe_lists, overlap, spread
-from dataset.images import convert_colour_mask, save_mask
+from dataset.checks import ClassIndex, describe_lists, in_one_line, overlap, spread
+from dataset.images import IMAGE_SUFFIXES, convert_colour_mask, save_mask
 from dataset.splits import BACKGROUND, NAMES, read_classes
 from dataset.voc import (
     CLASSES_FILE,
@@ -40,9 +41,12 @@ from dataset.voc import (
     TRAIN_LISTS,
     VOCFolder,
     find_root,
+    holds,
+    list_files,
     read_colours,
+    run_prepare,
 )
-from utils.errors import UserError, one_line_errors, write_text
+from utils.errors import UserError, one_line_errors, read_lines, write_text
 
 PUBLISHED = json.loads(Path(__file__).with_name("archives.json").read_text(encoding="utf-8"))
 """Of each data set: its archives in the order in which they are unpacked, where their URLs and checksums were found,
@@ -90,9 +94,10 @@ def move(paths: Iterable[Path], folder: Path) -> None:
         path.replace(folder / path.name)
 
 
-def write_list(folder: Path, name: str, ids: Iterable[str]) -> None:
+def write_list(folder: Path, name: str, ids: Iterable[str]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / f"{name}.txt", "".join(f"{image}\n" for image in ids))
+    return folder / f"{name}.txt"
 
 
 def read_mat(path: Path, pick: Callable) -> np.ndarray:
@@ -210,32 +215,75 @@ def prepare(dataset: str, root: Path) -> None:
 # Images of one's own, and what labelling tools export
 
 
-def prepare_own(root: Path) -> None:
+@contextlib.contextmanager
+def prepare_own(root: Path) -> Iterator[None]:
     """Writes what images of one's own lack: classes.txt, from what a labelling tool wrote, and train.txt and val.txt.
 
-    Every fifth image that has a mask is for evaluation.
+    Every fifth image that has a mask is for evaluation. What was written is removed again if the block fails.
 
     Raises:
         UserError: without class names, images or masks.
     """
-    folder = VOCFolder.open(root)
-    if not (folder.root / CLASSES_FILE).is_file():
-        write_text(folder.root / CLASSES_FILE, "".join(f"{line}\n" for line in exported_classes(folder.root)))
-    print_left_out(folder)
-    if any((folder.lists / f"{name}.txt").is_file() for name in (*TRAIN_LISTS, *EVALUATION_LISTS)):
+    written: list[Path] = []
+    try:
+        gather_roboflow(root, written)
+        folder = VOCFolder.open(root)
+        print_left_out(folder)
+        if not (folder.root / CLASSES_FILE).is_file():
+            written.append(folder.root / CLASSES_FILE)
+            write_text(written[-1], "".join(f"{line}\n" for line in exported_classes(folder.root)))
+        if not any((folder.lists / f"{name}.txt").is_file() for name in (*TRAIN_LISTS, *EVALUATION_LISTS)):
+            for name, ids in divide(folder).items():
+                written.append(write_list(folder.lists, name, ids))
+            print(f"wrote {written[-2]} and {written[-1].name}: every fifth image with a mask is for evaluation")
+        yield
+    except BaseException:
+        for path in written:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        raise
+
+
+def gather_roboflow(root: Path, written: list[Path]) -> None:
+    """Copies Roboflow's `train` and `valid`, where x_mask.png lies beside x.jpg, to images, masks and lists.
+
+    What is made is added to `written`. Without such folders, or beside an image folder, nothing is done.
+    """
+    subsets = {name: root / folder for name, folder in (("train", "train"), ("val", "valid"))}
+    subsets = {name: folder for name, folder in subsets.items() if (folder / "_classes.csv").is_file()}
+    if find_root(root) is not None or not subsets:
         return
+    if len({(folder / "_classes.csv").read_bytes() for folder in subsets.values()}) > 1:
+        raise UserError(f"{root} has folders with other classes: make their _classes.csv the same")
+    images, masks = root / "images", root / "masks"
+    for folder in (images, masks):
+        folder.mkdir()
+        written.append(folder)
+    for name, folder in subsets.items():
+        files = list_files(folder, IMAGE_SUFFIXES)
+        ids = [image for image in files if f"{image}_mask" in files]
+        for image in ids:
+            shutil.copy(folder / files[image][0], images)
+            shutil.copy(folder / files[f"{image}_mask"][0], masks)
+        if len(subsets) == 2:
+            written.append(write_list(root, name, ids))
+        print(f"copied {len(ids)} images of {folder}, and their masks, to {images} and {masks}")
+    written.append(Path(shutil.copy(folder / "_classes.csv", root)))
+
+
+def divide(folder: VOCFolder) -> dict[str, list[str]]:
+    """The lists of images of one's own. Raises `UserError` without images or masks."""
     ids = sorted(folder.image_files)
     with_mask = [image for image in ids if image in folder.mask_files]
-    evaluated = with_mask[::5]
     if len(with_mask) < 2:
-        found = ", ".join(sorted(os.listdir(folder.masks))[:3]) or "nothing"
         raise UserError(
-            f"{folder.masks} has masks of {len(with_mask)} of {len(ids)} images: two or more are needed, called like "
-            f"their images (x.png or x_mask.png for x.jpg); found: {found}"
+            f"{folder.masks} has masks of {len(with_mask)} of the {len(ids)} images in {folder.images}: two or more "
+            f"are needed, called like their images (x.png or x_mask.png for x.jpg); it {holds(folder.masks)}"
         )
-    write_list(folder.lists, "train", (image for image in ids if image not in set(evaluated)))
-    write_list(folder.lists, "val", evaluated)
-    print(f"wrote {folder.lists / 'train.txt'} and val.txt: every fifth image with a mask is for evaluation")
+    evaluated = with_mask[::5]
+    return {"train": [image for image in ids if image not in set(evaluated)], "val": evaluated}
 
 
 def exported_classes(root: Path) -> list[str]:
@@ -246,16 +294,12 @@ def exported_classes(root: Path) -> list[str]:
     """
     for name in ("class_names.txt", "labels.txt"):
         if (root / name).is_file():
-            return (root / name).read_text(encoding="utf-8-sig").splitlines()
-    if colours := read_colours(root / "labelmap.txt"):
-        return list(colours)
+            return read_lines(root / name)
+    if colours := read_colours(root):
+        is_grey = all(len(set(colour)) == 1 for colour in colours.values())
+        return [f"{colour[0]}: {name}" if is_grey else name for name, colour in colours.items()]
     if (root / "_classes.csv").is_file():
-        rows = (root / "_classes.csv").read_text(encoding="utf-8-sig").splitlines()[1:]
-        return [": ".join(part.strip() for part in row.split(",", 1)) for row in rows if row.strip()]
-    for folder in (root, root.parent):
-        if (folder / EXPORTED_CLASSES[-1]).is_file():
-            values = json.loads((folder / EXPORTED_CLASSES[-1]).read_text(encoding="utf-8"))
-            return [f"0: {BACKGROUND}", *(f"{value[0]}: {name}" for name, value in values.items() if any(value))]
+        return read_lines(root / "_classes.csv")[1:]
     raise UserError(
         f"{root / CLASSES_FILE} is missing, and so are {', '.join(EXPORTED_CLASSES)}: write one class a line, the "
         "first has mask value 0"
@@ -279,13 +323,18 @@ def convert_colour_masks(root: Path) -> None:
     folder = VOCFolder.open(root)
     keep = folder.masks.with_name(f"{folder.masks.name}_colour")
     paths = sorted({folder.masks / names[0] for names in folder.mask_files.values()})
-    convert = functools.partial(convert_colour_mask, colours=folder.colours, keep=keep)
-    results = list(spread(convert, paths, "converting masks"))
-    wrong = [result for result in results if result not in (None, "converted")]
+    results = list(spread(functools.partial(_convert, colours=folder.colours, keep=keep), paths, "converting masks"))
+    wrong = [result for result in results if isinstance(result, str)]
     if wrong:
-        raise UserError(wrong[0] + (f" ({len(wrong) - 1} more masks like it)" if len(wrong) > 1 else ""))
-    converted = results.count("converted")
-    print(f"{converted} of {len(paths)} masks were colour masks" + f"; they are kept in {keep}" * (converted > 0))
+        raise UserError(in_one_line(wrong))
+    print(f"{sum(results)} of {len(paths)} masks were colour masks" + f"; they are kept in {keep}" * any(results))
+
+
+def _convert(path: Path, **options) -> bool | str:
+    try:
+        return convert_colour_mask(path, **options)
+    except UserError as error:
+        return str(error)
 
 
 # The check
@@ -302,12 +351,12 @@ def check(dataset: str, data_path: Path, keep_index: bool = False) -> tuple[list
     Returns:
         What is wrong, a line each, and whether every training image has a mask.
     """
+    problems, lists = [], {}
     try:
         folder = VOCFolder.open(data_path)
         classes = folder.classes
     except UserError as error:
         return [str(error)], True
-    problems, lists = [], {}
     if len(classes.keys() - {BACKGROUND}) < 2:
         problems.append(f"{folder.root} has one class: two are needed, one to be seen and one to be unseen")
     if dataset != "own" and classes != read_classes(NAMES / f"{dataset}.txt"):
@@ -322,33 +371,50 @@ def check(dataset: str, data_path: Path, keep_index: bool = False) -> tuple[list
         if len(ids) != expected:
             problems.append(f"{subset} lists {len(ids):,} images; published tables use {expected:,}")
     train, val = lists.get("train", []), lists.get("val", [])
-    problems += filter(None, [overlap(train, val)])
-    may_lack = [image for image in train if image not in folder.mask_files] if dataset == "own" else []
-    if may_lack and "aug" in folder.list_path(None, TRAIN_LISTS).name:
-        problems.append(
-            f"{len(may_lack)} of {len(train)} images of {folder.list_path(None, TRAIN_LISTS)} have no mask in "
-            f"{folder.masks}: get SBD's (python -m dataset.prepare voc), or train with --train-list train"
-        )
     index = ClassIndex(folder, keep_index)
-    problems += index.check([*train, *val], {*train, *val} - set(may_lack), decode=True)
-    if not problems:
-        try:
+    unmasked = [image for image in train if image not in folder.mask_files] if dataset == "own" else []
+    problems += filter(None, [overlap(train, val), lack_of_masks(index, unmasked)])
+    problems += index.check([*train, *val], {*train, *val} - set(unmasked), decode=True)
+    try:
+        if not problems:
             index.classes([*train, *val])
-        except UserError as error:
-            problems.append(str(error))
-    print_contents(index, classes, lists)
-    return problems, not may_lack
+    except UserError as error:
+        problems.append(str(error))
+    print_contents(index, lists, notes=not problems)
+    return problems, not unmasked
 
 
-def print_contents(index: ClassIndex, classes: dict[str, int], lists: dict[str, list[str]]) -> None:
-    """Prints how many images of each list show each class, and what is odd about the lists."""
+def lack_of_masks(index: ClassIndex, unmasked: list[str]) -> str | None:
+    """What is wrong with training images of one's own that have no mask; the index is to forget masks that were there.
+
+    SBD's are missing where only VOC's masks are: such images are no target images.
+    """
+    folder = index.folder
+    path = folder.list_path(None, TRAIN_LISTS) if unmasked else Path()
+    if "aug" in path.name:
+        return (
+            f"{len(unmasked)} images of {path} have no mask in {folder.masks}: get SBD's (python -m dataset.prepare "
+            "voc --data-path data/voc), or train with --train-list train"
+        )
+    gone = [image for image in unmasked if index.values(image) is not None]
+    if gone and not index.keep:
+        return (
+            f"{folder.masks} has lost {len(gone)} masks, {gone[0]} first: copy them back, or {run_prepare(folder.root)}"
+        )
+    index.forget(gone)
+    return None
+
+
+def print_contents(index: ClassIndex, lists: dict[str, list[str]], notes: bool) -> None:
+    """Prints how many images of each list show each class, and with `notes` what is odd about the lists."""
+    classes = index.folder.classes
     for subset, ids in lists.items():
-        shown = [index.entries.get(image, {}).get("values", []) for image in ids]
+        shown = [index.values(image) or [] for image in ids]
         counts = Counter(value for values in shown for value in values)
         print(f"{subset}: {len(ids):,} images, {sum(map(bool, shown)):,} with a mask that can be used")
         print("  images that show a class: " + ", ".join(f"{name} {counts[v]:,}" for name, v in classes.items()))
     counted = {name: value for name, value in classes.items() if name != BACKGROUND}
-    for note in describe_lists(index, counted, lists.get("train", []), lists.get("val", [])):
+    for note in describe_lists(index, counted, *lists.values()) if notes else ():
         print(f"note: {note}")
 
 
@@ -378,17 +444,18 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     root = find_root(args.data_path) or args.data_path
-    if args.convert_colour_masks:
-        convert_colour_masks(root)
-    elif not args.check and args.dataset != "own":
+    is_own = args.dataset == "own" and not args.check
+    if not (args.check or is_own or args.convert_colour_masks):
         prepare(args.dataset, root)
-    if not args.check and args.dataset == "own":
-        prepare_own(root)
-    problems, complete = check(args.dataset, args.data_path, keep_index=not args.check)
-    for problem in problems[:20]:
-        print(f"problem: {problem}")
-    if problems:
-        raise UserError(f"{args.data_path} has {len(problems):,} problems, the first: {problems[0]}")
+    with prepare_own(root) if is_own else contextlib.nullcontext():
+        if args.convert_colour_masks:
+            convert_colour_masks(root)
+        problems, complete = check(args.dataset, args.data_path, keep_index=not args.check)
+        for problem in problems[:20]:
+            print(f"problem: {problem}")
+        if problems:
+            several = f"{len(problems):,} problems, the first" if len(problems) > 1 else "a problem"
+            raise UserError(f"{args.data_path} has {several}: {problems[0]}")
     lacking = "" if complete else ", with --target-images all for the images without a mask"
     print(f"{args.data_path} is ready: give it to the scripts as --data-path{lacking}")
     return 0

@@ -16,57 +16,57 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.errors import UserError
+from utils.errors import UserError, read_lines
 
 VOID = 255
 """Mask value, and class index, of a pixel without a label. Losses and metrics ignore it."""
 
 BACKGROUND = "background"
 
-VOID_NAMES = ("ignore", "void", "unlabeled", "unlabelled")
-"""What lists of classes call pixels without a class, as `fold` writes it."""
+VOID_NAMES = (
+    "ignore", "ignored", "void", "unlabeled", "unlabelled", "none", "null", "nothing", "unknown", "dontcare",
+)  # fmt: skip
+"""What lists of classes call pixels without a class, as `fold_name` writes it."""
 
 NAMES = Path(__file__).parent / "names"
 NAMED_SPLITS = Path(__file__).parent / "named_splits"
 
 
-def fold(name: str) -> str:
-    """A class name without what people write in different ways: case, spaces, hyphens and underscores."""
-    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
+def fold_name(name: str) -> str:
+    """The form in which class names are compared: 'Traffic_Light' and 'traffic-light' are 'trafficlight'."""
+    return re.sub(r"[\s_-]+", "", name).casefold() or name
 
 
 def class_name(text: str) -> str:
     """A class name as it is used: the background is `BACKGROUND` however it is spelt (Background, _background_, bg)."""
-    return BACKGROUND if fold(text) in ("background", "back ground", "bg") else text.strip()
+    return BACKGROUND if fold_name(text) in (BACKGROUND, "bg") else text.strip()
 
 
 def read_classes(path: Path) -> dict[str, int]:
     """Class name -> mask value, from a text file with one class a line.
 
-    A line is `VALUE: NAME`, or only `NAME`: then its mask value is its place, and the first line has 0. A first line
-    `__ignore__` is void, as labelme writes it, and the line after it has 0.
+    A line is `VALUE: NAME`, `NAME: VALUE`, or only `NAME`: then its mask value is its place, and the first line has 0.
+    A first line `__ignore__` is void, as labelme writes it, and the line after it has 0.
 
     Raises:
         UserError: a file that can't be read, no class, a name or value twice, a name that means void, or a value
             outside 0 ... 254.
     """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} can't be read as a text file of class names: {error}") from error
+    lines = read_lines(path)
     if lines and lines[0] == "__ignore__":
         del lines[0]
     classes: dict[str, int] = {}
     for place, line in enumerate(lines):
-        value, colon, name = line.partition(":")
-        value, name = (int(value), name) if colon and value.strip().isdecimal() else (place, line)
+        before, after = re.match(r"(\d+)\s*[:,]", line), re.search(r":\s*(\d+)$", line)
+        number = before or after
+        value, name = (int(number[1]), line.replace(number[0], "", 1)) if number else (place, line)
         name = class_name(name)
-        if fold(name) in VOID_NAMES:
+        if fold_name(name) in VOID_NAMES:
             raise UserError(
                 f"{path}, line {line!r}: pixels without a class have the value {VOID} in masks and no line here: leave "
                 f"the line out, or call it {BACKGROUND} if masks show it"
             )
-        if not name or not 0 <= value < VOID or value in classes.values() or fold(name) in map(fold, classes):
+        if not name or not value < VOID or value in classes.values() or fold_name(name) in map(fold_name, classes):
             raise UserError(
                 f"{path}, line {line!r}: write NAME or VALUE: NAME, each name and value once, values 0 to {VOID - 1}"
             )
@@ -115,16 +115,13 @@ class Split:
     name: int | str = field(default="", compare=False)
 
     def __post_init__(self):
-        auxiliary = () if self.auxiliary_value is None else (self.auxiliary_value,)
-        values = (*auxiliary, *self.mask_values)
-        if not self.seen or not self.unseen:
-            raise ValueError("a split needs at least one seen and one unseen class")
+        values = (*self.mask_values, *([] if self.auxiliary_value is None else [self.auxiliary_value]))
+        if not self.seen or not self.unseen or len(set(self.names)) != len(self.names):
+            raise ValueError("a split needs at least one seen and one unseen class, each name once")
         if len(self.mask_values) != len(self.names) or len(set(values)) != len(values):
             raise ValueError("a split needs one mask value of its own for each class")
-        if len(set(self.names)) != len(self.names):
-            raise ValueError("a split names a class twice")
         if not all(isinstance(value, int) and 0 <= value < VOID for value in (*values, *self.known_values)):
-            raise ValueError(f"mask values are whole numbers from 0 to {VOID - 1}")
+            raise ValueError(f"the mask values of a split are whole numbers from 0 to {VOID - 1}")
 
     @classmethod
     def named(cls, name: int | str, background: str = "ignore") -> "Split":
@@ -167,14 +164,14 @@ class Split:
         """
         if background not in BACKGROUND_CHOICES:
             raise ValueError(f"background is one of {', '.join(BACKGROUND_CHOICES)}, not {background!r}")
-        folded = set(map(fold, classes))
+        folded = set(map(fold_name, classes))
         for wanted in (*unseen, *(seen or ()), *left_out, *([BACKGROUND] if background != "ignore" else [])):
-            if fold(wanted) not in folded:
+            if fold_name(wanted) not in folded:
                 raise UserError(f"there is no class {wanted!r} among {', '.join(classes)}")
-        candidates, unseen, left_out = (set(map(fold, names)) for names in (seen or classes, unseen, left_out))
+        candidates, unseen, left_out = (set(map(fold_name, names)) for names in (seen or classes, unseen, left_out))
         by_value = sorted((name for name in classes if name != BACKGROUND), key=classes.get)
-        seen = [name for name in by_value if fold(name) in candidates - unseen - left_out]
-        unseen = [name for name in by_value if fold(name) in unseen]
+        seen = [name for name in by_value if fold_name(name) in candidates - unseen - left_out]
+        unseen = [name for name in by_value if fold_name(name) in unseen]
         if not seen or not unseen:
             raise UserError("a split needs at least one seen and one unseen class: give other --unseen classes")
         seen = [BACKGROUND] * (background == "score") + seen
@@ -240,43 +237,33 @@ class Split:
 
     @property
     def drawing(self) -> dict:
-        """Keywords with which `utils` draws masks of this split.
-
-        A background that counts is drawn as it is; one that does not is faded.
-        """
+        """Keywords with which `utils` draws masks of this split: a background that does not count is faded."""
         ignored = {"ignore": (0, VOID), "fade": False} if BACKGROUND in self.names else {"ignore": (VOID,)}
         names = {v: name + "*" * (name in self.unseen) for v, name in zip(self.mask_values, self.names)}
         return {"names": names, **ignored}
 
-    @cached_property
-    def _to_index(self) -> np.ndarray:
-        table = np.full(VOID + 1, VOID, np.uint8)
-        table[list(self.mask_values)] = np.arange(len(self.names))
-        return table
-
-    @cached_property
-    def _to_value(self) -> np.ndarray:
-        table = np.full(VOID + 1, VOID, np.uint8)
-        table[: len(self.names)] = self.mask_values
-        return table
-
     def to_labels(self, mask: np.ndarray) -> np.ndarray:
         """Mask values (uint8, any shape) -> class indices; what is no class of the split becomes `VOID`."""
-        return self._to_index[mask]
+        return _table(self.mask_values, range(len(self.names)))[mask]
 
     def to_seen_labels(self, mask: np.ndarray) -> np.ndarray:
         """As `to_labels`, with the unseen classes `VOID` too: what labels a source image."""
-        labels = self.to_labels(mask)
-        return np.where(labels < self.num_seen, labels, VOID).astype(np.uint8)
+        return _table(self.mask_values[: self.num_seen], range(self.num_seen))[mask]
 
     def to_unseen_labels(self, mask: np.ndarray) -> np.ndarray:
         """As `to_labels`, with the seen classes `VOID`: what the oracle protocol knows of a target image."""
-        labels = self.to_labels(mask)
-        return np.where(labels >= self.num_seen, labels, VOID).astype(np.uint8)
+        return _table(self.mask_values[self.num_seen :], range(self.num_seen, len(self.names)))[mask]
 
     def to_mask(self, labels: np.ndarray) -> np.ndarray:
         """Class indices (any integer type, any shape) -> mask values (uint8), the inverse of `to_labels`."""
-        return self._to_value[labels]
+        return _table(range(len(self.names)), self.mask_values)[labels]
+
+
+def _table(keys: Sequence[int], values: Sequence[int]) -> np.ndarray:
+    """uint8 [256]: the value of each key, `VOID` elsewhere."""
+    table = np.full(VOID + 1, VOID, np.uint8)
+    table[list(keys)] = values
+    return table
 
 
 def read_named_split(name: int | str) -> dict:

@@ -9,8 +9,10 @@ PASCAL Context and COCO-Stuff are prepared in the same layout (`dataset.prepare`
 """
 
 import copy
+import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,17 +24,18 @@ import torch
 from torch.utils.data import Dataset
 
 from dataset.checks import ClassIndex, describe_lists, overlap
-from dataset.images import IMAGE_SUFFIXES, Colours, opened, read_image, read_mask, voc_colours
-from dataset.splits import NAMES, VOID, Split, class_name, read_classes
-from utils.errors import UserError
+from dataset.images import IMAGE_SUFFIXES, MASK_SUFFIXES, Colours, opened, read_image, read_mask
+from dataset.splits import BACKGROUND, NAMES, VOID, Split, class_name, read_classes
+from utils.errors import UserError, read_lines
 
 IMAGE_FOLDERS = ("JPEGImages", "images", "img")
 MASK_FOLDERS = ("SegmentationClassAug", "SegmentationClassPNG", "SegmentationClass", "masks", "masks_machine")
-MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".jpg", ".jpeg")
 LIST_FOLDER = Path("ImageSets") / "Segmentation"
 CLASSES_FILE = "classes.txt"
-EXPORTED_CLASSES = ("class_names.txt", "labels.txt", "labelmap.txt", "_classes.csv", "obj_class_to_machine_color.json")
-"""Files of class names that labelme, CVAT, Roboflow and Supervisely write; `dataset.prepare` reads them."""
+COLOUR_FILES = ("labelmap.txt", "obj_class_to_machine_color.json")
+"""Colours of the classes: CVAT's, `NAME:RED,GREEN,BLUE:...` a line, and Supervisely's."""
+EXPORTED_CLASSES = ("class_names.txt", "labels.txt", *COLOUR_FILES, "_classes.csv")
+"""Files of class names that labelme, CVAT, Supervisely and Roboflow write; `dataset.prepare` reads them."""
 
 MIN_SIDE = 32
 """Pixels: the largest stride of a network."""
@@ -57,24 +60,19 @@ class VOCFolder:
 
     @classmethod
     def open(cls, data_path: str | Path) -> "VOCFolder":
-        """Finds the layout at `data_path`, or at the `VOC2012` or `VOCdevkit/VOC2012` below it.
-
-        Raises:
-            UserError: if the folder or one of its parts is missing.
-        """
+        """Finds the layout at `data_path`, or below it, see `find_root`. Raises `UserError` if a part is missing."""
         root = find_root(data_path)
         if root is None:
-            reason = "is not a folder"
-            if os.path.isdir(data_path):
-                held = ", ".join(sorted(os.listdir(data_path))[:6]) or "nothing"
-                reason = f"has none of {', '.join(IMAGE_FOLDERS)} (it holds {held})"
+            reason = f"has none of {', '.join(IMAGE_FOLDERS)} (it {holds(data_path)})"
+            if not os.path.isdir(data_path):
+                reason = "is not a folder"
             raise UserError(f"--data-path {data_path} {reason}: give a folder in VOC layout (DATA_PATH.md)")
-        images = next(root / name for name in IMAGE_FOLDERS if os.path.isdir(root / name))
-        found = [root / name for name in MASK_FOLDERS if os.path.isdir(root / name)]
+        found = find_folders(root, MASK_FOLDERS)
         if not found:
-            raise UserError(f"{root} has none of {', '.join(MASK_FOLDERS)}: put the index masks there")
+            raise UserError(f"{root} has none of {', '.join(MASK_FOLDERS)} (it {holds(root)}): put index masks there")
         with_masks = (masks for masks in found if list_files(masks, MASK_SUFFIXES) or not os.listdir(masks))
-        return cls(root, images, next(with_masks, found[0]))  # labelme writes arrays to SegmentationClass
+        masks = next(with_masks, found[0])  # labelme writes arrays to SegmentationClass
+        return cls(root, find_folders(root, IMAGE_FOLDERS)[0], masks)
 
     @property
     def lists(self) -> Path:
@@ -91,7 +89,7 @@ class VOCFolder:
         """As `image_files`, of the masks. The mask of image x may also be called x_mask.png or x.jpg.png."""
         files = list_files(self.masks, MASK_SUFFIXES)
         for name in [name for name in files if name not in self.image_files]:
-            files.setdefault(re.sub(r"(_mask|\.jpe?g|\.png)$", "", name), files[name])
+            files.setdefault(re.sub(r"([_-]mask|\.jpe?g|\.png)$", "", name), files[name])
         return files
 
     def image_path(self, image: str) -> Path:
@@ -110,18 +108,14 @@ class VOCFolder:
         path = self.root / CLASSES_FILE
         exported = [name for name in EXPORTED_CLASSES if (self.root / name).is_file()]
         if exported and not path.is_file():
-            raise UserError(
-                f"{path} is missing beside {exported[0]}: run python -m dataset.prepare own --data-path {self.root}"
-            )
+            raise UserError(f"{path} is missing beside {exported[0]}: {run_prepare(self.root)}")
         return read_classes(path if path.is_file() else NAMES / "voc.txt")
 
     @cached_property
     def colours(self) -> Colours:
-        """The values that masks may hold besides `VOID`, with their colours: VOC's, or those of a `labelmap.txt`."""
-        colours = read_colours(self.root / "labelmap.txt")
-        return voc_colours(self.classes.values()) | {
-            value: colours[name] for name, value in self.classes.items() if name in colours
-        }
+        """The values that masks may hold besides `VOID`, with the colours that the folder gives to them."""
+        given = read_colours(self.root)
+        return {value: given.get(name) for name, value in self.classes.items()}
 
     def check_split(self, split: Split) -> None:
         """Raises `UserError` for a split of another data set, whose mask values would be taken for others."""
@@ -145,11 +139,7 @@ class VOCFolder:
             UserError: for a list that is missing or unreadable, for lines that name no image, and for doubled images.
         """
         path = self.list_path(name, defaults)
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} can't be read as a text list: {error}") from error
-        lines = [line.strip() for line in lines if line.strip()]
+        lines = read_lines(path)
         if len(lines) > 1 and lines[0] not in self.image_files:  # published lists may begin with a line of classes
             is_numbers = re.fullmatch(r"\d+([\s,]+\d+)+", lines[0])
             if is_numbers or ("/" in lines[1] and not re.search("[/.]", lines[0])):
@@ -179,14 +169,15 @@ class VOCFolder:
             UserError: for a line that is neither; `where` is for its message.
         """
         image, mask = line, None
-        pair = re.fullmatch(r"(.*\.\w+)[\s,;]+(\S.*\.\w+)", line)
-        if line not in self.image_files and pair is not None:
-            image, mask = pair.groups()
+        if line not in self.image_files:
+            image = line.strip("\"'").replace("\\", "/")
+            pair = re.fullmatch(r"(.*\.\w+)[\s,;]+(\S.*\.\w+)", image)
+            image, mask = pair.groups() if pair else (image, None)
         folder, _, name = image.rpartition("/")
         if name not in self.image_files and Path(name).suffix.lower() in IMAGE_SUFFIXES:
             name = Path(name).stem
         is_path = bool(folder) and Path(folder).name not in IMAGE_FOLDERS
-        if is_path or not name or name in (".", "..") or "\\" in name or not name.isprintable():
+        if is_path or not name or name in (".", "..") or not name.isprintable():
             raise UserError(f"{where}: {line!r} is no image id; write a name like 2007_000032")
         if mask is not None and Path(mask).stem.removesuffix("_mask") != name:
             raise UserError(f"{where}: {line!r} names the mask of another image; masks are called like their images")
@@ -196,21 +187,38 @@ class VOCFolder:
         """The file of a list, see `read_list`. Raises `UserError` if there is none."""
         if name is not None and os.path.isfile(name):
             return Path(name)
-        names = [name] if name is not None else list(defaults)
-        found = next((self.lists / f"{n}.txt" for n in names if os.path.isfile(self.lists / f"{n}.txt")), None)
+        paths = [self.lists / f"{n}.txt" for n in (defaults if name is None else [name])]
+        found = next((path for path in paths if os.path.isfile(path)), None)
         if found is None:
-            raise UserError(
-                f"no list {' or '.join(repr(f'{n}.txt')[1:-1] for n in names)} in {self.lists}: write one image id a "
-                f"line, or run python -m dataset.prepare own --data-path {self.root}"
-            )
+            names = " or ".join(repr(path.name)[1:-1] for path in paths)
+            raise UserError(f"no list {names} in {self.lists}: write one image id a line, or {run_prepare(self.root)}")
         return found
 
 
+def run_prepare(root: Path) -> str:
+    """What to do about a folder that lacks a list or class names."""
+    return f"run python -m dataset.prepare own --data-path {shlex.quote(str(root))}"
+
+
+def holds(folder: str | Path) -> str:
+    """What a folder holds, for a message."""
+    return f"holds {', '.join(sorted(os.listdir(folder))[:6]) or 'nothing'}" if os.path.isdir(folder) else ""
+
+
+def find_folders(root: Path, names: Sequence[str]) -> list[Path]:
+    """The folders in `root` that are called so, in upper or lower case, in the order of `names`."""
+    there = {name.lower(): root / name for name in os.listdir(root)}
+    found = (there.get(name.lower()) for name in names)
+    return [path for path in found if path is not None and os.path.isdir(path)]
+
+
 def find_root(data_path: str | Path) -> Path | None:
-    """The folder with the images' folder in it: `data_path`, or VOC's below it; None without one."""
+    """The folder with the images' folder in it: `data_path`, or VOC's or the only such one below it; None for none."""
     data_path = Path(data_path)
+    below = [data_path / name for name in os.listdir(data_path)] if os.path.isdir(data_path) else []
     places = [data_path, data_path / "VOC2012", data_path / "VOCdevkit" / "VOC2012"]
-    return next((place for place in places for name in IMAGE_FOLDERS if os.path.isdir(place / name)), None)
+    found = [place for place in (*places, *below) if os.path.isdir(place) and find_folders(place, IMAGE_FOLDERS)]
+    return found[0] if found and (found[0] in places or len(found) == 1) else None
 
 
 def list_files(folder: Path, suffixes: Sequence[str]) -> dict[str, list[str]]:
@@ -225,12 +233,28 @@ def list_files(folder: Path, suffixes: Sequence[str]) -> dict[str, list[str]]:
     return files
 
 
-def read_colours(path: Path) -> dict[str, tuple[int, int, int]]:
-    """Class name -> colour of a labelmap.txt, `NAME:RED,GREEN,BLUE:...` a line; empty if there is none."""
-    if not path.is_file():
+def read_colours(root: Path) -> dict[str, tuple[int, int, int]]:
+    """Class name -> colour, from one of `COLOUR_FILES`, in its order; the background is black if it has no line.
+
+    Empty if there is no such file. Raises `UserError` if it can't be read.
+    """
+    places = (*(root / name for name in COLOUR_FILES), root.parent / COLOUR_FILES[-1])
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
         return {}
-    found = re.findall(r"^([^#\n:]+):(\d+),(\d+),(\d+)", path.read_text(encoding="utf-8-sig"), flags=re.MULTILINE)
-    return {class_name(name): (int(red), int(green), int(blue)) for name, red, green, blue in found}
+    text = "\n".join(read_lines(path))
+    try:
+        rows = (
+            json.loads(text).items()
+            if path.suffix == ".json"
+            else re.findall(r"^([^#\n:]+):(\d+),(\d+),(\d+)", text, flags=re.MULTILINE)
+        )
+        rows = [(name, colour[0] if len(colour) == 1 else colour) for name, *colour in rows]
+        colours = {class_name(name): tuple(map(int, colour)) for name, colour in rows}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{path} can't be read as names and colours: export it again") from error
+    has_black = BACKGROUND in colours or (0, 0, 0) in colours.values()
+    return colours if has_black else {BACKGROUND: (0, 0, 0), **colours}
 
 
 def choose_split(
@@ -277,9 +301,9 @@ def choose_target(shown: dict[str, frozenset[int] | None], split: Split, images:
     unknown = [image for image, values in shown.items() if values is None]
     if unknown:
         raise UserError(
-            f"{len(unknown)} of the {len(shown)} training images have no mask, {unknown[0]} first: get the masks (of "
-            "VOC's train_aug: python -m dataset.prepare voc), or give a --train-list of images that have one; with "
-            "--target-images all, which is another protocol, they are target images"
+            f"{len(unknown)} of the {len(shown)} training images have no mask, {unknown[0]} first: get the masks "
+            "(SBD's of VOC: python -m dataset.prepare voc --data-path data/voc), or give a --train-list of images that "
+            "have one; with --target-images all, which is another protocol, they are target images"
         )
     target = [image for image, values in shown.items() if values & split.unseen_values]
     if not target:

@@ -123,6 +123,8 @@ def scan_text(stream: BinaryIO, path: Path, wanted: Collection[str]) -> Vectors:
                 continue
         if separator is None:
             separator = next((sign for sign in (b"\t", b" ", b",") if sign in line), b" ")
+            if re.search(rb"\d,\d+\s+-?\d+,\d", line):
+                raise UserError(f"{path}, line {number}: its numbers have decimal commas: write them with points")
             fields = line.replace(b",", b" ").split()[1:]
             dim = dim or next((n for n, field in enumerate(reversed(fields)) if not is_number(field)), len(fields))
             if dim < 1:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.errors import UserError
+from dataset.splits import fold_name
+from utils.errors import UserError, read_lines
 
 PACKAGE = Path(__file__).parent
 SHIPPED = "glove"
@@ -29,11 +30,6 @@ SAME_VECTORS = 0.99  # cosine from which two vectors of a class count as the sam
 def class_words() -> dict:
     """words.json: VOC's names, and the words of classes that do not simply stand for the words of their name."""
     return json.loads((PACKAGE / "words.json").read_text(encoding="utf-8"))
-
-
-def fold_name(name: str) -> str:
-    """The form in which class names are compared: 'Traffic_Light' and 'traffic-light' are 'trafficlight'."""
-    return re.sub(r"[\s_-]+", "", name).casefold() or name
 
 
 def split_name(name: str) -> tuple[str, ...]:
@@ -61,13 +57,7 @@ def spellings(word: str) -> tuple[str, ...]:
 
 def read_names(path: Path) -> tuple[str, ...]:
     """Names, one a line, without blank lines. Raises `UserError`: no file, not UTF-8, no names, or a name twice."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8"
-        raise UserError(f"{path}: no class names ({reason}): write one a line, in the order of the rows") from None
-    lines = (re.sub(r"^\s*\d+\s*:", "", line).strip() for line in text.splitlines())  # a data set's 'VALUE: NAME' too
-    names = tuple(line for line in lines if line)
+    names = tuple(re.sub(r"^\d+\s*:\s*", "", line) for line in read_lines(path))  # a data set's 'VALUE: NAME' too
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice or not names:
         fault = f"{', '.join(map(repr, twice))} twice" if twice else "no names"

@@ -150,6 +150,7 @@ BAD_FILES = {
     "pointer.vec": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "Git LFS pointer"),
     "pointer.bin.gz": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "Git LFS pointer"),
     "pointer.npy": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "Git LFS pointer"),
+    "points.txt": (b"a 0,5 1,25\n", "decimal commas"),
     "pointer.pkl": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "Git LFS pointer"),
     "packed.vec": (b"PK\x03\x04" + b"\0" * 40, "zip archive"),
     "pickle.bin": (b"\x80\x04\x95" + b"\0" * 40, "pickle"),
@@ -209,7 +210,7 @@ def test_a_pickled_array_has_the_classes_of_voc_in_order(tmp_path, names, protoc
 
 def test_a_pickled_array_of_other_classes_needs_their_names(tmp_path):
     put(tmp_path / "w.pkl", pickle.dumps(np.eye(3)))
-    with fails("classes.txt", "no class names"):
+    with fails("classes.txt", "can't be read as text"):
         load_class_embeddings(["a", "b"], ["w"], tmp_path)
     (tmp_path / "classes.txt").write_text("a\nb\nc\n")
     assert load_class_embeddings(["b"], ["w"], tmp_path)[0].tolist() == [[0, 1, 0]]
@@ -232,7 +233,7 @@ def test_rows_are_found_by_name_whatever_the_spelling_and_the_line_ends(tmp_path
         ([[1, 0], [0, 1]], "a\na\n", ("classes.txt", "'a' twice")),
         ([[1, 0], [0, 1]], "b\nc\n", ("S.npy", "no vector for 'a'", "--embedding")),
         ([[1, 0], [0, 1]], "\n", ("classes.txt", "no names")),
-        ([[1, 0], [0, 1]], None, ("classes.txt", "no class names")),
+        ([[1, 0], [0, 1]], None, ("classes.txt", "can't be read as text")),
         ([[1, np.nan], [0, 1]], "a\nb\n", ("S.npy", "class 'a'", "NaN")),
         ([[0, 0], [0, 1]], "a\nb\n", ("S.npy", "class 'a'", "zero")),
         ([1, 0], "a\nb\n", ("S.npy", "no array of floats")),

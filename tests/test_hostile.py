@@ -120,8 +120,18 @@ def other_image(name, mode, kind, **options):
 
     def spoil(place):
         with Image.open(getattr(place, name)) as image:
-            other = Image.new(mode, image.size)
+            other = Image.new(mode, image.size, (1, 2, 3) if mode == "RGB" else 0)
         other.save(getattr(place, name), kind, **options)
+
+    return spoil
+
+
+def web_palette(name):
+    """The mask as Pillow's `convert` and GIMP make a palette of its colours."""
+
+    def spoil(place):
+        with Image.open(getattr(place, name)) as image:
+            image.convert("RGB").convert("P").save(getattr(place, name))
 
     return spoil
 
@@ -316,7 +326,9 @@ HOSTILE = [
     ("image that is a bomb", evaluation, write("val_image", BOMB), ["{val_image}", "bomb"]),
     ("mask cut short", stage1, write("mask", lambda b: b[:-30]), ["{mask}", "can't be read as a mask"]),
     ("mask that is a bomb", stage1, write("mask", BOMB), ["{mask}", "can't be read as a mask", "bomb"]),
-    ("mask of colours", stage1, other_image("mask", "RGB", "PNG"), ["{mask}", "a colour mask", "class indices"]),
+    ("mask of colours", stage1, other_image("mask", "RGB", "PNG"), ["{mask}", "a colour mask", "labelmap.txt"]),
+    ("mask of colours in one byte", stage1, web_palette("mask"), ["{mask}", "web palette", "--data-path {data}"]),
+    ("mask that is a WebP", stage1, other_image("mask", "RGB", "WEBP"), ["{mask}", "is a WEBP", "as PNG"]),
     ("mask with alpha", stage1, other_image("mask", "LA", "PNG"), ["{mask}", "not an index mask"]),
     ("mask of 16 bits", stage1, other_image("mask", "I;16", "PNG"), ["{mask}", "mode I;16", "8-bit"]),
     ("mask of one bit", stage1, other_image("mask", "1", "PNG"), ["{mask}", "not an index mask"]),

@@ -28,7 +28,7 @@ from dataset import prepare
 from dataset.checks import ClassIndex
 from dataset.splits import NAMES, VOID, Split, read_classes
 from dataset.voc import VOCFolder
-from helpers import ROOT, STAGES, arguments, evaluate, failure, load, read_values, train
+from helpers import ROOT, STAGES, arguments, evaluate, failure, load, read_values, same_bits, train, weights
 from utils.visualize import voc_palette
 
 SIZE = (24, 20)  # width, height
@@ -474,8 +474,7 @@ def test_the_check_tells_everything_that_is_wrong(by_hand, local, capsys):
     train_aug.write_text(train_aug.read_text() + OF_VOC["val"][0] + "\n")
     wrong_size, colour, missing, value, cut = TRAIN_AUG[:5]
     Image.fromarray(stripes([0, 3], (10, 20))).save(by_hand.mask_path(wrong_size))
-    with Image.open(by_hand.mask_path(colour)) as mask:
-        mask.convert("RGB").save(by_hand.mask_path(colour))
+    Image.new("RGB", SIZE, (1, 2, 3)).save(by_hand.mask_path(colour))
     by_hand.mask_path(missing).unlink()
     Image.fromarray(stripes([0, 99])).save(by_hand.mask_path(value))
     by_hand.image_path(cut).write_bytes(by_hand.image_path(cut).read_bytes()[:-99])
@@ -579,12 +578,65 @@ def test_exports_of_labelling_tools_are_read(own, name, text, _, layout):
     assert VOCFolder.open(own).classes == classes and len((own / "train.txt").read_text().split("\n")) == 9
 
 
+@pytest.mark.parametrize("subsets", [("train", "valid"), ("train",)])
+def test_an_export_of_roboflow_is_copied_to_the_layout(own, tmp_path, capsys, subsets):
+    root = tmp_path / "export"
+    for number in range(9):
+        folder = root / subsets[number % 3 // 2 % len(subsets)]
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(own / f"images/photo {number}.png", folder / f"p{number}_jpg.rf.1.png")
+        shutil.copy(own / f"masks/photo {number}.png", folder / f"p{number}_jpg.rf.1_mask.png")
+        (folder / "_classes.csv").write_text("Pixel Value, Class\n" + "".join(f"{n}, {c}\n" for n, c in enumerate(OWN)))
+    before = every_file(root)
+    broken = folder / f"p{number}_jpg.rf.1_mask.png"
+    broken.write_bytes(b"x")
+    assert "can't be read as a mask" in bad(capsys, "own", root)
+    assert every_file(root).keys() - {"class_index_masks.json"} == before.keys()  # what was copied is removed
+    shutil.copy(own / f"masks/photo {number}.png", broken)
+    assert prepare.main(command("own", root)) == 0
+    made = VOCFolder.open(root)
+    train, val = (made.read_list(None, (name,)) for name in ("train", "val"))
+    assert made.classes == dict(zip(OWN, range(5))) and len(train) + len(val) == 9
+    if len(subsets) == 2:
+        assert val == [f"p{number}_jpg.rf.1" for number in (2, 5, 8)]
+
+
+def test_a_project_of_supervisely_is_read(own, tmp_path):
+    """Grey levels in RGB, below the folder with the classes' file."""
+    (own / "classes.txt").unlink()
+    for path in (own / "masks").iterdir():
+        Image.fromarray(read_values(path)).convert("RGB").save(path.with_suffix(".png"))
+    (own / "images").rename(own / "img")
+    (own / "masks").rename(own / "masks_machine")
+    levels = {name: [value] * 3 for value, name in enumerate(OWN) if value}
+    (tmp_path / "obj_class_to_machine_color.json").write_text(json.dumps(levels))
+    assert prepare.main(command("own", tmp_path)) == 0
+    assert VOCFolder.open(tmp_path).classes == dict(zip(OWN, range(5)))
+
+
+def test_nothing_is_written_for_images_that_are_not_ready(own, capsys):
+    (own / "classes.txt").rename(own / "labels.txt")
+    (own / "images/photo 7.png").write_bytes(b"x")
+    assert "photo 7.png can't be read" in bad(capsys, "own", own)
+    assert not list(own.glob("[ctv]*.txt"))
+
+
+def test_a_mask_that_was_lost_is_not_remembered(own, tmp_path, capsys):
+    assert prepare.main(command("own", own)) == 0
+    (own / "masks/photo 1.png").unlink()
+    assert "lost 1 masks, photo 1 first" in bad(capsys, "own", own, "--check")
+    plan = {"split": None, "max_steps": "1", "unseen": "sheep", "target_images": "all"}
+    assert "photo 1.png is missing" in failure(capsys, STAGES[1].main, arguments(own, tmp_path, **plan))
+    assert prepare.main(command("own", own)) == 0
+    assert STAGES[1].main(arguments(own, tmp_path, **plan)) == 0
+
+
 def test_ready_says_what_training_needs(own, capsys):
     assert prepare.main(command("own", own)) == 0
     assert "is ready: give it to the scripts as --data-path, with --target-images all" in capsys.readouterr().out
     (own / "train.txt").rename(own / "train_aug.txt")
     line = bad(capsys, "own", own)
-    assert "1 of 8 images of" in line and "--train-list train" in line
+    assert "1 images of" in line and "--train-list train" in line
     (own / "train_aug.txt").write_text("photo 1\nphoto 2\n")
     assert prepare.main(command("own", own)) == 0
     assert capsys.readouterr().out.endswith("as --data-path\n")
@@ -605,21 +657,23 @@ def test_what_was_looked_for_is_named(own, capsys):
     for path in (own / "masks").iterdir():
         path.rename(path.with_name(f"{path.stem}-labels.png"))
     line = bad(capsys, "own", own)
-    assert "masks of 0 of 10 images" in line and "x_mask.png" in line and "photo 0-labels.png" in line
+    assert "masks of 0 of the 10 images" in line and "x_mask.png" in line and "photo 0-labels.png" in line
 
 
 # --- colour masks ---------------------------------------------------------------------------------------
 
 
-def test_colour_masks_are_refused_and_converted(own, tmp_path, capsys):
+def test_colour_masks_are_read_and_converted(own, tmp_path, capsys):
+    """In VOC's colours they train as their indices do."""
     assert prepare.main(command("own", own)) == 0
+    plan = {"split": None, "max_steps": "1", "unseen": "sheep", "target_images": "all"}
+    STAGES[1].main(arguments(own, tmp_path / "indices", **plan))
     before = {path.name: read_values(path) for path in (own / "masks").iterdir()}
     for name, mask in before.items():
-        mask[0] = VOID
         Image.fromarray(voc_palette()[mask]).save(own / "masks" / name)
-    plan = {"split": None, "max_steps": "1", "unseen": "sheep", "target_images": "all"}
-    line = failure(capsys, STAGES[1].main, arguments(own, tmp_path / "runs", **plan))
-    assert "colour mask" in line and "--convert-colour-masks" in line and "more files are like it" in line
+    STAGES[1].main(arguments(own, tmp_path / "colours", **plan))
+    run = "splitunseen-sheep/stage1"
+    assert same_bits(weights(tmp_path / "indices" / run), weights(tmp_path / "colours" / run))
     assert prepare.main(command("own", own, "--convert-colour-masks")) == 0
     assert "9 of 9 masks were colour masks" in capsys.readouterr().out
     for name, mask in before.items():
@@ -630,14 +684,18 @@ def test_colour_masks_are_refused_and_converted(own, tmp_path, capsys):
 
 
 def test_colours_of_a_labelmap_are_converted(own):
+    """As CVAT exports them: in any order of classes, and without a classes.txt."""
+    (own / "classes.txt").unlink()
     colours = np.array([(0, 0, 0), (48, 112, 32), (250, 50, 83), (51, 221, 255), (9, 8, 7)], np.uint8)
-    lines = [f"{name}:{','.join(map(str, colour))}::" for name, colour in zip(OWN, colours)]
+    lines = [f"{name}:{','.join(map(str, colour))}::" for name, colour in zip(OWN, colours)][::-1]
     (own / "labelmap.txt").write_text("\n".join(["# label:color_rgb:parts:actions", *lines]))
     before = {path: read_values(path) for path in (own / "masks").iterdir()}
     for path, mask in before.items():
         Image.fromarray(colours[mask]).save(path)
     assert prepare.main(command("own", own, "--convert-colour-masks")) == 0
-    assert all((read_values(path) == mask).all() for path, mask in before.items())
+    assert all((read_values(path) == 4 - mask).all() for path, mask in before.items())
+    assert VOCFolder.open(own).classes == dict(zip(OWN[::-1], range(5)))
+    assert prepare.main(command("own", own)) == 0
 
 
 def test_a_colour_of_no_class_is_named(own, capsys):

@@ -228,6 +228,8 @@ def test_background_counts_where_there_is_one(name):
         ("_background_\ncat\n", {"background": 0, "cat": 1}),
         (" Background\r\nCat\r\n", {"background": 0, "Cat": 1}),
         ("cat\n5: BG\n", {"cat": 0, "background": 5}),
+        ("__background__: 0\ncat:2\n", {"background": 0, "cat": 2}),
+        ("0, background\n1,cat\n", {"background": 0, "cat": 1}),
         ("__ignore__\n_background_\ncat\n", {"background": 0, "cat": 1}),
     ],
 )
@@ -243,6 +245,7 @@ def test_class_files_as_tools_and_people_write_them(tmp_path, text, classes):
         ("", "empty"), ("a\na\n", "'a'"), ("traffic light\nTraffic_Light\n", "Traffic_Light"), ("2:\n", "'2:'"),
         ("255: a\n", "'255: a'"), ("1: a\n1: b\n", "'1: b'"), ("cat\n__ignore__\n", "__ignore__"),
         ("0: Unlabeled\ncat\n", "leave the line out"), ("background\nvoid\ncat\n", "'void'"),
+        ("none\ncat\n", "'none'"),
     ],
 )  # fmt: skip
 def test_class_files_that_make_no_sense_are_refused(tmp_path, text, words):
@@ -259,5 +262,6 @@ def test_unseen_classes_are_found_however_they_are_spelt():
     classes = {"background": 0, "Traffic light": 1, "cat": 2, "sofa": 3}
     split = Split.of(classes, ["traffic_light", "Sofa"], "auxiliary")
     assert split.unseen == ("Traffic light", "sofa") and split.seen == ("cat",) and split.num_auxiliary == 1
+    assert Split.of({"TV_Monitor": 1, "ox": 2}, ["tvmonitor"]).unseen == ("TV_Monitor",)
     with pytest.raises(UserError, match="no class 'dog' among background, Traffic light"):
         Split.of(classes, ["dog"])

@@ -54,8 +54,14 @@ def write_list(folder, content: bytes, name="train"):
 
 @pytest.mark.parametrize(
     "content",
-    [b"seen\nboth", b"seen\r\nboth\r\n", b"\xef\xbb\xbfseen\nboth\n", b"\n  seen \n\n\tboth\n\n"],
-    ids=["no last newline", "CRLF", "BOM", "blanks"],
+    [
+        b"seen\nboth",
+        b"seen\r\nboth\r\n",
+        b"\xef\xbb\xbfseen\nboth\n",
+        b"\n  seen \n\n\tboth\n\n",
+        "seen\r\nboth\r\n".encode("utf-16"),
+    ],
+    ids=["no last newline", "CRLF", "BOM", "blanks", "UTF-16"],
 )
 def test_lists_are_read_as_people_write_them(folder, content):
     write_list(folder, content)
@@ -82,6 +88,8 @@ PUBLISHED = {
     "the paper's": "0 1 2 3 4\n/JPEGImages/{0}.jpg /SegmentationClassAug/{0}.png\n/JPEGImages/{1}.jpg /S/{1}.png\n",
     "with names of classes": "cat dog\n/JPEGImages/{0}.jpg /S/{0}.png\n/JPEGImages/{1}.jpg /S/{1}.png\n",
     "absolute": "/home/a b/VOC2012/JPEGImages/{0}.jpg\n/home/a b/VOC2012/JPEGImages/{1}.jpg\n",
+    "of Windows": "C:\\VOC\\JPEGImages\\{0}.jpg\r\nJPEGImages\\{1}.JPG\r\n",
+    "quoted": '"{0}"\n"{1}.jpg"\n',
     "CSV": "images/{0}.jpg,masks/{0}_mask.png\nimages/{1}.jpg, masks/{1}_mask.png\n",
 }
 
@@ -118,7 +126,7 @@ def test_a_bad_list_is_named(folder, content, words):
 # --- files and classes of one's own -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("images", ["images", "JPEGImages", "img"])
+@pytest.mark.parametrize("images", ["images", "Images", "JPEGImages", "img"])
 def test_files_may_have_any_ending_and_masks_a_suffix(tmp_path, images):
     for name in (images, "masks"):
         (tmp_path / name).mkdir()
@@ -149,7 +157,16 @@ def test_what_was_looked_for_and_found_is_told(tmp_path):
     with pytest.raises(UserError, match=r"none of JPEGImages, images, img.*it holds train"):
         VOCFolder.open(tmp_path)
     (tmp_path / "images").mkdir()
-    with pytest.raises(UserError, match=r"has none of SegmentationClassAug, .*masks"):
+    with pytest.raises(UserError, match=r"has none of SegmentationClassAug, .*masks.*it holds images"):
+        VOCFolder.open(tmp_path)
+
+
+def test_the_only_folder_with_images_below_is_taken(tmp_path):
+    for name in ("ds0/img", "ds0/masks_machine", "more"):
+        (tmp_path / name).mkdir(parents=True)
+    assert VOCFolder.open(tmp_path).root == tmp_path / "ds0"
+    (tmp_path / "ds1/img").mkdir(parents=True)
+    with pytest.raises(UserError, match="it holds ds0, ds1, more"):
         VOCFolder.open(tmp_path)
 
 
@@ -163,13 +180,13 @@ def test_the_folder_of_masks_is_one_that_holds_images(tmp_path):
 
 
 def test_colours_are_voc_s_or_those_of_a_labelmap(folder):
-    assert folder.colours[1] == (128, 0, 0) and set(folder.colours) == set(range(21))
+    assert folder.colours == dict.fromkeys(range(21))
     (folder.root / "labelmap.txt").write_text("# label:color\n_background_:9,9,9::\ncat:1,2,3::\n")
     with pytest.raises(UserError, match=r"classes\.txt is missing beside labelmap\.txt: run"):  # it is no VOC
         assert VOCFolder.open(folder.root).classes
     shutil.copy(NAMES / "voc.txt", folder.root / "classes.txt")
     colours = VOCFolder.open(folder.root).colours
-    assert (colours[0], colours[8], colours[1]) == ((9, 9, 9), (1, 2, 3), (128, 0, 0))
+    assert (colours[0], colours[8], colours[1]) == ((9, 9, 9), (1, 2, 3), None)
 
 
 def test_a_folder_says_what_its_values_mean(folder):

@@ -1,5 +1,6 @@
 """Bad input ends in one clear line and exit code 2, never in a traceback; files are written whole or not at all."""
 
+import codecs
 import contextlib
 import functools
 import os
@@ -125,6 +126,21 @@ def write_text(path: Path, text: str) -> None:
         raise UserError(
             f"{path} can't be written ({error.strerror}): make room there, or choose a folder you may write"
         ) from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file in UTF-8 or marked UTF-16, without blanks around them and without empty ones.
+
+    Raises:
+        UserError: if it can't be read.
+    """
+    try:
+        content = path.read_bytes()
+        encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+        lines = content.decode(encoding).splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} can't be read as text ({getattr(error, 'strerror', 'not UTF-8')})") from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def remove_leftovers(folder: Path) -> None:
