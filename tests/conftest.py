@@ -52,8 +52,8 @@ def folder(tmp_path) -> VOCFolder:
 def mixed(own_data):
     """Every third evaluation image lies on its side."""
     dataset = evaluation_dataset(own_data, Split.named(1))
-    for picture in dataset.ids[::3]:
-        for path in (dataset.folder.image_path(picture), mask_path(own_data, picture)):
+    for name in dataset.ids[::3]:
+        for path in (dataset.folder.image_path(name), mask_path(own_data, name)):
             with Image.open(path) as image:
                 turned = image.transpose(Image.Transpose.ROTATE_90)
             turned.save(path)

@@ -119,17 +119,17 @@ def classes_shown(data: Path, name: str = "train") -> dict[str, frozenset[int]]:
 def target_only(data: Path, split: Split) -> list[str]:
     """Training images that show an unseen class and no seen one."""
     shown = classes_shown(data)
-    return [p for p, v in shown.items() if v & split.unseen_values and not v & split.seen_values]
+    return [image for image, v in shown.items() if v & split.unseen_values and not v & split.seen_values]
 
 
 def source_and_target(data: Path, split: Split) -> list[str]:
     """Training images that show both seen and unseen classes."""
     shown = classes_shown(data)
-    return [p for p, v in shown.items() if v & split.unseen_values and v & split.seen_values]
+    return [image for image, v in shown.items() if v & split.unseen_values and v & split.seen_values]
 
 
-def mask_path(data: Path, picture: str) -> Path:
-    return VOCFolder.open(data).mask_path(picture)
+def mask_path(data: Path, image: str) -> Path:
+    return VOCFolder.open(data).mask_path(image)
 
 
 def read_values(path: Path) -> np.ndarray:

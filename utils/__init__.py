@@ -1,1 +1,1 @@
-"""What both stages and the evaluation share and that knows no picture, class or network."""
+"""Settings, training, checkpoints, figures and drawings: what the scripts share."""

@@ -7,6 +7,7 @@ Convention of the field: a class that occurs neither in the labels nor in the pr
 IoU is undefined (NaN) and it is left out of the means. A class that is predicted but never labelled counts as 0.
 """
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -36,6 +37,17 @@ CHECK_EVERY = 32
 """Batches between checks that the scores are finite: each check waits for an accelerator."""
 
 
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Within it the network is in evaluation mode; then in its mode of before."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
 @torch.inference_mode()
 def predictions(
     model: nn.Module, loader: DataLoader, device: torch.device, **options: Any
@@ -54,10 +66,8 @@ def predictions(
     Raises:
         UserError: if a score is not finite. On an accelerator some batches later, so that no batch waits for it.
     """
-    training = model.training
-    model.eval()
     broken = torch.zeros((), dtype=torch.bool, device=device)
-    try:
+    with evaluation_mode(model):
         batches = progress(loader, desc="evaluation", unit="batch", leave=False)
         for number, (image, label, index) in enumerate(batches, start=1):
             image, label = image.to(device, non_blocking=True), label.to(device, non_blocking=True)
@@ -66,8 +76,6 @@ def predictions(
             if (device.type == "cpu" or number % CHECK_EVERY == 0 or number == len(loader)) and broken:
                 raise UserError("the network's scores are not finite: train again with a lower --learning-rate")
             yield image, label, index, logits
-    finally:
-        model.train(training)
 
 
 def evaluate(model: nn.Module, loader: DataLoader, metrics: "ZeroShotMetrics", device: torch.device) -> dict:
@@ -86,12 +94,8 @@ def evaluate(model: nn.Module, loader: DataLoader, metrics: "ZeroShotMetrics", d
 @torch.inference_mode()
 def predict_logits(model: nn.Module, image: Tensor) -> Any:
     """`pixel_logits` of images uint8 [N, 3, H, W] in evaluation mode; the model's mode is restored."""
-    training = model.training
-    model.eval()
-    try:
+    with evaluation_mode(model):
         return model.pixel_logits(image.to(next(model.parameters()).device))
-    finally:
-        model.train(training)
 
 
 def images_at_once(batch_size: int | None, device: torch.device) -> int:

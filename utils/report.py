@@ -165,7 +165,7 @@ def facts_tables(runs: Sequence[SimpleNamespace]) -> str:
     return f"{table(differing)}<details><summary>The same in all runs</summary>{table(shared)}</details>"
 
 
-def page(runs: Sequence[SimpleNamespace], title: str) -> str:
+def page(runs: Sequence[SimpleNamespace]) -> str:
     """The whole HTML file: sections with a heading, their content, and a note on how to read it."""
     sections = [
         ("Figures", figures_table(runs), "Percent. seen, unseen: mean IoU where all classes compete; hIoU: their "
@@ -183,7 +183,7 @@ def page(runs: Sequence[SimpleNamespace], title: str) -> str:
         for heading, content, note in sections
         if content
     )
-    return Template(PAGE.read_text(encoding="utf-8")).substitute(title=escape(title), body=body)
+    return Template(PAGE.read_text(encoding="utf-8")).substitute(body=body)
 
 
 @one_line_errors
@@ -191,12 +191,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m utils.report", description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run, or file of eval.py --json")
     parser.add_argument("--output", type=Path, default=Path("report.html"), metavar="FILE", help="the page to write")
-    parser.add_argument("--title", default="Runs side by side", help="heading of the page")
     args = parser.parse_args(argv)
     if args.output.suffix not in (".html", ".htm"):
         parser.error(f"--output {args.output}: give a name that ends in .html")
     runs = [read_run(path) for path in dict.fromkeys(args.runs)]
-    write_text(args.output, page(runs, args.title))
+    write_text(args.output, page(runs))
     print(format_rows({run.name: run.result for run in runs}))
     print(args.output)
     return 0
