@@ -13,7 +13,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from dataset.splits import VOID
 from utils.errors import UserError, atomic_write
-from utils.visualize import voc_palette
+from utils.visualize import save_index_png, voc_palette
 
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".jpg", ".jpeg")
 IMAGE_SUFFIXES = (
@@ -206,7 +206,7 @@ def colours_to_values(image: np.ndarray, colours: Colours, path: Path) -> np.nda
 
 
 def convert_colour_mask(path: Path, colours: Colours, keep: Path) -> bool:
-    """Makes an index mask of the mask of colours at `path`, and copies the original to the folder `keep`.
+    """Makes an index mask, a PNG, of the mask of colours at `path`, and moves the original to the folder `keep`.
 
     Returns:
         Whether it was a mask of colours, or a palette in another order. Raises `UserError` as `read_mask` does.
@@ -219,13 +219,7 @@ def convert_colour_mask(path: Path, colours: Colours, keep: Path) -> bool:
     if not (keep / path.name).exists():  # else an interrupted run has kept it already
         with atomic_write(keep / path.name) as temporary:
             temporary.write_bytes(path.read_bytes())
-    save_mask(mask, path)
+    save_index_png(mask, path.with_suffix(".png"))
+    if path.suffix != ".png":
+        path.unlink()
     return True
-
-
-def save_mask(mask: np.ndarray, path: Path) -> None:
-    """Writes mask values, uint8 [H, W], as a PNG of mode P in VOC's colours, whole or not at all."""
-    image = Image.fromarray(mask)
-    image.putpalette(voc_palette().tobytes())
-    with atomic_write(path) as temporary:
-        image.save(temporary, format="PNG")

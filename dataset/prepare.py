@@ -31,7 +31,7 @@ from scipy.io import loadmat
 from torchvision.datasets.utils import download_url
 
 from dataset.checks import ClassIndex, describe_lists, in_one_line, overlap, spread
-from dataset.images import IMAGE_SUFFIXES, convert_colour_mask, save_mask
+from dataset.images import IMAGE_SUFFIXES, convert_colour_mask
 from dataset.splits import BACKGROUND, NAMES, read_classes
 from dataset.voc import (
     CLASSES_FILE,
@@ -47,6 +47,7 @@ from dataset.voc import (
     run_prepare,
 )
 from utils.errors import UserError, one_line_errors, read_lines, write_text
+from utils.visualize import save_index_png
 
 PUBLISHED = json.loads(Path(__file__).with_name("archives.json").read_text(encoding="utf-8"))
 """Of each data set: its archives in the order in which they are unpacked, where their URLs and checksums were found,
@@ -134,7 +135,7 @@ def place_sbd(content: Path, root: Path) -> None:
     for path in find(content, "dataset/cls/*.mat"):
         target = root / "SegmentationClassAug" / f"{path.stem}.png"
         if not target.is_file():  # VOC's masks are there already, and stay
-            save_mask(read_mat(path, lambda mat: mat["GTcls"][0]["Segmentation"][0]).astype(np.uint8), target)
+            save_index_png(read_mat(path, lambda mat: mat["GTcls"][0]["Segmentation"][0]).astype(np.uint8), target)
     write_list(root / LIST_FOLDER, "train_aug", sorted(train - val))
 
 
@@ -143,12 +144,11 @@ def place_context(content: Path, root: Path) -> None:
     labels_of_classes = PUBLISHED["pascal_context"]["labels"]
     to_class = np.zeros(460, np.uint8)
     to_class[labels_of_classes] = np.arange(1, len(labels_of_classes) + 1)
-    (root / "SegmentationClass").mkdir(exist_ok=True)
     for path in find(content, "*.mat"):
         labels = read_mat(path, lambda mat: mat["LabelMap"])
         if labels.max(initial=0) >= len(to_class):
             raise UserError(f"{path} has the label {labels.max()}, of 459: fetch the archive again")
-        save_mask(to_class[labels], root / "SegmentationClass" / f"{path.stem}.png")
+        save_index_png(to_class[labels], root / "SegmentationClass" / f"{path.stem}.png")
 
 
 def place_voc2010(content: Path, root: Path) -> None:

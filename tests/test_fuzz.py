@@ -65,14 +65,6 @@ def test_lists_of_images(folder, content):
 
 
 @bounded
-@given(st.permutations(IDS), st.sampled_from([b"", b"\xef\xbb\xbf"]), st.sampled_from(["\n", "\r\n", "\n \n"]))
-def test_lists_as_people_write_them(folder, ids, mark, end):
-    path = folder.root / "mine.txt"
-    path.write_bytes(mark + end.join([*ids, ""]).encode())
-    assert folder.read_list(str(path), ()) == list(ids)
-
-
-@bounded
 @given(st.text(max_size=400))
 @example("x" * 300)
 @example("\x00")

@@ -12,10 +12,9 @@ from dataset.images import (
     orientation,
     read_image,
     read_mask,
-    save_mask,
 )
 from dataset.splits import VOID
-from helpers import read_values, write_values
+from helpers import write_values
 from utils.errors import UserError
 from utils.visualize import voc_palette
 
@@ -157,6 +156,14 @@ def test_a_palette_in_another_order_is_refused_and_converted(tmp_path, mask, ent
         np.testing.assert_array_equal(np.array(image.convert("RGB")), shown)
 
 
+def test_a_converted_gif_becomes_a_png(tmp_path):
+    mask = np.array([[0, 12, 15]], np.uint8)
+    Image.fromarray(VOC_ENTRIES[mask]).save(tmp_path / "x.gif")
+    assert convert_colour_mask(tmp_path / "x.gif", VOC, tmp_path / "keep")
+    np.testing.assert_array_equal(read_mask(tmp_path / "x.png", VOC), mask)
+    assert (tmp_path / "keep/x.gif").is_file() and not (tmp_path / "x.gif").exists()
+
+
 def test_indices_saved_as_grey_colours_are_indices(tmp_path):
     mask = np.array([[0, 3, 20, VOID]], np.uint8)
     path = tmp_path / "x"
@@ -167,11 +174,3 @@ def test_indices_saved_as_grey_colours_are_indices(tmp_path):
     assert colours_to_values(white, VOC, path).tolist() == [[0, 1, VOID]]
     with pytest.raises(UserError, match=r"\(99, 99, 99\)"):
         colours_to_values(np.full((2, 2, 3), 99, np.uint8), VOC, path)
-
-
-def test_masks_are_saved_in_voc_s_colours(tmp_path):
-    mask = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    save_mask(mask, tmp_path / "mask.png")
-    np.testing.assert_array_equal(read_values(tmp_path / "mask.png"), mask)
-    with Image.open(tmp_path / "mask.png") as image:
-        np.testing.assert_array_equal(np.array(image.convert("RGB")), voc_palette()[mask])

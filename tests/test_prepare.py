@@ -346,7 +346,7 @@ def elsewhere(served: Path, address: str, folder: Path, before: str) -> subproce
 
 KILLS = {
     "as images are moved": "prepare.move = lambda *_: os.kill(os.getpid(), signal.SIGKILL)",
-    "as masks are converted": "prepare.save_mask = lambda mask, path: (path.with_name('.x').write_bytes(b'x'), "
+    "as masks are converted": "prepare.save_index_png = lambda mask, path: (path.with_name('.x').write_bytes(b'x'), "
     "os.kill(os.getpid(), signal.SIGKILL))",
 }
 
