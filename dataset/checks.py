@@ -255,7 +255,7 @@ def describe_lists(
     if unknown:
         notes.append(
             f"{len(unknown)} of {len(training)} training images have no mask, {unknown[0]} first: they can only be "
-            "target images, with --target-images all"
+            "target images, with --target-images all, which is another protocol"
         )
     trained, evaluated = (
         {value for image in ids for value in index.values(image) or ()} for ids in (training, evaluation)
@@ -264,7 +264,7 @@ def describe_lists(
     if alone and not unknown:
         notes.append(
             f"no training image shows {', '.join(alone)}, which evaluation images show: add training images of it, or "
-            "take it out of the classes"
+            "take it out of the classes, which is another protocol"
         )
     turned = [image for image in (*training, *evaluation) if _is_in_doubt(**index.entries.get(image, {}))]
     if turned:

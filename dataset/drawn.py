@@ -67,6 +67,11 @@ def smooth(*numbers):
     return (curve + (3 * p - before - 3 * after + beyond) * t**3).reshape(-1, 2) / 2
 
 
+def polygon(*numbers):
+    """[N, 2]: the points themselves."""
+    return np.reshape(numbers, (-1, 2))
+
+
 def line(*numbers):
     """List of polygons: a line through points (x, y, width) with round joints and ends."""
     points = np.reshape(numbers, (-1, 3))
@@ -78,15 +83,14 @@ def line(*numbers):
     return polygons
 
 
-OUTLINES = {"ellipse": ellipse, "ring": ring, "box": box, "smooth": smooth, "line": line}
+OUTLINES = {function.__name__: function for function in (ellipse, ring, box, smooth, polygon, line)}
 
 
 @cache
 def outline(text: str) -> list[np.ndarray]:
     """Polygons [N, 2] of one outline of `shapes.json`, such as "ellipse 0 0.5 0.2 0.1"."""
     kind, *numbers = text.split()
-    numbers = np.array(numbers, float)
-    shape = numbers.reshape(-1, 2) if kind == "polygon" else OUTLINES[kind](*numbers)
+    shape = OUTLINES[kind](*map(float, numbers))
     return shape if isinstance(shape, list) else [shape]
 
 
@@ -114,21 +118,18 @@ class Palette:
         """`text` is "#rrggbb" or the name of a material, and may end in "*factor": darker below 1, lighter above."""
         name, _, factor = text.partition("*")
         if name not in self.chosen:
-            self.chosen[name] = self._choose(name)
+            rng, entry = self.rng, self.known.get(name) or {"colours": [name], "vary": 0}
+            if "like" in entry:
+                ends = np.array([self.material(entry["like"]).low])
+            else:
+                ends = np.array([ImageColor.getrgb(text) for text in pick(rng, entry["colours"]).split()], float)
+                amount = entry.get("vary", 0.12)  # another brightness and a slight cast
+                ends *= rng.uniform(1 - amount, 1 + amount) * rng.uniform(1 - amount / 3, 1 + amount / 3, 3)
+            half, texture = entry.get("contrast", 0) / 2, pick(rng, entry.get("textures", ["flat"]))
+            look = texture, entry.get("grain", 0), entry.get("round", 0)
+            self.chosen[name] = Material(ends[0] * (1 - half), ends[-1] * (1 + half), *look)
         found = self.chosen[name]
         return found._replace(low=found.low * float(factor or 1), high=found.high * float(factor or 1))
-
-    def _choose(self, name: str) -> Material:
-        rng, entry = self.rng, self.known.get(name) or {"colours": [name], "vary": 0}
-        if "like" in entry:
-            ends = np.array([self.material(entry["like"]).low])
-        else:
-            ends = np.array([ImageColor.getrgb(text) for text in pick(rng, entry["colours"]).split()], float)
-            amount = entry.get("vary", 0.12)  # another brightness and a slight cast
-            ends *= rng.uniform(1 - amount, 1 + amount) * rng.uniform(1 - amount / 3, 1 + amount / 3, 3)
-        contrast, texture = entry.get("contrast", 0), pick(rng, entry.get("textures", ["flat"]))
-        low, high = ends[0] * (1 - contrast / 2), ends[-1] * (1 + contrast / 2)
-        return Material(low, high, texture, entry.get("grain", 0), entry.get("round", 0))
 
 
 @cache
@@ -338,18 +339,13 @@ def draw_scene(rng: np.random.Generator, classes: Sequence[str], size: tuple[int
     raise UserError(f"no layout of {size[0]} x {size[1]} pixels leaves all of {', '.join(classes)} visible")
 
 
-def choose_classes(rng: np.random.Generator, main: str) -> list[str]:
-    """The main class alone (half of the time) or with one or two companions."""
-    count = rng.choice(3, p=(0.5, 0.34, 0.16))
-    return [main, *rng.choice(OBJECTS[main]["company"], count, replace=False).tolist()]
-
-
 def write_dataset(
     folder: Path, num_train: int = 600, num_val: int = 120, size: tuple[int, int] = (128, 128), seed: int = 0
 ):
     """Writes drawn images in the layout of VOC, unless `folder` holds the same set already.
 
-    Every class is the main one of every 20th image. An image depends on `seed`, its subset and its index only.
+    Every class is the main one of every 20th image, alone in half of them, else with one or two companions. An image
+    depends on `seed`, its subset and its index only.
 
     Args:
         folder: for JPEGImages/, SegmentationClassAug/, ImageSets/Segmentation/ and the marker drawn.json.
@@ -358,32 +354,34 @@ def write_dataset(
     Raises:
         UserError: impossible counts, size or seed, or a folder with images of another origin.
     """
-    folder, marker = Path(folder), Path(folder) / "drawn.json"
-    if min(num_train, num_val) < 1 or seed < 0 or min(size) < 32:
-        raise UserError(
-            f"{num_train} + {num_val} images of {size[0]} x {size[1]} pixels, seed {seed}: "
-            "give at least one of each, sides from 32 and a seed from 0"
-        )
-    wanted = (
-        json.dumps({"version": VERSION, "seed": seed, "size": list(size), "train": num_train, "val": num_val}) + "\n"
+    folder = Path(folder)
+    marker, parts = (
+        folder / "drawn.json",
+        [folder / name for name in ("JPEGImages", "SegmentationClassAug", "ImageSets")],
     )
+    counts = {"train": num_train, "val": num_val}
+    if min(num_train, num_val) < 1 or seed < 0 or min(size) < 32:
+        raise UserError(f"{counts}, size {size}, seed {seed}: give at least one of each, sides from 32, a seed from 0")
+    wanted = json.dumps({"version": VERSION, "seed": seed, "size": list(size), **counts}) + "\n"
     if marker.is_file() and marker.read_text(encoding="utf-8") == wanted:
         return
-    for name in ("JPEGImages", "SegmentationClassAug", "ImageSets"):
-        if (folder / name).exists() and not marker.is_file():
-            raise UserError(f"{folder} holds {name} but no {marker.name}: give a folder of its own for drawn images")
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("JPEGImages", "SegmentationClassAug", "ImageSets/Segmentation"):
-        (folder / name).mkdir(parents=True)
+    for part in parts:
+        if part.exists() and not marker.is_file():
+            raise UserError(f"{part} is there, but no {marker.name}: give a folder of its own for drawn images")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+    images, masks, lists = parts[0], parts[1], parts[2] / "Segmentation"
+    lists.mkdir()
     write_text(marker, "{}\n")  # an interrupted set is known as ours and drawn anew
-    for k, (subset, count) in enumerate({"train": num_train, "val": num_val}.items()):
+    for k, (subset, count) in enumerate(counts.items()):
         names = [f"{subset}_{index:05d}" for index in range(count)]
         for index, name in enumerate(tqdm(names, f"drawing {subset}", unit="image", disable=None)):
-            rng = np.random.default_rng([seed, k, index])
-            image, mask = draw_scene(rng, choose_classes(rng, VOC_CLASSES[index % len(VOC_CLASSES)]), size)
-            image.save(folder / f"JPEGImages/{name}.jpg", quality=92)
-            mask.save(folder / f"SegmentationClassAug/{name}.png")
-        write_text(folder / f"ImageSets/Segmentation/{subset}.txt", "\n".join(names) + "\n")
+            rng, main = np.random.default_rng([seed, k, index]), VOC_CLASSES[index % len(VOC_CLASSES)]
+            companions = rng.choice(OBJECTS[main]["company"], rng.choice(3, p=(0.5, 0.34, 0.16)), replace=False)
+            image, mask = draw_scene(rng, [main, *companions.tolist()], size)
+            image.save(images / f"{name}.jpg", quality=92)
+            mask.save(masks / f"{name}.png")
+        write_text(lists / f"{subset}.txt", "\n".join(names) + "\n")
     write_text(marker, wanted)
 
 

@@ -373,7 +373,7 @@ def check(dataset: str, data_path: Path, keep_index: bool = False) -> tuple[list
     train, val = lists.get("train", []), lists.get("val", [])
     index = ClassIndex(folder, keep_index)
     unmasked = [image for image in train if image not in folder.mask_files] if dataset == "own" else []
-    problems += filter(None, [overlap(train, val), lack_of_masks(index, unmasked)])
+    problems += filter(None, [overlap(train, val), lack_of_masks(index, train, unmasked)])
     problems += index.check([*train, *val], {*train, *val} - set(unmasked), decode=True)
     try:
         if not problems:
@@ -384,7 +384,7 @@ def check(dataset: str, data_path: Path, keep_index: bool = False) -> tuple[list
     return problems, not unmasked
 
 
-def lack_of_masks(index: ClassIndex, unmasked: list[str]) -> str | None:
+def lack_of_masks(index: ClassIndex, train: list[str], unmasked: list[str]) -> str | None:
     """What is wrong with training images of one's own that have no mask; the index is to forget masks that were there.
 
     SBD's are missing where only VOC's masks are: such images are no target images.
@@ -393,8 +393,8 @@ def lack_of_masks(index: ClassIndex, unmasked: list[str]) -> str | None:
     path = folder.list_path(None, TRAIN_LISTS) if unmasked else Path()
     if "aug" in path.name:
         return (
-            f"{len(unmasked)} images of {path} have no mask in {folder.masks}: get SBD's (python -m dataset.prepare "
-            "voc --data-path data/voc), or train with --train-list train"
+            f"{len(unmasked)} of {len(train)} images of {path} have no mask in {folder.masks}: get SBD's (python -m dataset.prepare "
+            "voc --data-path data/voc), or train with --train-list train, a smaller set"
         )
     gone = [image for image in unmasked if index.values(image) is not None]
     if gone and not index.keep:
@@ -456,7 +456,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if problems:
             several = f"{len(problems):,} problems, the first" if len(problems) > 1 else "a problem"
             raise UserError(f"{args.data_path} has {several}: {problems[0]}")
-    lacking = "" if complete else ", with --target-images all for the images without a mask"
+    lacking = "" if complete else ", with --target-images all (another protocol) for the images without a mask"
     print(f"{args.data_path} is ready: give it to the scripts as --data-path{lacking}")
     return 0
 

@@ -636,7 +636,7 @@ def test_ready_says_what_training_needs(own, capsys):
     assert "is ready: give it to the scripts as --data-path, with --target-images all" in capsys.readouterr().out
     (own / "train.txt").rename(own / "train_aug.txt")
     line = bad(capsys, "own", own)
-    assert "1 images of" in line and "--train-list train" in line
+    assert "1 of 8 images of" in line and "--train-list train" in line
     (own / "train_aug.txt").write_text("photo 1\nphoto 2\n")
     assert prepare.main(command("own", own)) == 0
     assert capsys.readouterr().out.endswith("as --data-path\n")
