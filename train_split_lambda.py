@@ -36,7 +36,7 @@ def train_step(network, optimizer, source, target, num_seen: int, args, scaler=N
         network: in training mode.
         optimizer: over its parameters.
         source: image uint8 [N, 3, S, S] and label uint8 [N, S, S], unseen and unlabelled pixels void.
-        target: image uint8 [M, 3, S, S] and valid bool [M, S, S].
+        target: image uint8 [M, 3, S, S], valid bool [M, S, S] and may_show_seen bool [M], see `TargetDataset`.
         num_seen: the first so many of the K classes are seen.
         args: the settings.
         scaler: of the loss, with --amp fp16.
@@ -44,7 +44,7 @@ def train_step(network, optimizer, source, target, num_seen: int, args, scaler=N
     With several processes each gets its part of the batch and returns its part of the losses: the sum is the batch's.
     """
     source_image, label = source
-    target_image, valid = target
+    target_image, valid, _ = target
     stride = args.loss_stride
     label, valid = label[:, ::stride, ::stride], valid[:, ::stride, ::stride]  # [N, S, S] -> [N, s, s]
     logits = network(torch.cat([source_image, target_image]))  # [N + M, K, s, s]

@@ -44,7 +44,7 @@ def train_step(
         network: in training mode.
         optimizer: over its parameters.
         source: image uint8 [N, 3, S, S] and label uint8 [N, S, S], unseen and unlabelled pixels void.
-        target: image uint8 [M, 3, S, S] and valid bool [M, S, S].
+        target: image uint8 [M, 3, S, S], valid bool [M, S, S] and may_show_seen bool [M], see `TargetDataset`.
         num_seen: the first so many of the K classes are seen.
         args: the settings.
         scaler: of the loss, with --amp fp16.
@@ -53,14 +53,15 @@ def train_step(
     With several processes each gets its part of the batch and returns its part of the losses: the sum is the batch's.
     """
     source_image, label = source
-    target_image, valid = target
+    target_image, valid, may_show_seen = target
     stride = args.loss_stride
-    pseudo_label = None if pseudo_labeler is None else pseudo_labeler(target_image, valid)[:, ::stride, ::stride]
+    if pseudo_labeler is not None:
+        pseudo_label = pseudo_labeler(target_image, valid, may_show_seen)[:, ::stride, ::stride]
     label, valid = label[:, ::stride, ::stride], valid[:, ::stride, ::stride]  # [N, S, S] -> [N, s, s]
     logits = network(torch.cat([source_image, target_image]))  # [N + M, K, s, s]
     source_logits, target_logits = logits.split([len(source_image), len(target_image)])
 
-    if pseudo_label is None:
+    if pseudo_labeler is None:
         pseudo_label = pseudo_labels(
             target_logits, num_seen, valid, args.keep, balanced=args.balance_classes, all_reduce_sum=all_reduce_sum
         )
@@ -92,10 +93,10 @@ def episode_pseudo_labeler(args, network: Segmenter, split) -> EpisodePseudoLabe
 
 
 @torch.no_grad()
-def preview_pseudo_labels(trainer: Trainer, image: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """Pseudo-labels [N, S, S] of target images uint8 [N, 3, S, S], to be drawn at an evaluation."""
+def preview_pseudo_labels(trainer: Trainer, image: torch.Tensor, valid: torch.Tensor, may_show_seen: torch.Tensor):
+    """Pseudo-labels [N, S, S] of a batch of target images, to be drawn at an evaluation."""
     if trainer.pseudo_labeler is not None:
-        return trainer.pseudo_labeler(image, valid)
+        return trainer.pseudo_labeler(image, valid, may_show_seen)
     args, split = trainer.args, trainer.split
     logits = predict_logits(trainer.network, image)  # of the scored classes, without an auxiliary background
     label = pseudo_labels(logits, split.num_seen, valid, args.keep, balanced=args.balance_classes)

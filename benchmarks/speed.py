@@ -131,7 +131,7 @@ def plain_step(model: Segmenter, optimizers: list, source: tuple, target: tuple,
     ce = F.cross_entropy(logits, label, ignore_index=VOID)
     bias_source = plain_bias_loss(logits, num_seen, label < num_seen)
     (ce + 0.2 * 0.8 * bias_source).backward()
-    image, valid = target
+    image, valid, _ = target
     bias_target = plain_bias_loss(plain_logits(model, image), num_seen, valid)
     (0.2 * 0.2 * bias_target).backward()
     for optimizer in optimizers:

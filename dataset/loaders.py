@@ -79,11 +79,11 @@ def training_loader(
     return _loader(dataset, num_workers, StepSampler(len(dataset), batch_size, first_step, last_step, seed, share))
 
 
-def empty_batches(size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Target batches of no image, image [0, 3, size, size] and valid [0, size, size]: for source-only training."""
-    return itertools.repeat(
-        (torch.empty(0, 3, size, size, dtype=torch.uint8), torch.empty(0, size, size, dtype=torch.bool))
-    )
+def empty_batches(size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Target batches of no image, as `TargetDataset` makes them: for source-only training."""
+    nothing = torch.empty(0, dtype=torch.bool)
+    image = torch.empty(0, 3, size, size, dtype=torch.uint8)
+    return itertools.repeat((image, nothing.view(0, 1, 1).expand(0, size, size), nothing))
 
 
 def evaluation_loader(

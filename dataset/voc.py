@@ -370,19 +370,24 @@ class SourceDataset(_Images):
 
 
 class TargetDataset(_Images):
-    """Unlabelled images: image uint8 [3, H, W] and valid bool [H, W], the pixels that losses use.
+    """Unlabelled images: image uint8 [3, H, W], valid bool [H, W], the pixels that losses use, and may_show_seen, bool.
 
     `pixels` "all" uses every pixel of the image and opens no mask; "oracle" opens the mask and uses the pixels of
-    unseen classes, as the published code does.
+    unseen classes, as the published code does. may_show_seen is false for an image that is not among `labelled`, the
+    images that show a seen class; None: that is not known, and any image may.
     """
 
-    def __init__(self, folder: VOCFolder, ids: Sequence[str], split: Split, transform: Transform, pixels: str):
+    def __init__(
+        self, folder: VOCFolder, ids: Sequence[str], split: Split, transform: Transform, pixels: str,
+        labelled: Sequence[str] | None = None,
+    ):  # fmt: skip
         super().__init__(folder, ids, split, transform)
+        self.labelled = set(ids if labelled is None else labelled)
         if pixels not in ("all", "oracle"):
             raise ValueError(f"target pixels are 'all' or 'oracle', not {pixels!r}")
         self.pixels = pixels
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         index, seed = key
         if self.pixels == "oracle":
             image, mask = self._read(index)
@@ -391,7 +396,7 @@ class TargetDataset(_Images):
             image = read_image(self.folder.image_path(self.ids[index]))
             label = np.zeros(image.shape[:2], np.uint8)  # not a label: it tells pixels from padding
         image, label = self._augment(image, label, seed)
-        return image, label != VOID
+        return image, label != VOID, torch.tensor(self.ids[index] in self.labelled)
 
 
 class EvaluationDataset(_Images):
@@ -421,7 +426,7 @@ class EvaluationDataset(_Images):
 
 def training_datasets(
     data_path: str | Path, split: Split, transform: Transform, target_images: str, target_pixels: str,
-    train_list: str | None = None, supervised: bool = False,
+    train_list: str | None = None, supervised: bool = False, complete_labels: bool = False,
 ) -> tuple[SourceDataset, TargetDataset]:  # fmt: skip
     """The source and target images of a folder in VOC layout; for the arguments see what they are given to.
 
@@ -437,7 +442,8 @@ def training_datasets(
         raise UserError(problems[0])
     shown = index.classes(ids)
     source = SourceDataset(folder, choose_source(shown, split, supervised), split, transform, supervised)
-    return source, TargetDataset(folder, choose_target(shown, split, target_images), split, transform, target_pixels)
+    ids, labelled = choose_target(shown, split, target_images), source.ids if complete_labels else None
+    return source, TargetDataset(folder, ids, split, transform, target_pixels, labelled)
 
 
 def evaluation_dataset(data_path: str | Path, split: Split, evaluation_list: str | None = None) -> EvaluationDataset:

@@ -29,55 +29,93 @@ BATCH = 4096
 """Cells a step, at most, of whatever is fitted by steps."""
 
 
-def word_regression(
-    features: torch.Tensor,
-    label: torch.Tensor,
-    class_embeddings: torch.Tensor,
-    num_seen: int,
-    num_auxiliary: int = 0,
-    feature_ridge: float = 0.1,
-    word_ridge: float = 1.0,
-) -> torch.Tensor:
-    """The map from features to scores of unseen classes.
+class WordRegression(nn.Module):
+    """Word regression as a map of features.
 
     Args:
-        features: [P, C], of about unit deviation.
-        label: integer [P] in [0, num_auxiliary + num_seen).
-        class_embeddings: [K, D], unit rows, seen classes first.
-        num_seen: how many of them are seen.
-        num_auxiliary: classes without a word, the first in `label`: cells of other classes are distinguished from
-            theirs, and nothing is learnt about a word.
-        feature_ridge, word_ridge: a and b above.
-
-    Returns:
-        [C + 1, K - num_seen]; its last row goes with a constant feature of 1.
+        weight: float [C + 1, U]; its last row goes with a constant feature of 1.
     """
-    features, target = with_constant(features), F.one_hot(label.long(), num_auxiliary + num_seen).to(features.dtype)
-    count = target.sum(dim=0)
-    weight = target @ (1 / count.clamp(min=1)) / (count > 0).sum()  # [P]: each class weighs as much as another
-    weighted = features * weight[:, None]
-    gram = weighted.T @ features
-    gram.diagonal().add_(feature_ridge)
-    to_seen = torch.linalg.solve(gram, weighted.T @ target)[:, num_auxiliary:]  # [C + 1, num_seen]
-    seen, unseen = class_embeddings[:num_seen], class_embeddings[num_seen:]
-    kernel = seen @ seen.T
-    kernel.diagonal().add_(word_ridge)
-    return to_seen @ torch.linalg.solve(kernel, seen @ unseen.T)
+
+    def __init__(self, weight: torch.Tensor):
+        super().__init__()
+        self.register_buffer("weight", weight)
+
+    @classmethod
+    def fit(
+        cls,
+        features: torch.Tensor,
+        label: torch.Tensor,
+        class_embeddings: torch.Tensor,
+        num_seen: int,
+        num_auxiliary: int = 0,
+        feature_ridge: float = 0.1,
+        word_ridge: float = 1.0,
+    ) -> "WordRegression":
+        """Solves the equations above.
+
+        Args:
+            features: [P, C], all of the same length.
+            label: integer [P] in [0, num_auxiliary + num_seen).
+            class_embeddings: [K, D], unit rows, seen classes first.
+            num_seen: how many of them are seen.
+            num_auxiliary: classes without a word, the first in `label`: cells of other classes are distinguished from
+                theirs, and nothing is learnt about a word.
+            feature_ridge, word_ridge: a and b above.
+        """
+        features = cls._inputs(features)
+        target = F.one_hot(label.long(), num_auxiliary + num_seen).to(features.dtype)
+        count = target.sum(dim=0)
+        weight = target @ (1 / count.clamp(min=1)) / (count > 0).sum()  # [P]: each class weighs as much as another
+        weighted = features * weight[:, None]
+        gram = weighted.T @ features
+        gram.diagonal().add_(feature_ridge)
+        to_seen = torch.linalg.solve(gram, weighted.T @ target)[:, num_auxiliary:]  # [C + 1, num_seen]
+        seen, unseen = class_embeddings[:num_seen], class_embeddings[num_seen:]
+        kernel = seen @ seen.T
+        kernel.diagonal().add_(word_ridge)
+        return cls(to_seen @ torch.linalg.solve(kernel, seen @ unseen.T))
+
+    @staticmethod
+    def _inputs(features: torch.Tensor) -> torch.Tensor:
+        """[P, C] -> [P, C + 1], each number of about unit size, with a last feature of 1."""
+        scaled = F.normalize(features, dim=1) * features.shape[1] ** 0.5
+        return torch.cat([scaled, scaled.new_ones(len(scaled), 1)], dim=1)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Features [P, C] -> evidence [P, 2 U], twice the same: see `ImageNetNames`."""
+        return centred(self._inputs(features) @ self.weight).repeat(1, 2)
 
 
-def with_constant(features: torch.Tensor) -> torch.Tensor:
-    """[..., C] -> [..., C + 1], with a last feature of 1."""
-    return torch.cat([features, features.new_ones(*features.shape[:-1], 1)], dim=-1)
+class ImageNetNames(nn.Module):
+    """Evidence of ImageNet's categories i, of probability p_i, for unseen classes u, in two forms.
 
+    sum_i p_i s_iu, to be averaged over a cluster, and the sharper log sum_i p_i exp(3 z_iu) / mean_j exp(3 z_ju) for a
+    single cell, where z is the similarity s standardised for each class.
 
-def standardise(evidence: torch.Tensor) -> torch.Tensor:
-    """Evidence [P, U] less each cell's mean over the classes, less 3/4 of each class's mean, of unit deviation.
-
-    Less the whole mean, every class would be assigned as many cells as the others, be it rare or not; less nothing, a
-    class whose word is near to every other would be assigned most (hubness). 3/4 is best on held-out seen classes.
+    Args:
+        similarity: float [1000, U], of the names of categories and of unseen classes.
     """
-    evidence = evidence - evidence.mean(dim=1, keepdim=True)
-    return (evidence - 0.75 * evidence.mean(dim=0)) / evidence.std(dim=0).clamp(min=1e-6)
+
+    def __init__(self, similarity: torch.Tensor):
+        super().__init__()
+        standard = (similarity - similarity.mean(dim=0)) / similarity.std(dim=0).clamp(min=1e-6)
+        weight = torch.exp(3 * standard)
+        self.register_buffer("similarity", similarity)
+        self.register_buffer("weight", weight / weight.mean(dim=0))
+
+    def forward(self, categories: torch.Tensor) -> torch.Tensor:
+        """M categories and their probabilities, [P, 2 M] -> both forms, less their means over the classes, [P, 2 U]."""
+        index, probability = categories.chunk(2, dim=1)
+
+        def mean(table: torch.Tensor) -> torch.Tensor:
+            return (table[index.long()] * probability[..., None]).sum(dim=1)
+
+        return torch.cat([centred(mean(self.similarity)), centred((mean(self.weight) + 1e-3).log())], dim=1)
+
+
+def centred(evidence: torch.Tensor) -> torch.Tensor:
+    """Evidence [P, U] less each row's mean."""
+    return evidence - evidence.mean(dim=1, keepdim=True)
 
 
 def log_mean_exp(logits: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:

@@ -12,12 +12,14 @@ All is done once, before the first training step, on the cells of a coarse grid 
    drawn: that class with probability p, a known class c with (1 - p) p(c). So the mean loss is that of soft targets.
    The draw is the same each time.
 
-It must be known which images show some unseen class (`--target-images unseen`); not where, and not which.
+It must be known which images show some unseen class (`--target-images unseen`); not where, and not which. Where every
+image that shows a seen class has source labels (`--complete-labels`), what a target image without labels shows besides
+its unseen object is background: p(background) = 1.
 """
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -26,15 +28,13 @@ from torch import nn
 from model.backbone import Backbone
 from model.class_evidence import (
     BATCH,
-    CHUNK,
+    ImageNetNames,
+    WordRegression,
     fit_by_steps,
     fit_multiple_instance,
     in_chunks,
     log_mean_exp,
     mean_by_group,
-    standardise,
-    with_constant,
-    word_regression,
 )
 from utils.errors import UserError
 
@@ -42,9 +42,15 @@ VOID = 255
 GRID = 20  # cells a side that an image has at most: finer features are averaged
 CLUSTERS = 100
 NUM_EPISODES = 5
+CATEGORIES = 30  # of ImageNet's, that are kept of a cell
 SAMPLE = 60_000  # cells, drawn from all images, of which clusters and word evidence are made
 IMAGES_A_CLASS, CELLS_A_CLASS = 200, 20_000  # at most so many of a held-out class teach the scorer
 HIDDEN = 32  # units of the scorer
+PART_OF_MEAN = 0.75
+"""How much of a class's mean word evidence is removed. With all of it removed, every class is assigned as many
+images as the others, be it rare or not; with nothing removed, a class whose word is near to all others is
+assigned most (hubness). Chosen on held-out seen classes."""
+
 SCALE = 20.0  # length of a feature vector, for which the learning rates below are made
 
 
@@ -57,10 +63,11 @@ class Cells:
     valid: torch.Tensor  # bool [N, P], not padding
     target: torch.Tensor  # bool [N], the image shows an unseen class
     cluster: torch.Tensor  # int64 [N, P]
+    word_input: torch.Tensor  # float16 [N, P, W]: the likeliest categories of ImageNet, or the features
     size: tuple[int, int]  # h, w
 
     def __getitem__(self, images: torch.Tensor | slice) -> "Cells":
-        fields = (self.features, self.label, self.valid, self.target, self.cluster)
+        fields = (self.features, self.label, self.valid, self.target, self.cluster, self.word_input)
         return Cells(*(field[images] for field in fields), self.size)
 
 
@@ -83,16 +90,18 @@ class Evidence(nn.Module):
     Args:
         channels: C of the features.
         num_known: background (if it is trained on) and seen classes.
-        num_unseen: unseen or held-out classes.
         has_background: known class 0 is the background.
+        by_words: word evidence for the U unseen (or held-out) classes, `Cells.word_input` [R, W] -> [R, 2 U].
     """
 
-    def __init__(self, channels: int, num_known: int, num_unseen: int, has_background: bool):
+    def __init__(self, channels: int, num_known: int, num_unseen: int, has_background: bool, by_words: nn.Module):
         super().__init__()
-        self.has_background = has_background
+        self.has_background, self.by_words = has_background, by_words
         self.known = nn.Linear(channels, num_known)
         self.objectness = nn.Linear(channels, 1)
         self.unseen = nn.Linear(channels, num_unseen)
+        self.register_buffer("word_mean", torch.zeros(2 * num_unseen))
+        self.register_buffer("word_std", torch.ones(2 * num_unseen))
         self.register_buffer("log_ratio", torch.zeros(CLUSTERS))  # of a cluster's share of target and other images
         self.register_buffer("cluster_evidence", torch.zeros(CLUSTERS, num_unseen))
         self.register_buffer("evidence_scale", torch.ones(()))
@@ -100,13 +109,12 @@ class Evidence(nn.Module):
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
 
-    def fit(self, cells: Cells, by_words: torch.Tensor, sample: torch.Tensor, draw: torch.Generator) -> None:
+    def fit(self, cells: Cells, sample: torch.Tensor, draw: torch.Generator) -> None:
         """Fits all of it.
 
         Args:
             cells: of the task; cells of its unseen classes are void.
-            by_words: evidence for the unseen classes by words, [S, U].
-            sample: int64 [S], the cells that it is of, in [0, N P).
+            sample: int64 [S] in [0, N P), the cells of which means and deviations are taken.
             draw: of the samples of each step.
         """
         self._fit_known(cells, draw)
@@ -114,9 +122,12 @@ class Evidence(nn.Module):
         counts = [cells.cluster[mask].bincount(minlength=CLUSTERS).float() for mask in masks]
         in_target, in_others = ((count / count.sum() + 1e-5).log() for count in counts)
         self.log_ratio.copy_(in_target - in_others)
-        own = masks[0].flatten()[sample]
-        evidence = standardise(by_words[own])
-        self.cluster_evidence.copy_(mean_by_group(cells.cluster.flatten()[sample[own]], evidence, CLUSTERS))
+        own = sample[masks[0].flatten()[sample]]
+        evidence = in_chunks(self.by_words, cells.word_input.flatten(0, 1)[own])
+        self.word_mean.copy_(PART_OF_MEAN * evidence.mean(dim=0))
+        self.word_std.copy_(evidence.std(dim=0).clamp(min=1e-6))
+        evidence = ((evidence - self.word_mean) / self.word_std).chunk(2, dim=1)[0]
+        self.cluster_evidence.copy_(mean_by_group(cells.cluster.flatten()[own], evidence, CLUSTERS))
         self._fit_unseen(cells, draw)
 
     def _fit_known(self, cells: Cells, draw: torch.Generator) -> None:
@@ -143,10 +154,10 @@ class Evidence(nn.Module):
 
         fit_by_steps([*self.known.parameters(), *self.objectness.parameters()], loss, 300, learning_rate=1e-2)
 
-    def _fit_unseen(self, cells: Cells, draw: torch.Generator, num_folds: int = 4) -> None:
+    def _fit_unseen(self, cells: Cells, draw: torch.Generator, num_rounds: int = 2, num_folds: int = 4) -> None:
         """The multiple-instance classifier, on image classes assigned by cross-fitting.
 
-        A first assignment by words alone is corrected by classifiers that were not fitted to the image itself.
+        A first assignment by words alone is corrected by classifiers that were not fitted to the image itself, twice.
         """
         target = cells[cells.target]
         rejected = (~cells.target[:, None] & cells.valid & (cells.label != VOID)).flatten().nonzero()[:, 0]
@@ -156,20 +167,26 @@ class Evidence(nn.Module):
         evidence, pooled = self.evidence_scale * evidence, torch.zeros_like(evidence)
         image_class = evidence.argmax(dim=1)
         fold = torch.arange(len(evidence), device=evidence.device) % num_folds
-        for k in range(num_folds):
-            rest, own = fold != k, fold == k
-            if rest.any() and own.any():
-                bags = target.features[rest], target.valid[rest]
-                fit_multiple_instance(self.unseen, bags, image_class[rest], negatives, draw, steps=150)
-                pooled[own] = log_mean_exp(in_chunks(self.unseen, target.features[own]), target.valid[own])
-        image_class = (pooled + evidence).argmax(dim=1)
+        for _ in range(num_rounds):
+            for k in range(num_folds):
+                rest, own = fold != k, fold == k
+                if rest.any() and own.any():
+                    bags = target.features[rest], target.valid[rest]
+                    fit_multiple_instance(self.unseen, bags, image_class[rest], negatives, draw, steps=150)
+                    pooled[own] = log_mean_exp(in_chunks(self.unseen, target.features[own]), target.valid[own])
+            image_class = (pooled + evidence).argmax(dim=1)
         fit_multiple_instance(self.unseen, (target.features, target.valid), image_class, negatives, draw, steps=300)
 
     def image_evidence(self, cells: Cells) -> torch.Tensor:
-        """How well each unseen class fits, by words, the cells of an image that are likely to show one, [N, U]."""
+        """How well each unseen class fits, by words, the cells of an image that are likely to show one, [N, U].
+
+        A cell's own evidence finds rare classes; that of its cluster, of weight 4, is less noisy.
+        """
         known = in_chunks(lambda x: self.known(x).softmax(dim=-1).amax(dim=-1, keepdim=True), cells.features)[..., 0]
         weight = cells.valid * torch.sigmoid((self.log_ratio[cells.cluster] + torch.log(1 - known + 1e-3)) / 2)
-        total = (self.cluster_evidence[cells.cluster] * weight[..., None]).sum(dim=1)
+        own = (in_chunks(self.by_words, cells.word_input) - self.word_mean) / self.word_std  # [N, P, 2 U]
+        evidence = own.chunk(2, dim=-1)[1] + 4 * self.cluster_evidence[cells.cluster]  # [N, P, U]
+        total = (evidence * weight[..., None]).sum(dim=1)
         return self.evidence_scale * total / weight.sum(dim=1, keepdim=True).clamp(min=1e-6)
 
     def image_class(self, cells: Cells) -> torch.Tensor:
@@ -238,7 +255,11 @@ class EpisodePseudoLabeler(nn.Module):
         self.register_buffer("feature_mean", torch.zeros(channels))
         self.register_buffer("feature_std", torch.ones(channels))
         self.register_buffer("centroids", torch.zeros(CLUSTERS, channels))
-        self.evidence = Evidence(channels, num_known, len(self.unseen), has_background)
+        if imagenet is None:
+            by_words = WordRegression(torch.zeros(channels + 1, len(self.unseen)))
+        else:
+            by_words = ImageNetNames(imagenet[1](self.unseen))
+        self.evidence = Evidence(channels, num_known, len(self.unseen), has_background, by_words)
         self.scorer = nn.Sequential(  # features of a cell -> logit of "it shows the unseen class of its image"
             nn.BatchNorm1d(NUM_FEATURES, affine=False, momentum=None),
             nn.Linear(NUM_FEATURES, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1),
@@ -253,7 +274,7 @@ class EpisodePseudoLabeler(nn.Module):
         """Fits evidence and scorer; looks at each image once and keeps its features in float16, 0.8 KB a channel.
 
         Args:
-            target: batches of (image uint8 [N, 3, H, W], valid bool [N, H, W]) of images that show an unseen class.
+            target: batches of images that show an unseen class, as `TargetDataset` makes them.
             shared: batches of (image, label uint8 [N, H, W]) of those among them that have source labels; may be empty.
             others: the same of the images that show no unseen class.
 
@@ -265,69 +286,67 @@ class EpisodePseudoLabeler(nn.Module):
             raise UserError(
                 "--pseudo-labels episodes needs training images that show no unseen class: give --target-images unseen"
             )
-        counts = [sum(len(valid) for *_, valid in part) for part in looks]
-        raw, label, valid = (torch.cat(parts) for parts in zip(*itertools.chain(*looks)))
+        num_target, num_shared, _ = (sum(len(valid) for *_, valid in part) for part in looks)
+        raw, label, valid = (torch.cat(parts) for parts in zip(*chain(*looks)))
         del looks
         draw = torch.Generator().manual_seed(0)
         sample = valid.flatten().nonzero()[:, 0]
         sample = sample[torch.randperm(len(sample), generator=draw)[:SAMPLE].to(sample.device)]
-        sampled, probability = raw.flatten(0, 2)[sample].float(), None
+        sampled = raw.flatten(0, 2)[sample].float()
         self.feature_mean.copy_(sampled.mean(dim=0))
         self.feature_std.copy_(sampled.std(dim=0).clamp(min=1e-6))
         self.centroids.copy_(kmeans(self._normalise(sampled), CLUSTERS))
-        if self.imagenet is not None:
-            probability = torch.cat([self.imagenet[0](x).softmax(dim=1) for x in sampled.split(CHUNK)])  # [S, 1000]
         del sampled
+        cells = self._cells(raw, label, valid)
         with torch.random.fork_rng(devices=[]):  # for the scorer's initial weights
             torch.manual_seed(0)
-            self._fit(self._cells(raw, label, valid), counts, (sample, probability), draw)
+            first = num_target * cells.label.shape[1]  # cells of the images that have labels follow
+            self._fit_scorer(cells[num_target:], sample[sample >= first] - first, draw)
+            cells.target[:num_target] = True
+            cells.valid[num_target : num_target + num_shared] = False  # targets again: only their labels count
+            self.evidence.load_state_dict(self._fit_evidence(cells, self.unseen, sample, draw).state_dict())
 
-    def _fit(self, cells: Cells, counts: Sequence[int], sample: tuple, draw: torch.Generator) -> None:
-        """Episodes on the source images, the scorer on their answers, then the evidence of the real task.
-
-        Args:
-            cells: of the images of the target, of those of them that have labels, and of the others.
-            counts: how many images each of these is.
-            sample: cells, int64 [S] in [0, N P), and their ImageNet probabilities [S, 1000] or None.
-            draw: of all samples.
-        """
-        num_target, num_shared, _ = counts
-        source, first = cells[num_target:], num_target * cells.label.shape[1]
-        own = sample[0] >= first
-        own_sample = sample[0][own] - first, None if sample[1] is None else sample[1][own]
+    def _fit_scorer(self, source: Cells, sample: torch.Tensor, draw: torch.Generator) -> None:
+        """Episodes on source images, and the scorer on their answers; `sample` and `draw` as in `Evidence.fit`."""
         seen, answers = list(range(self.has_background, self.num_known)), []
         for held_out in (seen[j::NUM_EPISODES] for j in range(min(NUM_EPISODES, len(seen)))):
             episode = hold_out(source, held_out, self.num_known)
             if episode.target.any() and not episode.target.all():
-                evidence = self._fit_evidence(episode, held_out, own_sample, draw)
+                evidence = self._fit_evidence(episode, held_out, sample, draw)
                 answers += [learn_from(evidence, episode, source.label == c, n, draw) for n, c in enumerate(held_out)]
         if not answers:
             raise UserError("--pseudo-labels episodes needs images that show different seen classes: give more images")
         fit_scorer(self.scorer, answers, draw)
-        cells.target[:num_target] = True
-        cells.valid[num_target : num_target + num_shared] = False  # images of the target again: only labels count
-        self.evidence.load_state_dict(self._fit_evidence(cells, self.unseen, sample, draw).state_dict())
 
-    def _fit_evidence(self, cells: Cells, unseen: list[int], sample: tuple, draw: torch.Generator) -> Evidence:
-        """The evidence of the task in which `unseen` are the unseen classes; arguments as in `_fit`."""
+    def _fit_evidence(self, cells: Cells, unseen: list[int], sample: torch.Tensor, draw: torch.Generator) -> Evidence:
+        """The evidence of the task in which `unseen` are the unseen classes; arguments as in `Evidence.fit`."""
         background = int(self.has_background)
         known = [c for c in range(background, self.num_known) if c not in unseen]
-        embeddings = self.class_embeddings[[c - self.num_auxiliary for c in known + unseen]]
-        rows, probability = sample
-        if probability is not None:
-            by_words = probability @ self.imagenet[1](unseen).to(rows.device)
+        if self.imagenet is None:
+            embeddings = self.class_embeddings[[c - self.num_auxiliary for c in known + unseen]]
+            features, label = cells.word_input.flatten(0, 1)[sample].float(), cells.label.flatten()[sample]
+            labelled = label != VOID
+            by_words = WordRegression.fit(features[labelled], label[labelled], embeddings, len(known), background)
         else:
-            features, label = cells.features.flatten(0, 1)[rows].float(), cells.label.flatten()[rows]
-            features, labelled = features * features.shape[1] ** 0.5 / SCALE, label != VOID  # of about unit deviation
-            regression = word_regression(features[labelled], label[labelled], embeddings, len(known), background)
-            by_words = with_constant(features) @ regression  # [S, U]
-        evidence = Evidence(cells.features.shape[2], background + len(known), len(unseen), self.has_background)
-        evidence.to(rows.device).fit(cells, by_words, rows, draw)
+            by_words = ImageNetNames(self.imagenet[1](unseen))
+        evidence = Evidence(
+            cells.features.shape[2], background + len(known), len(unseen), self.has_background, by_words
+        ).to(sample.device)
+        evidence.fit(cells, sample, draw)
         return evidence
 
     @torch.no_grad()
-    def forward(self, image: torch.Tensor, valid: torch.Tensor, ignore_index: int = VOID) -> torch.Tensor:
-        """Pseudo-labels, int64 [N, H, W], of target images uint8 [N, 3, H, W], where `valid`, bool [N, H, W]."""
+    def forward(
+        self, image: torch.Tensor, valid: torch.Tensor, may_show_seen: torch.Tensor, ignore_index: int = VOID
+    ) -> torch.Tensor:
+        """Pseudo-labels, int64 [N, H, W], of target images.
+
+        Args:
+            image: uint8 [N, 3, H, W].
+            valid: bool [N, H, W]; other pixels get `ignore_index`.
+            may_show_seen: bool [N]; an image for which it is false shows background and its unseen class alone.
+            ignore_index: label of other pixels.
+        """
         (look,) = self._look([(image, valid)])
         cells = self._cells(*look)
         image_class = self.evidence.image_class(cells)  # [N]
@@ -338,25 +357,23 @@ class EpisodePseudoLabeler(nn.Module):
             return F.interpolate(values.float().view(-1, 1, *cells.size), size=image.shape[-2:], mode=mode)[:, 0]
 
         draw = torch.Generator().manual_seed(0)  # the same thresholds for each image, whatever is in its batch
-        cell_draw, pixel_draw = (
-            torch.rand(logit.shape[1], 1, generator=draw),
-            torch.rand(image.shape[-2:], generator=draw),
-        )
-        known = (
-            (posterior.cumsum(dim=-1) < cell_draw.to(image.device)).sum(dim=-1).clamp(max=self.num_known - 1)
-        )  # [N, P]
+        cell_draw = torch.rand(logit.shape[1], 1, generator=draw).to(image.device)
+        pixel_draw = torch.rand(image.shape[-2:], generator=draw).to(image.device)
+        known = (posterior.cumsum(dim=-1) < cell_draw).sum(dim=-1).clamp(max=self.num_known - 1)  # [N, P]
+        if self.has_background:
+            known = known * may_show_seen[:, None]
         p = to_pixels(torch.sigmoid(logit), "bilinear")
         unseen = (self.num_known + image_class)[:, None, None].expand_as(p)
-        label = torch.where(p > pixel_draw.to(p.device), unseen, to_pixels(known, "nearest-exact").long())
+        label = torch.where(p > pixel_draw, unseen, to_pixels(known, "nearest-exact").long())
         return label.masked_fill(~valid, ignore_index)
 
     def _look(self, batches: Iterable) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Raw features float16 [N, h, w, C], label int64 and valid bool [N, h, w] of each batch.
 
         Args:
-            batches: of image uint8 [N, 3, H, W] and label uint8, or valid bool, [N, H, W].
+            batches: of image uint8 [N, 3, H, W] and label uint8, or valid bool, [N, H, W]; more is ignored.
         """
-        for image, marks in batches:
+        for image, marks, *_ in batches:
             image = image.to(self.centroids.device, memory_format=torch.channels_last)
             features = self.feature_extractor.features(image)
             size = [min(side, GRID) for side in features.shape[-2:]]
@@ -371,12 +388,19 @@ class EpisodePseudoLabeler(nn.Module):
         """Cells of what `_look` gives; it overwrites the features, of which a copy could be gigabytes."""
         size = label.shape[1:]
         features, label, valid = features.flatten(1, 2), label.flatten(1), valid.flatten(1)
+        categories = None if self.imagenet is None else in_chunks(self._likeliest_categories, features)
         cluster = torch.empty_like(label)
         for n in range(len(features)):
             unit = self._normalise(features[n].float())
             cluster[n] = (unit @ self.centroids.T).argmax(dim=-1)
             features[n] = SCALE * unit
-        return Cells(features, label, valid, torch.zeros_like(valid[:, 0]), cluster, tuple(size))
+        word_input, target = features if categories is None else categories, torch.zeros_like(valid[:, 0])
+        return Cells(features, label, valid, target, cluster, word_input, tuple(size))
+
+    def _likeliest_categories(self, features: torch.Tensor) -> torch.Tensor:
+        """Raw features [R, C] -> input of `ImageNetNames`, float16 [R, 2 M]."""
+        probability, index = self.imagenet[0](features).softmax(dim=1).topk(CATEGORIES)
+        return torch.cat([index, probability], dim=1).half()  # float16 holds whole numbers below 2,048 as they are
 
     def _normalise(self, features: torch.Tensor) -> torch.Tensor:
         return F.normalize((features - self.feature_mean) / self.feature_std, dim=-1)

@@ -6,13 +6,12 @@ import torch
 import torch.nn.functional as F
 
 from model.class_evidence import (
+    ImageNetNames,
+    WordRegression,
     fit_multiple_instance,
     in_chunks,
     log_mean_exp,
     mean_by_group,
-    standardise,
-    with_constant,
-    word_regression,
 )
 
 
@@ -21,7 +20,8 @@ def test_word_regression_is_the_closed_form():
     x, label = draw.standard_normal((40, 5)), draw.integers(0, 4, 40)  # class 0 has no word
     words = draw.standard_normal((5, 6))
     words /= np.linalg.norm(words, axis=1, keepdims=True)
-    found = word_regression(*map(torch.tensor, (x, label, words)), num_seen=3, num_auxiliary=1)
+    found = WordRegression.fit(*map(torch.tensor, (x, label, words)), num_seen=3, num_auxiliary=1).weight
+    x *= np.sqrt(5) / np.linalg.norm(x, axis=1, keepdims=True)
     x1, y = np.c_[x, np.ones(40)], np.eye(4)[label]
     d = (1 / y.sum(0))[label] / 4
     to_seen = np.linalg.solve(x1.T * d @ x1 + 0.1 * np.eye(6), x1.T * d @ y)[:, 1:]
@@ -35,22 +35,22 @@ def test_word_regression_finds_a_class_between_two_others():
     words = F.normalize(torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.0, 1.0, 0.1], [-1.0, 0.2, 0.0]]), dim=1)
     label = torch.randint(0, 3, (300,))
     features = 3 * F.one_hot(label, 3).float() + 0.1 * torch.randn(300, 3)
-    to_unseen = word_regression(features, label, words, num_seen=2, num_auxiliary=1)
-    score = with_constant(torch.tensor([[0.0, 1.5, 1.5], [3.0, 0.0, 0.0]])) @ to_unseen
+    to_unseen = WordRegression.fit(features, label, words, num_seen=2, num_auxiliary=1)
+    score = to_unseen(torch.tensor([[0.0, 1.5, 1.5], [3.0, 0.0, 0.0]]))
     assert score[0, 0] > score[0, 1] and score[0, 0] > score[1, 0] + 0.1
 
 
-def test_standardised_evidence_compares_classes():
-    torch.manual_seed(0)
-    plain = torch.randn(100, 4) * torch.tensor([1.0, 2, 3, 9])
-    found = standardise(plain + torch.randn(100, 1) * 50)
-    assert torch.allclose(found, standardise(plain), atol=1e-3)
-    assert torch.allclose(found.std(0), torch.ones(4), atol=1e-5)
-
-
-def test_standardising_keeps_a_part_of_how_common_a_class_is():
-    evidence = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])  # +-0.5 each
-    assert standardise(evidence)[0, 0] > 0 > standardise(evidence)[0, 1]
+def test_imagenet_names_are_the_equation():
+    draw = np.random.default_rng(0)
+    similarity, index = draw.random((50, 3)), draw.integers(0, 50, (4, 6))
+    probability = draw.random((4, 6)) / 6
+    found = ImageNetNames(torch.tensor(similarity))(torch.tensor(np.c_[index, probability]))
+    weight = np.exp(3 * (similarity - similarity.mean(0)) / similarity.std(0, ddof=1))
+    weight /= weight.mean(0)
+    plain = (probability[..., None] * similarity[index]).sum(1)
+    sharp = np.log((probability[..., None] * weight[index]).sum(1) + 1e-3)
+    expected = np.c_[plain - plain.mean(1, keepdims=True), sharp - sharp.mean(1, keepdims=True)]
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
 
 
 def test_log_mean_exp_counts_valid_cells():

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from helpers import same_bits
 from model import class_evidence, pseudo_labels
@@ -46,7 +47,13 @@ def cells(num_images=12, channels=8, num_known=4):
     noise = torch.randn(num_images, 9, channels, generator=draw)
     features = 20 * F.normalize(torch.eye(channels)[label] + 0.05 * noise, dim=-1)
     valid = torch.ones_like(label, dtype=torch.bool)
-    return Cells(features.half(), label, valid, torch.zeros(num_images, dtype=torch.bool), label % 100, (3, 3))
+    target, words = torch.zeros(num_images, dtype=torch.bool), features[..., [1, 2, 1, 2]]
+    return Cells(features.half(), label, valid, target, label % 100, words, (3, 3))
+
+
+def evidence_of_two():
+    """Evidence for classes 1 and 2 of `cells`, whose words tell them apart."""
+    return Evidence(8, num_known=2, num_unseen=2, has_background=True, by_words=nn.Identity())
 
 
 def test_held_out_cells_are_void_and_their_images_the_target():
@@ -64,9 +71,8 @@ def test_nothing_fitted_in_an_episode_depends_on_the_held_out_labels():
     states = []
     for label in (source.label, swapped[source.label]):
         episode = hold_out(replace(source, label=label), [1, 2], num_known=4)
-        evidence = Evidence(8, num_known=2, num_unseen=2, has_background=True)
-        sample, draw = torch.arange(episode.label.numel()), torch.Generator().manual_seed(0)
-        evidence.fit(episode, episode.features.flatten(0, 1)[:, 1:3].float(), sample, draw)
+        evidence = evidence_of_two()
+        evidence.fit(episode, torch.arange(episode.label.numel()), torch.Generator().manual_seed(0))
         states.append(evidence.state_dict())
     assert same_bits(*states)
 
@@ -74,9 +80,8 @@ def test_nothing_fitted_in_an_episode_depends_on_the_held_out_labels():
 def test_evidence_finds_the_class_of_an_image_and_its_cells():
     source = cells(24)
     episode = hold_out(source, [1, 2], num_known=4)
-    evidence = Evidence(8, num_known=2, num_unseen=2, has_background=True)
-    words = episode.features.flatten(0, 1)[:, 1:3].float()
-    evidence.fit(episode, words, torch.arange(len(words)), torch.Generator().manual_seed(0))
+    evidence = evidence_of_two()
+    evidence.fit(episode, torch.arange(episode.label.numel()), torch.Generator().manual_seed(0))
     target = episode[episode.target]
     image_class = evidence.image_class(target)
     assert torch.equal(image_class, (source.label[episode.target] == 2).any(dim=1).long())
@@ -87,6 +92,7 @@ def test_evidence_finds_the_class_of_an_image_and_its_cells():
 
 IMAGES = torch.randint(0, 256, (6, 3, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
 ALL = torch.ones(6, 32, 32, dtype=torch.bool)
+MAY = torch.ones(6, dtype=torch.bool)
 LABEL = (1 + torch.arange(6)[:, None, None] % 3) * (IMAGES[:, 0] > 127)  # background 0, one of three seen classes each
 
 
@@ -106,19 +112,24 @@ def fitted(**options):
 
 def test_labels_are_of_known_classes_or_the_unseen_class_of_the_image():
     found = fitted()
-    label = found(IMAGES, ALL)
+    label = found(IMAGES, ALL, MAY)
     assert label.shape == (6, 32, 32)
     assert all(len(set(one.unique().tolist()) & {4, 5}) <= 1 for one in label) and label.max() < 6
     half = ALL.clone()
     half[:, :16] = False
-    assert (found(IMAGES, half)[:, :16] == VOID).all()
+    assert (found(IMAGES, half, MAY)[:, :16] == VOID).all()
+
+
+def test_an_image_without_seen_classes_gets_background_and_its_unseen_class():
+    label = fitted()(IMAGES, ALL, ~MAY)
+    assert set(label.unique().tolist()) <= {0, 4, 5}
 
 
 def test_fit_is_reproducible_and_its_state_restores_the_labels():
     first, second = fitted(), labeler()
     assert same_bits(first.state_dict(), fitted().state_dict())
     second.load_state_dict(first.state_dict())
-    assert torch.equal(first(IMAGES, ALL), second(IMAGES, ALL))
+    assert torch.equal(first(IMAGES, ALL, MAY), second(IMAGES, ALL, MAY))
 
 
 @pytest.mark.parametrize("without_background", [{"num_known": 3, "num_auxiliary": 0, "has_background": False}])
@@ -126,7 +137,7 @@ def test_no_background_class(without_background):
     found = labeler(**without_background)
     label = torch.where(LABEL == 0, VOID, LABEL - 1).byte()
     found.fit([(IMAGES, ALL)], [], [(IMAGES, label)])
-    assert set(found(IMAGES, ALL).unique().tolist()) <= {0, 1, 2, 3, 4}
+    assert set(found(IMAGES, ALL, MAY).unique().tolist()) <= {0, 1, 2, 3, 4}
 
 
 def test_imagenet_names_are_asked_for_the_classes_of_each_task():
@@ -134,10 +145,10 @@ def test_imagenet_names_are_asked_for_the_classes_of_each_task():
 
     def similarity(classes):
         asked.append(list(classes))
-        return torch.rand(7, len(classes))
+        return torch.rand(40, len(classes))
 
-    fitted(imagenet=(torch.nn.Linear(128, 7), similarity))
-    assert asked == [[1], [2], [3], [4, 5]]
+    fitted(imagenet=(nn.Linear(128, 40), similarity))
+    assert asked == [[4, 5], [1], [2], [3], [4, 5]]
 
 
 def test_images_without_an_unseen_class_are_needed():

@@ -134,6 +134,8 @@ SETTINGS: dict[str, list[Setting]] = {
         Setting("pseudo_labels", ("network", "episodes"), "network", "network: the network's own unseen logits, as "
                 "published; episodes: a labeller that learns from held-out seen classes what an unseen object looks "
                 "like"),
+        Setting("complete_labels", bool, False, "every image that shows a seen class is a source image: what other "
+                "target images show besides an unseen class is background (with --pseudo-labels episodes)"),
         Setting("imagenet_names", bool, False, "use the names of the ImageNet classes as evidence for a class (with "
                 "--pseudo-labels episodes)"),
     ],
@@ -181,7 +183,8 @@ SETTINGS: dict[str, list[Setting]] = {
 TABLE = {setting.name: setting for group in SETTINGS.values() for setting in group}
 ONLY_STAGE = {
     1: {"lambda", "supervised"},
-    2: {"stage1_checkpoint", "self_training_weight", "keep", "balance_classes", "pseudo_labels", "imagenet_names"},
+    2: {"stage1_checkpoint", "self_training_weight", "keep", "balance_classes", "pseudo_labels",
+        "complete_labels", "imagenet_names"},
 }  # fmt: skip
 """Settings that one stage alone has."""
 

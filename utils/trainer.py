@@ -129,7 +129,7 @@ class Trainer:
     Attributes:
         network: the segmenter; `replica` is what to call in a training step (the same, with one process).
         pseudo_labeler: a module whose state belongs to the run's checkpoint; a script sets it before `restore`.
-        preview: (image, valid) of target images -> training class indices [N, H, W], drawn at an evaluation; a script
+        preview: a batch of target images -> training class indices [N, H, W], drawn at an evaluation; a script
             may set it.
     """
 
@@ -143,7 +143,7 @@ class Trainer:
         self._load_data()
         self._build_network()
         self.pseudo_labeler: nn.Module | None = None
-        self.preview: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+        self.preview: Callable[..., torch.Tensor] | None = None
         self.step = 0
         self.best: float | None = None
         self._losses, self._bar = LossMeter(), None
@@ -172,7 +172,7 @@ class Trainer:
         with distributed.rank_zero_first():  # it lists once which classes the images show
             self.source, self.target = training_datasets(
                 args.data_path, self.split, transform, "all" if source_only else args.target_images,
-                args.target_pixels, args.train_list, supervised,
+                args.target_pixels, args.train_list, supervised, getattr(args, "complete_labels", False),
             )  # fmt: skip
             images = evaluation_dataset(args.data_path, self.split, args.evaluation_list)
             check_datasets(images, self.source, self.target, decode=args.dry_run)
@@ -466,8 +466,8 @@ class Trainer:
                 drawn[name] = f"images/{kind}_{number}.jpg"
         if self.preview is not None:
             keys = [(len(self.target) * n // 4, 0) for n in range(min(4, len(self.target)))]
-            image, valid = (torch.stack(maps).to(self.device) for maps in zip(*[self.target[key] for key in keys]))
-            masks = split.trained.to_mask(self.preview(image, valid).cpu().numpy())
+            target = [torch.stack(parts).to(self.device) for parts in zip(*[self.target[key] for key in keys])]
+            image, masks = target[0], split.trained.to_mask(self.preview(*target).cpu().numpy())
             images = image.permute(0, 2, 3, 1).cpu().numpy()
             rows = [(image, {"pseudo-label": mask}) for image, mask in zip(images, masks)]
             draw(f"pseudo_labels_{self.step:06d}", rows, title, split.trained)
