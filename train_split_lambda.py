@@ -44,7 +44,7 @@ def train_step(network, optimizer, source, target, num_seen: int, args, scaler=N
     With several processes each gets its part of the batch and returns its part of the losses: the sum is the batch's.
     """
     source_image, label = source
-    target_image, valid, _ = target
+    target_image, valid, *_ = target
     stride = args.loss_stride
     label, valid = label[:, ::stride, ::stride], valid[:, ::stride, ::stride]  # [N, S, S] -> [N, s, s]
     logits = network(torch.cat([source_image, target_image]))  # [N + M, K, s, s]

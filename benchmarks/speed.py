@@ -131,7 +131,7 @@ def plain_step(model: Segmenter, optimizers: list, source: tuple, target: tuple,
     ce = F.cross_entropy(logits, label, ignore_index=VOID)
     bias_source = plain_bias_loss(logits, num_seen, label < num_seen)
     (ce + 0.2 * 0.8 * bias_source).backward()
-    image, valid, _ = target
+    image, valid, *_ = target
     bias_target = plain_bias_loss(plain_logits(model, image), num_seen, valid)
     (0.2 * 0.2 * bias_target).backward()
     for optimizer in optimizers:
@@ -181,12 +181,13 @@ def build_network(side: str, args: argparse.Namespace, num_classes: int) -> Segm
 
 
 def draw_batches(n: int, size: int, num_seen: int, pin: bool) -> tuple[tuple, tuple]:
-    """Source batch (image, label) and target batch (image, valid) of noise, on the CPU as the loaders give them."""
+    """Source and target batch of noise, on the CPU as the loaders give them."""
     noise = torch.Generator().manual_seed(0)
     image = torch.randint(256, (2 * n, 3, size, size), generator=noise, dtype=torch.uint8)
     label = torch.randint(num_seen, (n, size, size), generator=noise, dtype=torch.uint8)
     label[:, ::3] = VOID
-    batches = (image[:n], label), (image[n:], torch.ones(n, size, size, dtype=torch.bool))
+    valid = torch.ones(n, size, size, dtype=torch.bool)
+    batches = (image[:n], label), (image[n:], valid, valid[:, 0, 0])
     return tuple(tuple(tensor.pin_memory() if pin else tensor for tensor in batch) for batch in batches)
 
 

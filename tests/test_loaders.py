@@ -100,9 +100,9 @@ def test_a_full_range_of_seeds_works():
 
 
 def test_empty_batches_have_the_shapes_of_target_batches():
-    for image, valid in itertools.islice(empty_batches(8), 3):
+    for image, valid, may_show_seen in itertools.islice(empty_batches(8), 3):
         assert image.shape == (0, 3, 8, 8) and image.dtype == torch.uint8
-        assert valid.shape == (0, 8, 8) and valid.dtype == torch.bool
+        assert valid.shape == (0, 8, 8) and valid.dtype == may_show_seen.dtype == torch.bool
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -245,12 +245,12 @@ class Tiny(nn.Module):
 
 
 def batches():
-    """Source (image, label) and target (image, valid), with void and invalid pixels; seen labels only."""
+    """Source and target batch, with void and invalid pixels; seen labels only."""
     draw = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (5, 3, 6, 6), generator=draw, dtype=torch.uint8)
     label = torch.randint(0, SEEN, (3, 6, 6), generator=draw, dtype=torch.uint8)
     label[:, 0] = VOID
-    return (image[:3], label), (image[3:], torch.rand(2, 6, 6, generator=draw) < 0.7)
+    return (image[:3], label), (image[3:], torch.rand(2, 6, 6, generator=draw) < 0.7, torch.ones(2) > 0)
 
 
 def step(stage, network, rate=0.1, momentum=0.0, data=None, num_seen=SEEN, **changes):
@@ -263,7 +263,7 @@ def step(stage, network, rate=0.1, momentum=0.0, data=None, num_seen=SEEN, **cha
 
 def numpy_total(stage, network):
     """The script's loss by the NumPy formulas."""
-    (image, label), (target_image, valid) = batches()
+    (image, label), (target_image, valid, _) = batches()
     with torch.no_grad():
         logits, target_logits = network(image).numpy(), network(target_image).numpy()
     label, valid, w = label.numpy(), valid.numpy(), 0.3
@@ -320,7 +320,7 @@ NO_PIXEL, ALL_PIXELS = torch.zeros(2, 16, 16, dtype=torch.bool), torch.ones(2, 1
 def test_step_at_the_edge_is_finite_and_learns_where_there_is_a_pixel(stage, label, valid, changes):
     network = Tiny()
     before = network.score.weight.detach().clone()
-    losses = step(stage, network, data=((IMAGES, label), (IMAGES[: len(valid)], valid)), **changes)
+    losses = step(stage, network, data=((IMAGES, label), (IMAGES[: len(valid)], valid, valid.any(2).any(1))), **changes)
     assert all(loss.isfinite() for loss in losses.values()) and network.score.weight.isfinite().all()
     learns = bool((label != VOID).any() or valid.any())
     assert torch.equal(before, network.score.weight) != learns and bool(losses["total"]) == learns

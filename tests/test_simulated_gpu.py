@@ -129,7 +129,8 @@ def draw_batches(device=CUDA) -> tuple[tuple, tuple]:
     """Source and target batch of two images of 32 pixels."""
     image, pixels = torch.zeros(2, 3, 32, 32, dtype=torch.uint8, device=device), (2, 32, 32)
     label = torch.zeros(pixels, dtype=torch.uint8, device=device)
-    return (image, label), (image.clone(), torch.ones(pixels, dtype=torch.bool, device=device))
+    valid = torch.ones(pixels, dtype=torch.bool, device=device)
+    return (image, label), (image.clone(), valid, valid[:, 0, 0])
 
 
 def step(stage: int, run: SimpleNamespace, *more) -> dict[str, torch.Tensor]:

@@ -73,7 +73,7 @@ def test_the_plain_step_moves_the_weights_as_ours_does(args):
     losses = train_split_lambda.train_step(ours, optimizer, source, target, 15, settings)
     groups = plain.parameter_groups(settings.learning_rate, settings.head_factor)
     optimizers = [torch.optim.SGD([group], momentum=0.9, weight_decay=5e-4) for group in groups]
-    batches = [(speed.normalise(image.float()), pixels) for image, pixels in (source, target)]
+    batches = [(speed.normalise(image.float()), pixels) for image, pixels, *_ in (source, target)]
     batches[0] = batches[0][0], batches[0][1].long()
     speed.plain_step(plain, optimizers, *batches, 15)
     assert losses["ce"] > 0.5

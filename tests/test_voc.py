@@ -264,13 +264,20 @@ def test_target_pixels_of_all_need_no_mask(folder):
 
 def test_target_pixels_of_all_are_those_of_the_image(folder):
     """Padding is not valid; every pixel of the image is, void ones too."""
-    _, valid = TargetDataset(folder, ["both"], SPLIT, training_transform(32, (1, 1), 0, 0), "all")[0, 3]
+    _, valid, _ = TargetDataset(folder, ["both"], SPLIT, training_transform(32, (1, 1), 0, 0), "all")[0, 3]
     assert valid.sum() == 8 * 12
 
 
 def test_target_pixels_of_the_oracle_are_the_unseen_ones(folder):
-    _, valid = TargetDataset(folder, ["both"], SPLIT, nothing, "oracle")[0, 0]
+    _, valid, _ = TargetDataset(folder, ["both"], SPLIT, nothing, "oracle")[0, 0]
     np.testing.assert_array_equal(valid.numpy(), read_values(folder.mask_path("both")) == 2)
+
+
+def test_an_image_without_source_labels_shows_no_seen_class_where_labels_are_complete(folder):
+    dataset = TargetDataset(folder, ["both", "unseen"], SPLIT, nothing, "all", labelled=["both"])
+    assert [bool(dataset[n, 0][2]) for n in range(2)] == [True, False]
+    anything = TargetDataset(folder, ["both", "unseen"], SPLIT, nothing, "all")
+    assert all(anything[n, 0][2] for n in range(2))
 
 
 def test_the_oracle_needs_the_mask(folder):

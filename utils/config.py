@@ -134,8 +134,8 @@ SETTINGS: dict[str, list[Setting]] = {
         Setting("pseudo_labels", ("network", "episodes"), "network", "network: the network's own unseen logits, as "
                 "published; episodes: a labeller that learns from held-out seen classes what an unseen object looks "
                 "like"),
-        Setting("complete_labels", bool, False, "every image that shows a seen class is a source image: what other "
-                "target images show besides an unseen class is background (with --pseudo-labels episodes)"),
+        Setting("complete_labels", bool, False, "every image that shows a seen class is a source image, so "
+                "other target images show only background and an unseen class (with --pseudo-labels episodes)"),
         Setting("imagenet_names", bool, False, "use the names of the ImageNet classes as evidence for a class (with "
                 "--pseudo-labels episodes)"),
     ],
