@@ -393,8 +393,8 @@ def lack_of_masks(index: ClassIndex, train: list[str], unmasked: list[str]) -> s
     path = folder.list_path(None, TRAIN_LISTS) if unmasked else Path()
     if "aug" in path.name:
         return (
-            f"{len(unmasked)} of {len(train)} images of {path} have no mask in {folder.masks}: get SBD's (python -m dataset.prepare "
-            "voc --data-path data/voc), or train with --train-list train, a smaller set"
+            f"{len(unmasked)} of {len(train)} images of {path} have no mask in {folder.masks}: get SBD's (python -m "
+            "dataset.prepare voc --data-path data/voc), or train with --train-list train, a smaller set"
         )
     gone = [image for image in unmasked if index.values(image) is not None]
     if gone and not index.keep:
