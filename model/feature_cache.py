@@ -46,17 +46,26 @@ class FeatureCache:
     def __call__(self, image: torch.Tensor, compute: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """Features float32 [N, C, h, w] of uint8 images [N, 3, H, W]; `compute` makes those that are not yet kept."""
         paths = [self._path(one) for one in image.cpu()]
-        missing = [n for n, path in enumerate(paths) if not path.exists()]
+        kept = list(map(_load, paths))
+        missing = [n for n, features in enumerate(kept) if features is None]
         if missing:
             with torch.autocast(image.device.type, enabled=False):
                 computed = compute(image[missing]).float().cpu().numpy()
             for n, features in zip(missing, computed):
+                kept[n] = features
                 with atomic_write(paths[n]) as temporary, temporary.open("wb") as file:
                     np.save(file, features)
-        features = np.stack([np.load(path) for path in paths])
-        return torch.from_numpy(features).to(image.device, memory_format=torch.channels_last)
+        return torch.from_numpy(np.stack(kept)).to(image.device, memory_format=torch.channels_last)
 
     def _path(self, image: torch.Tensor) -> Path:
         content = image.contiguous().numpy()
         digest = hashlib.blake2b(content.tobytes(), digest_size=16, person=str(content.shape).encode()[:16])
         return self.folder / f"{digest.hexdigest()}.npy"
+
+
+def _load(path: Path) -> np.ndarray | None:
+    """The features in a file; None if it is missing or damaged."""
+    try:
+        return np.load(path)
+    except (OSError, ValueError, EOFError):
+        return None

@@ -457,6 +457,15 @@ def test_bad_input_is_one_line_and_writes_nothing(place, capsys, monkeypatch, co
     assert after == before, sorted(set(after) ^ set(before))
 
 
+@pytest.mark.parametrize("where", ["train 0", "train 9", "train -1", "val 0"])
+def test_a_broken_image_anywhere_is_found_before_a_long_training(place, capsys, where):
+    name, number = where.split()
+    image = (place.lists / f"{name}.txt").read_text().split()[int(number)]
+    (place.data / "JPEGImages" / f"{image}.jpg").write_bytes(b"x")
+    line = failure(capsys, *stage1(place, ["--max-steps", 200, "--target-images", "all"]))
+    assert f"{image}.jpg can't be read" in line and not (place.root / "new").exists()
+
+
 def test_the_rows_have_names_of_their_own():
     assert len(set(NAMES)) == len(HOSTILE) >= 90
 
