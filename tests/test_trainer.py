@@ -400,6 +400,7 @@ def lose_worker(dataset, key):
     raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("fault, num_workers", [(kill_worker, 1), (reset_connection, 0), (lose_worker, 0)])
 def test_a_dead_worker_is_one_line_and_the_run_resumes(data, tmp_path, tiny, monkeypatch, capsys, fault, num_workers):
     """As the system kills one where memory runs out; whatever exception tells of it. It dies after a checkpoint."""

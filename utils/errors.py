@@ -5,7 +5,9 @@ import contextlib
 import functools
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -58,6 +60,7 @@ def one_line_errors(main: Callable) -> Callable:
             text = describe_error(error)
             if text is None:
                 raise
+            expect_ending_workers()
             traceback.clear_frames(error.__traceback__)  # ends the loaders' workers
             if distributed.is_first_failure():
                 distributed.disconnect(failed)
@@ -67,6 +70,12 @@ def one_line_errors(main: Callable) -> Callable:
             distributed.disconnect(failed)
 
     return wrapped
+
+
+def expect_ending_workers() -> None:
+    """After an error: torch's handler of SIGCHLD would raise it again for each worker that ends."""
+    if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD"):  # not on Windows
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def describe_error(error: Exception) -> str | None:

@@ -46,7 +46,7 @@ from utils.checkpoint import (
     save_checkpoint,
 )
 from utils.distributed import choose_amp, choose_device, keep_freed_memory
-from utils.errors import UserError, check_writable, write_text
+from utils.errors import UserError, check_writable, expect_ending_workers, write_text
 from utils.logging import LossMeter, append_log, json_lines, open_run_folder, peak_memory, progress, read_log
 
 DRY_RUN_STEPS = 4
@@ -315,15 +315,14 @@ class Trainer:
         """
         args = self.args
         with caught_signals() as signals:  # before zip starts the loaders' workers
+            last = min(self.num_steps, self.step + DRY_RUN_STEPS) if args.dry_run else self.num_steps
             plan = [(self.source, args.batch_size), (self.target, args.target_batch_size or args.batch_size)]
             source, target = (
-                training_loader(
-                    images, size, self.step, self.num_steps, args.seed + n, args.num_workers, distributed.place()
-                )
+                training_loader(images, size, self.step, last, args.seed + n, args.num_workers, distributed.place())
                 for n, (images, size) in enumerate(plan)
             )
             target = empty_batches(args.input_size) if self._source_only else target
-            batches = itertools.islice(zip(source, target), DRY_RUN_STEPS if args.dry_run else None)
+            batches = zip(source, target)  # which, unlike islice, keeps the loaders' workers when one of them dies
             self._bar = progress(
                 batches, total=self.num_steps, initial=self.step, desc=f"stage {self.stage}", unit=" steps"
             )
@@ -341,6 +340,9 @@ class Trainer:
                     yield tuple([tensor.to(self.device, non_blocking=True) for tensor in group] for group in batch)
                     self._stop_if_asked(signals)
                     asked = time.perf_counter()
+            except Exception:
+                expect_ending_workers()
+                raise
             finally:
                 self._bar = batches = source = target = None  # and with them the loaders' workers
 
