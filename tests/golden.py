@@ -21,7 +21,7 @@ from dataset.splits import SPLITS, Split
 
 VALUES = Path(__file__).with_name("golden.json")
 SPLIT = "4"
-SHARED = ["--split", SPLIT, "--embedding", "glove", "--input-size", "64", "--resize", "crop", "--batch-size", "4",
+SHARED = ["--split", SPLIT, "--embedding", "glove", "--input-size", "64", "--set", "resize=crop", "--batch-size", "4",
           "--num-workers", "0",
           "--max-steps", "3", "--evaluate-every", "1", "--learning-rate", "1e-3"]  # fmt: skip
 NETWORKS = {"small": ["--backbone", "small", "--backbone-weights", "none", "--no-freeze-backbone"],

@@ -86,7 +86,7 @@ SETTINGS: dict[str, list[Setting]] = {
         Setting("input_size", number(int, 16), 512, "side of a training image; memory and time grow with its square, "
                 "256 is enough to try things out", "PIXELS"),
         Setting("resize", ("square", "crop"), "square", "square: the whole image, stretched, as published; crop: a "
-                "random part that keeps the aspect"),
+                "random part that keeps the aspect", **RARE),
         Setting("scale", positive, [0.8, 2.5], "range of the random scale", ("LOW", "HIGH"), 2, **RARE),
         Setting("rotation", number(float, 0.0, 180.0), 15.0, "largest random rotation in degrees", "DEGREES", **RARE),
         Setting("flip", fraction, 0.5, "probability of a horizontal flip", "P", **RARE),
