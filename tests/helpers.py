@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -97,10 +98,6 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load(folder / "latest.pth")["model"]
 
 
-def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-
-
 def read_log(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
@@ -175,22 +172,15 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["helpers"])
 
 
-def tiny_network() -> backbone.Backbone:
+def tiny_network(norm: bool = True, dropout: float = 0.1) -> backbone.Backbone:
     """Two convolutions with batch norm and dropout."""
-    trunk = nn.Sequential(nn.Conv2d(3, 4, 3, stride=4, padding=1), nn.BatchNorm2d(4), nn.ReLU())
-    return backbone.Backbone(trunk, nn.Sequential(nn.Dropout(0.1), nn.Conv2d(4, 4, 1)), 4)
+    layers = [nn.Conv2d(3, 4, 3, stride=4, padding=1), *([nn.BatchNorm2d(4)] if norm else []), nn.ReLU()]
+    return backbone.Backbone(nn.Sequential(*layers), nn.Sequential(nn.Dropout(dropout), nn.Conv2d(4, 4, 1)), 4)
 
 
-def plain_network() -> backbone.Backbone:
-    """Two convolutions: what the network makes of an image does not depend on the rest of the batch."""
-    trunk = nn.Sequential(nn.Conv2d(3, 4, 3, stride=4, padding=1), nn.ReLU())
-    return backbone.Backbone(trunk, nn.Conv2d(4, 4, 1), 4)
-
-
-def normed_network() -> backbone.Backbone:
-    """The same with batch norm in the trunk."""
-    trunk = nn.Sequential(nn.Conv2d(3, 4, 3, stride=4, padding=1), nn.BatchNorm2d(4), nn.ReLU())
-    return backbone.Backbone(trunk, nn.Conv2d(4, 4, 1), 4)
+normed_network = partial(tiny_network, dropout=0.0)
+plain_network = partial(tiny_network, norm=False, dropout=0.0)
+"""What it makes of an image does not depend on the rest of the batch."""
 
 
 def use_network(build, patch=None) -> None:
@@ -348,21 +338,17 @@ def record_losses(record: Path, build=tiny_network) -> None:
 def fail_in_step(record: Path, number: int, how: int | str, build=tiny_network) -> None:
     """Uses this network; in step `number` there is a signal, or an error with the text `how`."""
     use_network(build)
+    steps = itertools.count(1)
     for module in STAGES.values():
-        _fail_in_step(module, number, how)
 
+        def failing(*arguments, train_step=module.train_step):
+            if next(steps) == number:
+                if isinstance(how, str):
+                    raise OSError(how)
+                os.kill(os.getpid(), how)
+            return train_step(*arguments)
 
-def _fail_in_step(module, number: int, how: int | str) -> None:
-    train_step, steps = module.train_step, itertools.count(1)
-
-    def failing(*arguments):
-        if next(steps) == number:
-            if isinstance(how, str):
-                raise OSError(how)
-            os.kill(os.getpid(), how)
-        return train_step(*arguments)
-
-    module.train_step = failing
+        module.train_step = failing
 
 
 def record_opened(record: Path) -> None:

@@ -1,7 +1,6 @@
 """Word regression and ImageNet's names: evidence for classes without a label."""
 
 import numpy as np
-import pytest
 import torch
 import torch.nn.functional as F
 
@@ -9,9 +8,6 @@ from model.class_evidence import (
     ImageNetNames,
     WordRegression,
     fit_multiple_instance,
-    in_chunks,
-    log_mean_exp,
-    mean_by_group,
 )
 
 
@@ -53,12 +49,6 @@ def test_imagenet_names_are_the_equation():
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
 
 
-def test_log_mean_exp_counts_valid_cells():
-    logits = torch.tensor([[[0.0], [2.0], [9.0]]])
-    found = log_mean_exp(logits, torch.tensor([[True, True, False]]))
-    assert found.item() == pytest.approx(np.log((1 + np.exp(2)) / 2), abs=1e-5)
-
-
 def test_multiple_instance_classifier_finds_what_only_its_images_show():
     """Images 0-7 show direction 1, images 8-15 direction 2, once each among cells of direction 0, as all others do."""
     features = torch.eye(3)[torch.zeros(16, 5, dtype=torch.long)]
@@ -72,12 +62,3 @@ def test_multiple_instance_classifier_finds_what_only_its_images_show():
         logits = classifier(20 * torch.eye(3))
     assert logits[1].argmax() == 0 and logits[2].argmax() == 1
     assert logits[0].max() < logits[1, 0] and logits[0].max() < logits[2, 1]
-
-
-def test_chunks_of_no_row():
-    assert in_chunks(torch.nn.Linear(3, 2), torch.zeros(0, 4, 3)).shape == (0, 4, 2)
-
-
-def test_mean_by_group():
-    values = torch.tensor([[1.0, 2.0], [3.0, 4.0], [10.0, 20.0]])
-    assert mean_by_group(torch.tensor([0, 0, 2]), values, 3).tolist() == [[2.0, 3.0], [0.0, 0.0], [10.0, 20.0]]

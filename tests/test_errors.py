@@ -1,22 +1,14 @@
 """Errors become one line with a hint, and files are written whole or not at all."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
-from dataset.splits import Split
-from helpers import ROOT, arguments, copy_of, source_and_target
 from utils.errors import (
     UserError,
     atomic_write,
-    check_writable,
     describe_error,
     one_line,
     one_line_errors,
-    remove_leftovers,
     write_text,
 )
 
@@ -82,18 +74,6 @@ def test_a_script_ends_with_one_line_and_an_exit_code(capsys, error, code, line)
     assert capsys.readouterr() == ("", line)
 
 
-def test_an_error_in_a_worker_names_the_file(data, tmp_path):
-    """As a command, since what the workers print is caught here too."""
-    own = copy_of(data, tmp_path / "data")
-    path = own / "JPEGImages" / f"{source_and_target(own, Split.named(1))[0]}.jpg"
-    path.write_bytes(path.read_bytes()[:400])
-    flags = arguments(own, tmp_path / "runs", batch_size=40, num_workers=2)
-    command = [sys.executable, ROOT / "train_split_lambda.py", *flags]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-    lines = done.stderr.splitlines()
-    assert done.returncode == 2 and len(lines) == 1 and lines[0].startswith(f"error: {path} can't be read"), done.stderr
-
-
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "a.txt"
     write_text(path, "old")
@@ -105,18 +85,3 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
     with pytest.raises(UserError, match=r"nowhere/a.txt can't be written .*choose a folder"):
         write_text(tmp_path / "nowhere" / "a.txt", "new")
-
-
-def test_what_a_killed_process_left_is_removed(tmp_path):
-    for name in (".latest.pth.123.tmp", "latest.pth", "notes.tmp"):
-        (tmp_path / name).touch()
-    remove_leftovers(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == ["latest.pth", "notes.tmp"]
-
-
-def test_a_folder_that_can_be_made_is_writable_and_is_not_made(tmp_path):
-    check_writable(tmp_path / "a" / "b", "--output-dir")
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="--output-dir can't be made"):
-        check_writable(tmp_path / "file" / "b", "--output-dir")

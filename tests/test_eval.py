@@ -9,12 +9,9 @@ from PIL import Image
 
 import eval as evaluation_script
 from dataset.splits import Split
-from dataset.voc import evaluation_dataset
-from helpers import evaluate, failure, load, mask_path, read_values
-from model.segmenter import calibrate
+from helpers import evaluate, failure, load, read_values
 
 SPLIT = Split.named(1)
-SEEN = 4
 
 
 @pytest.fixture
@@ -61,41 +58,7 @@ def test_views_are_averaged(varied, data, tmp_path, capsys):
     assert "8 images\n" in printed and "8 images at scales 0.75 1 1.25 with flips\n" in printed
 
 
-def test_mean_over_flips_is_the_same_for_mirrored_images(varied, own_data, tmp_path):
-    dataset = evaluation_dataset(own_data, SPLIT)
-    images = [dataset.folder.image_path(name) for name in dataset.ids]
-    for path in images:  # as PNG data, so that a flip is exact
-        with Image.open(path) as image:
-            image.convert("RGB").save(path, format="PNG")
-    before = figures(varied, own_data, tmp_path, "--flip")
-    for path in (*images, *(mask_path(own_data, name) for name in dataset.ids)):
-        with Image.open(path) as image:
-            mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        mirrored.save(path, format="PNG")
-    assert difference(before, figures(varied, own_data, tmp_path, "--flip")) <= 4
-
-
 # --- calibration ----------------------------------------------------------------------------------------
-
-
-def random_logits():
-    return torch.randn(2, 7, 9, 8, generator=torch.Generator().manual_seed(0))
-
-
-def test_gamma_is_subtracted_from_the_probability_of_the_seen_classes():
-    logits = random_logits()
-    scores, probability = calibrate(logits, SEEN, 0.3), logits.softmax(dim=1)
-    assert torch.allclose(scores[:, :SEEN], probability[:, :SEEN] - 0.3)
-    assert torch.allclose(scores[:, SEEN:], probability[:, SEEN:])
-    assert torch.equal(logits, random_logits()) and calibrate(logits, SEEN, 0.0) is logits
-
-
-def test_a_higher_gamma_moves_pixels_to_the_unseen_classes_only():
-    logits = random_logits()
-    before, some, every = (calibrate(logits, SEEN, gamma).argmax(dim=1) for gamma in (0.0, 0.2, 1.0))
-    assert (before >= SEEN).sum() < (some >= SEEN).sum() < some.numel()
-    assert torch.equal(every, logits[:, SEEN:].argmax(dim=1) + SEEN)
-    assert torch.equal(some[some < SEEN], before[some < SEEN])
 
 
 def test_saved_masks_are_the_calibrated_prediction(finished, tmp_path, capsys):

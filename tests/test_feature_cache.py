@@ -1,6 +1,5 @@
 """The cache gives what the trunk gives, computes it once, and never for another network."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -50,17 +49,6 @@ def test_weights_loaded_after_the_cache_was_made_are_what_counts(tmp_path, trunk
     doubled = cache(IMAGES, lambda image: trunk(image.float()))
     trunk.weight.div_(2)
     assert not torch.equal(features(IMAGES), doubled) and calls == [4]
-
-
-def test_a_write_that_was_cut_off_leaves_no_file_that_counts(tmp_path, cached, monkeypatch):
-    def fail(file, features):
-        file.write(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(np, "save", fail)
-    with pytest.raises(OSError, match="disk full"):
-        cached[0](IMAGES)
-    assert not list(tmp_path.rglob("*.npy"))
 
 
 def test_folder_that_can_not_be_made_is_named(tmp_path):

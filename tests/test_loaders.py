@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from dataset.loaders import StepSampler, batches_by_size, empty_batches, evaluation_loader, shared, training_loader
+from dataset.loaders import StepSampler, batches_by_size, evaluation_loader, shared, training_loader
 from utils.errors import UserError
 
 
@@ -56,14 +56,6 @@ def test_every_item_has_a_seed_of_its_own():
     assert len(set(seeds)) == len(seeds) and all(0 <= s < 2**63 for s in seeds)
 
 
-def test_batches_do_not_depend_on_the_global_random_state():
-    torch.manual_seed(0)
-    first = batches()
-    torch.manual_seed(1)
-    state = torch.get_rng_state()
-    assert batches() == first and torch.equal(torch.get_rng_state(), state)
-
-
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_the_loader_gives_the_sampler_s_batches(num_workers):
     found = [batch.tolist() for batch in training_loader(Echo(7), 3, 5, 12, 1, num_workers)]
@@ -87,22 +79,6 @@ def test_processes_share_the_batches_of_one(number):
 def test_a_batch_smaller_than_the_processes_is_refused():
     with pytest.raises(UserError, match="2 can't be shared by 3 processes"):
         training_loader(Echo(7), 2, 0, 9, 1, 0, share=(0, 3))
-
-
-def test_processes_share_the_evaluation_in_order():
-    loaders = [evaluation_loader(Echo(5), 0, share=(k, 2)) for k in range(2)]
-    assert [[batch.item() for batch in loader] for loader in loaders] == [[0, 1, 2], [3, 4]]
-
-
-def test_a_full_range_of_seeds_works():
-    for seed in (0, 1234, 2**63 - 1, 2**63):
-        assert len(indices(batches(seed=seed))) == 60
-
-
-def test_empty_batches_have_the_shapes_of_target_batches():
-    for image, valid, may_show_seen in itertools.islice(empty_batches(8), 3):
-        assert image.shape == (0, 3, 8, 8) and image.dtype == torch.uint8
-        assert valid.shape == (0, 8, 8) and valid.dtype == may_show_seen.dtype == torch.bool
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -43,11 +43,6 @@ def test_common_words_are_shipped(glove):
     assert rows[3] @ glove["tvmonitor"] > 0.999
 
 
-def test_a_word_without_a_vector_is_named(glove):
-    with pytest.raises(UserError, match=r"\Athe shipped words: no vector for 'zebbra': [^\n]*--vocabulary [^\n]*\Z"):
-        embed_words(["cat", "zebbra"], glove, ["glove"])
-
-
 def test_words_of_a_given_file(tmp_path):
     table = vectors(WORDS)
     known = {"cat": unit(table["cat"]), "dog": unit(table["dog"])}

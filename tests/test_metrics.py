@@ -120,19 +120,6 @@ def test_classes_without_pixels(label, prediction, expected):
     assert {key: result[key] for key in expected} == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("seen, unseen, expected", [(0.6, 0.3, 0.4), (0, 0, 0), (0.5, 0, 0), (0.5, math.nan, math.nan)])
-def test_harmonic_mean(seen, unseen, expected):
-    assert metrics.harmonic_mean(seen, unseen) == pytest.approx(expected, nan_ok=True)
-
-
-@pytest.mark.parametrize("num_seen", [1, 4, 6])
-def test_both_argmaxes_are_those_of_all_scores(num_seen):
-    """Of equal scores the first class gets the pixel."""
-    scores = torch.randint(0, 4, (3, 7, 6, 5), generator=torch.Generator().manual_seed(0)).float()
-    best, unseen = metrics.best_classes(scores, num_seen)
-    assert torch.equal(best, scores.argmax(dim=1)) and torch.equal(unseen, scores[:, num_seen:].argmax(dim=1))
-
-
 def test_figures_of_each_image_come_in_the_order_of_the_names():
     label = torch.tensor([[[0, 0, 1, 255]], [[255] * 4], [[2, 2, 2, 2]]])
     logits = as_logits(torch.tensor([[[0, 1, 1, 2]], [[0, 1, 2, 0]], [[2, 2, 2, 2]]]))
@@ -146,17 +133,6 @@ def test_figures_of_each_image_come_in_the_order_of_the_names():
     assert metrics.extremes(details["per_image"]) == {"worst": ["p"], "best": ["r"]}
 
 
-@pytest.mark.parametrize("names, num_seen", [(NAMES, 0), (NAMES, 4), (("cat", "cat", "bus"), 1)])
-def test_classes_that_can_not_be_are_refused(names, num_seen):
-    with pytest.raises(ValueError, match="can't be seen ones"):
-        ZeroShotMetrics(names, num_seen)
-
-
-def test_shapes_that_differ_are_refused():
-    with pytest.raises(ValueError, match="shapes differ"):
-        update(ZeroShotMetrics(NAMES, 2), torch.zeros(1, 4, 3, 2), torch.zeros(1, 2, 2), None)
-
-
 def test_table_shows_percent_stars_and_dashes():
     result = count([0, 0, 0, 0, 2, 2], [0, 0, 0, 2, 2, 2]).compute()
     table = format_table(result, NAMES, num_seen=2, columns=2)
@@ -167,23 +143,6 @@ def test_table_shows_percent_stars_and_dashes():
     rows = [line.split() for line in table.splitlines()[4:]]
     assert rows == [["cat", "75.0", "bus*", "66.7"], ["dog", "-", "tv*", "-"]]
     assert format_rows({"a": result, "b": result}).splitlines()[2].split() == ["b", *numbers]
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_update_on_a_gpu_never_waits_and_counts_the_same():
-    logits, label, index = torch.randn(2, 4, 33, 31), torch.randint(0, 4, (2, 33, 31)), torch.arange(2)
-    label[0, :5] = 255
-    here, there = ZeroShotMetrics(NAMES, 2), ZeroShotMetrics(NAMES, 2)
-    logits_there, label_there = logits.cuda(), label.cuda()
-    update(there, logits_there, label_there, index)  # moves the counts to the GPU
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        update(there, logits_there, label_there, index)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    for _ in range(2):
-        update(here, logits, label, index)
-    assert here.compute() == there.compute()
 
 
 class Colours(torch.nn.Module):
@@ -206,15 +165,6 @@ class Colours(torch.nn.Module):
 def evaluate(dataset, batch_size, model):
     loader = evaluation_loader(dataset, 0, batch_size)
     return metrics.evaluate(model, loader, ZeroShotMetrics(SPLIT.names, SPLIT.num_seen), CPU)
-
-
-@pytest.mark.parametrize("batch_size", [2, 3, 100])
-def test_batches_of_one_size_give_the_same_figures_in_the_same_order(mixed, batch_size):
-    dataset, model = evaluation_dataset(mixed, SPLIT), Colours()
-    found = evaluate(dataset, batch_size, model)
-    assert json.dumps(found) == json.dumps(evaluate(dataset, 1, Colours()))
-    assert list(found["per_image"]) == dataset.ids and model.training
-    assert max(shape[0] for shape in model.shapes) == min(batch_size, 5) and len(model.shapes) < len(dataset)
 
 
 @pytest.mark.parametrize("model", [Colours(math.nan), Colours(math.inf), Colours(0, 1), Colours(0, 8)])

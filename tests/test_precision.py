@@ -69,16 +69,6 @@ def test_a_network_that_cannot_be_compiled_ends_in_one_line(data, tmp_path, monk
     assert "No working C++ compiler found" in line and "leave out --compile" in line and "VERBOSE" not in line
 
 
-def test_the_compiled_network_is_that_of_training_alone(monkeypatch):
-    calls = []
-    monkeypatch.setattr(segmenter, "_compiled", lambda: lambda backbone, image: calls.append(1) or backbone(image))
-    model = Segmenter(build_backbone("small"), torch.randn(5, 8), compiled=True)
-    image = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
-    model(image)
-    model.eval()(image)
-    assert calls == [1]
-
-
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
 def test_weights_and_logits_are_float32_in_any_precision(amp):
     model = Segmenter(build_backbone("small"), torch.randn(5, 8), amp=amp)

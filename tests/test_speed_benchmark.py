@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import os
 
 import numpy as np
 import pytest
@@ -11,10 +10,9 @@ import torch
 import train_split_lambda
 from benchmarks import speed
 from dataset.loaders import evaluation_loader
-from dataset.voc import evaluation_dataset, training_datasets
+from dataset.voc import evaluation_dataset
 from helpers import failure
 from utils.config import parse_settings
-from utils.errors import UserError
 from utils.metrics import ZeroShotMetrics, evaluate
 from utils.trainer import build_optimizer
 
@@ -44,15 +42,6 @@ def test_a_quick_run_prints_a_table_and_writes_json(tmp_path, data, capsys):
     assert report["figures"]["memory"]["ratio"] < 0.5  # the plain loop keeps the logits of every pixel
     printed = capsys.readouterr().out
     assert printed.index(">= 1.15") < printed.index(">= 2.2") < printed.index("<= 0.45") < printed.index("threads")
-
-
-def exit_process(*_):
-    os._exit(1)
-
-
-def test_a_measured_process_that_dies_is_one_line(args):
-    with pytest.raises(UserError, match="lower --batch-size"):
-        speed.Worker(exit_process, "ours", args)
 
 
 def still_networks(args, num_classes: int = 20) -> list:
@@ -91,14 +80,6 @@ def test_the_plain_evaluation_counts_the_same_pixels(args, data):
     for matrix, counts in zip(speed.plain_evaluate(plain, plain_dataset, "cpu", 0), (metrics.gzsl, metrics.zsl)):
         assert matrix.sum() == counts.sum() > 1000
         assert np.abs(matrix - counts.numpy()).sum() <= 0.01 * matrix.sum()  # logits that are equal but for rounding
-
-
-def test_a_plain_item_is_a_crop_of_its_image(data):
-    source, _ = training_datasets(data, speed.SPLIT, None, "all", "all")
-    image, label = speed.plain_item(source, 0, 40)
-    assert image.shape == (3, 40, 40) and image.dtype == torch.float32 and label.shape == (40, 40)
-    assert set(label.unique().tolist()) <= {*range(source.split.num_seen), 255}
-    assert image.abs().max() < 3 and image.std() > 0.1
 
 
 @pytest.mark.parametrize(

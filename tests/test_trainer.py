@@ -12,10 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import utils.trainer
 from dataset.splits import Split
@@ -34,7 +32,6 @@ from helpers import (
     read_log,
     run_script,
     same,
-    same_bits,
     same_run,
     tiny_network,
     train,
@@ -102,25 +99,17 @@ def test_the_last_step_changes_what_is_compared(whole):
 
 
 @pytest.fixture
-def stopped(data, tmp_path, tiny):
-    """A run of four steps whose rate falls in a straight line, as it was after the second."""
-    flags = SHORT | {"max_steps": 4, "save_every": 2}
-    folder, save = train(1, data, tmp_path / "whole", "--set", "poly_power=1", **flags), utils.trainer.save_checkpoint
-
-    def stop(path, **content):
-        save(path, **content)
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit, match="130"):
-        patch.setattr(utils.trainer, "save_checkpoint", stop)
-        train(1, data, tmp_path, "--set", "poly_power=1", **flags)
-    return flags, folder
+def after_two_steps(finished, tmp_path):
+    """The finished stage 1 as it was after the second of its three steps."""
+    run = copy_of(finished.stage1, tmp_path / "split1" / "stage1")
+    (run / "latest.pth").write_bytes((run / "best.pth").read_bytes())
+    assert load(run / "latest.pth")["step"] == 2
+    return run
 
 
 def test_another_learning_rate_scales_the_rates_of_the_steps_that_are_left(
-    stopped, data, tmp_path, capsys, monkeypatch
+    after_two_steps, finished, tmp_path, capsys, monkeypatch
 ):
-    flags, whole = stopped
     used, step = [], utils.trainer.optimizer_step
 
     def recording(loss, optimizer, scaler):
@@ -128,12 +117,11 @@ def test_another_learning_rate_scales_the_rates_of_the_steps_that_are_left(
         step(loss, optimizer, scaler)
 
     monkeypatch.setattr(STAGES[1], "optimizer_step", recording)
-    changed = flags | {"learning_rate": 0.002, "restore_from_where": "continue"}
-    folder = train(1, data, tmp_path, "--set", "poly_power=1", **changed)
+    changed = {"learning_rate": 0.002, "restore_from_where": "continue", "evaluate_every": 2}
+    folder = train(1, finished.data, tmp_path, **changed)
     assert "learning_rate 0.002, was 0.01" in capsys.readouterr().err
-    first = [group["initial_lr"] / 5 for group in load(whole / "latest.pth")["optimizer"]["param_groups"]]
-    assert used == [pytest.approx([(1 - step / 4) * rate for rate in first]) for step in (2, 3)]
-    assert not same_bits(weights(folder), weights(whole))
+    assert used == [pytest.approx([(1 / 3) ** 0.9 * rate for rate in (0.002, 0.02)])]
+    assert not same(weights(folder), weights(finished.stage1))
     assert load(folder / "latest.pth")["settings"]["learning_rate"] == 0.002
 
 
@@ -261,23 +249,6 @@ def record_steps(record: Path, slow: int) -> None:
         module.train_step = recording
 
 
-def slow_save(record: Path, number: int) -> None:
-    """In save `number` half the file is written, and then for a minute nothing."""
-    write, saves = torch.save, itertools.count(1)
-
-    def slowly(content, file):
-        buffer = io.BytesIO()
-        write(content, buffer)
-        if next(saves) == number:
-            file.write(buffer.getvalue()[: buffer.tell() // 2])
-            file.flush()
-            append(record, "half")
-            time.sleep(60)
-        file.write(buffer.getvalue())
-
-    torch.save = slowly
-
-
 def fill_disk(record: Path, save: int, room: int) -> None:
     """From save `save` on no file can grow beyond `room` bytes: the same error as that of a full disk."""
     write, saves = torch.save, itertools.count(1)
@@ -358,15 +329,14 @@ def test_a_run_stopped_by_a_signal_ends_with_the_same_bits(undisturbed, data, tm
     process = run_script(tmp_path, 1, data, prepare=fail_in_step, args=(50, number), code=128 + number, **flags)
     assert load(process.folder / "latest.pth")["step"] == 50
     last = run_script(tmp_path, 1, data, restore_from_where="continue", **flags)
-    assert same_bits(weights(last.folder), weights(undisturbed))
+    assert same(weights(last.folder), weights(undisturbed))
 
 
-@pytest.mark.parametrize("prepare, line", [(record_steps, "start 3"), (slow_save, "half")])
-def test_a_second_ctrl_c_ends_at_once_and_harms_no_file(data, tmp_path, prepare, line):
-    """In the middle of a step, and of the writing of a checkpoint; each takes a minute."""
+def test_a_second_ctrl_c_ends_at_once_and_harms_no_file(data, tmp_path):
+    """In the middle of a step that takes a minute."""
     flags = {"max_steps": 5, "save_every": 1}
-    process = ScriptProcess(tmp_path, 1, data, prepare=prepare, args=(3,), **flags)
-    process.wait_for(lambda: line in process.records())
+    process = ScriptProcess(tmp_path, 1, data, prepare=record_steps, args=(3,), **flags)
+    process.wait_for(lambda: "start 3" in process.records())
     process.signal_all(signal.SIGINT)
     process.wait_for(lambda: "Ctrl-C leaves at once" in process.output())
     start = time.monotonic()
@@ -388,28 +358,17 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_ends_in_one_line(data, tmp_pa
     assert same_run(run_script(tmp_path, 1, data, restore_from_where="continue", **flags).folder, other.folder)
 
 
-def kill_worker(dataset, key):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def reset_connection(dataset, key):
-    raise ConnectionResetError(104, "Connection reset by peer")
-
-
-def lose_worker(dataset, key):
-    raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
-
-
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("fault, num_workers", [(kill_worker, 1), (reset_connection, 0), (lose_worker, 0)])
-def test_a_dead_worker_is_one_line_and_the_run_resumes(data, tmp_path, tiny, monkeypatch, capsys, fault, num_workers):
-    """As the system kills one where memory runs out; whatever exception tells of it. It dies after a checkpoint."""
-    flags = SHORT | {"max_steps": 12, "save_every": 2, "num_workers": num_workers}
+def test_a_dead_worker_is_one_line_and_the_run_resumes(data, tmp_path, tiny, monkeypatch, capsys):
+    """As the system kills one where memory runs out. It dies after a checkpoint."""
+    flags = SHORT | {"max_steps": 12, "save_every": 2, "num_workers": 1}
     whole = train(1, data, tmp_path / "whole", **flags)
     folder, read = tmp_path / "runs" / "split1" / "stage1", SourceDataset.__getitem__
 
     def failing(dataset, key):
-        return fault(dataset, key) if (folder / "latest.pth").exists() else read(dataset, key)
+        if (folder / "latest.pth").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(dataset, key)
 
     with monkeypatch.context() as patch:
         patch.setattr(SourceDataset, "__getitem__", failing)
@@ -446,10 +405,6 @@ NOT_FINITE = {
     # the loss of the last step can be finite though the step itself was too long
     "weights, saved": (1, (2, float("inf"), True), {"save_every": 1}, ["not finite"], 1),
     "weights, evaluated": (1, (2, float("inf"), True), {"save_every": 1, "evaluate_every": 1}, ["not finite"], 1),
-    # a rate that is far too high, wherever the numbers are first read
-    "rate, saved": (1, None, {"save_every": 1, "learning_rate": "1e35"}, [], None),
-    "rate, evaluated": (1, None, {"evaluate_every": 1, "learning_rate": "1e35"}, [], None),
-    "rate, at the end": (1, None, {"save_every": 0, "learning_rate": "1e35"}, [], None),
 }
 
 
@@ -457,14 +412,11 @@ NOT_FINITE = {
 def test_numbers_that_are_not_finite_end_in_one_line_and_are_not_saved(
     data, tmp_path, tiny, capsys, monkeypatch, stage, spoilt, flags, words, step
 ):
-    if spoilt:
-        spoil_weights(monkeypatch, STAGES[stage], *spoilt)
+    spoil_weights(monkeypatch, STAGES[stage], *spoilt)
     line = failure(capsys, STAGES[stage].main, arguments(data, tmp_path, **SHORT | {"max_steps": 6} | flags))
     assert all(word in line for word in ["--learning-rate", *words]), line
-    assert re.search("not finite| is nan | is inf ", line)
-    latest = tmp_path / "split1" / f"stage{stage}" / "latest.pth"
-    assert step is None or load(latest)["step"] == step
-    assert not latest.exists() or all(tensor.isfinite().all() for tensor in load(latest)["model"].values())
+    latest = load(tmp_path / "split1" / f"stage{stage}" / "latest.pth")
+    assert latest["step"] == step and all(tensor.isfinite().all() for tensor in latest["model"].values())
 
 
 # --- memory ---------------------------------------------------------------------------------------------
@@ -520,15 +472,6 @@ def test_a_run_is_quiet_where_the_output_is_no_terminal_and_puts_handlers_back(d
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
-def test_each_evaluation_leaves_a_sheet_of_the_same_images(finished):
-    names = sorted(path.name for path in (finished.stage1 / "images").glob("evaluation_*"))
-    assert names == ["evaluation_000002.jpg", "evaluation_000003.jpg"]
-    sheets = [np.asarray(Image.open(finished.stage1 / "images" / name)).astype(int) for name in names]
-    images = [sheet[60 : sheet.shape[0] - 120, 20:270] for sheet in sheets]  # the first column, below the headings
-    rows = min(map(len, images))
-    assert np.abs(images[0][:rows] - images[1][:rows]).mean() < 1 and images[0].std() > 20
-
-
 def contents(folder) -> dict[str, bytes]:
     """Every file below a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -549,13 +492,10 @@ def test_a_dry_run_prints_time_and_memory_and_keeps_nothing(finished, tmp_path, 
     assert re.search(r"altogether about \d+:\d\d:\d\d on cpu", printed)
 
 
-@pytest.mark.parametrize("checkpoint, words", [("best.pth", "altogether about"), ("latest.pth", "has all 3 steps")])
-def test_a_dry_run_leaves_a_run_that_is_there_alone(finished, tmp_path, capsys, checkpoint, words):
-    run = copy_of(finished.stage1, tmp_path / "split1" / "stage1")
-    (run / "latest.pth").write_bytes((finished.stage1 / checkpoint).read_bytes())
-    before = contents(run)
+def test_a_dry_run_leaves_a_run_that_is_there_alone(after_two_steps, finished, tmp_path, capsys):
+    before = contents(after_two_steps)
     train(1, finished.data, tmp_path, "--dry-run", restore_from_where="continue")
-    assert contents(run) == before and words in capsys.readouterr().out
+    assert contents(after_two_steps) == before and "altogether about" in capsys.readouterr().out
 
 
 DRY_FAULTS = [(1, {"train_list": "LIST"}, "missing.jpg"), (2, {"restore_from_where": "saved"}, "run stage 1 first"),
@@ -568,12 +508,3 @@ def test_a_dry_run_finds_what_is_wrong(data, tmp_path, tiny, capsys, stage, chan
     changes = {name: tmp_path / "list.txt" if value == "LIST" else value for name, value in changes.items()}
     argv = arguments(data, tmp_path / "runs", "--dry-run", **SHORT | changes)
     assert words in failure(capsys, STAGES[stage].main, argv) and not (tmp_path / "runs").exists()
-
-
-def test_memory_that_runs_out_is_one_line(data, tmp_path, tiny, capsys, monkeypatch):
-    def full(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity")
-
-    monkeypatch.setattr(STAGES[1], "train_step", full)
-    line = failure(capsys, STAGES[1].main, arguments(data, tmp_path, **SHORT))
-    assert line.startswith("error: CUDA out of memory: ") and "--batch-size" in line
