@@ -15,13 +15,11 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from dataset.loaders import evaluation_loader
 from dataset.splits import SPLITS, Split, split_name
 from dataset.voc import EvaluationDataset, check_datasets, evaluation_dataset
 from model.predictor import load_segmenter
-from model.segmenter import LONGEST_SIDE, MIN_SIDE, calibrate
+from model.segmenter import LONGEST_SIDE, MIN_SIDE
 from utils.checkpoint import check_settings, describe_protocol
 from utils.config import Parser, add_settings, fraction, number, positive
 from utils.distributed import choose_device, connect, is_main, place
@@ -43,8 +41,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     model.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help="latest.pth or best.pth of a run")
     model.add_argument("--split", type=split_name, choices=SPLITS, metavar="SPLIT",
                        help="refuse a checkpoint of another split")
-    model.add_argument("--calibration", type=fraction, default=0.0, metavar="GAMMA",
-                       help="subtract GAMMA from the softmax of the seen classes; 0: off. Choose it on a validation "
+    model.add_argument("--calibration", type=fraction, metavar="GAMMA",
+                       help="subtract GAMMA from the softmax of the seen classes; 0: off (default: the setting that "
+                       "the checkpoint was trained with, which is 0 unless it says so). Choose it on a validation "
                        "split such as 1-val, where seen classes play the unseen ones, never by what is reported")
     model.add_argument("--longest-side", type=number(int, MIN_SIDE), default=LONGEST_SIDE, metavar="PIXELS",
                        help="larger images are resized to this for the network, and the result back to full size")
@@ -60,11 +59,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     # fmt: on
     add_settings(running, ["num_workers", "device", "deterministic", "evaluation_batch_size"])
     return parser.parse_args(argv)
-
-
-def calibrated_classes(logits: torch.Tensor, num_seen: int, gamma: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best class of each pixel, and the best unseen one, from 0: [N, K, H, W] -> [N, H, W] each."""
-    return best_classes(calibrate(logits, num_seen, gamma), num_seen)
 
 
 def save_predictions(folder: Path, dataset: EvaluationDataset, batch: tuple, split: Split) -> None:
@@ -96,7 +90,9 @@ def main(argv: list[str] | None = None) -> int:
     loader = evaluation_loader(dataset, args.num_workers, images_at_once(args.evaluation_batch_size, device), place())
     model.to(device)
     metrics = ZeroShotMetrics(split.names, split.num_seen)
-    classes = partial(calibrated_classes, num_seen=split.num_seen, gamma=args.calibration)
+    if args.calibration is None:
+        args.calibration = checkpoint["settings"].get("calibration", 0.0)
+    classes = partial(best_classes, num_seen=split.num_seen, gamma=args.calibration)
     views = {"longest_side": args.longest_side, "scales": args.scales, "flip": args.flip, "edges": args.edges}
     for image, label, index, logits in predictions(model, loader, device, **views):
         best, best_unseen = logits.map_pixels(classes)

@@ -39,6 +39,7 @@ MAIN = (
 
 CHANGES = (
     Row("no ImageNet names", "best", (), ("--no-imagenet-names",)),
+    Row("labels may be incomplete", "best", (), ("--no-complete-labels",)),
     Row("background scored", "background", ("--background", "score"), ("--background", "score")),
 )
 """The best setting with one thing changed."""

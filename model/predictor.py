@@ -69,7 +69,7 @@ def save_head(checkpoint_path: Path, path: Path) -> None:
     head["projection.class_embeddings"] = weights["projection.class_embeddings"]  # other words must match them exactly
     kept = {name: checkpoint[name] for name in ("stage", "step", "best", "selection", "metadata")}
     none: dict = {"scheduler": {}, "scaler": {}, "pseudo_labeler": {}, "optimizer": {"state": {}, "param_groups": []}}
-    settings = {"input_size": checkpoint["settings"]["input_size"]}
+    settings = {name: checkpoint["settings"][name] for name in ("input_size", "calibration")}
     save_checkpoint(path, **kept, **none, model=head, settings=settings)
 
 
@@ -169,6 +169,14 @@ class Predictor(nn.Module):
         logits = self.network.pixel_logits(batch, longest_side, scales, flip, edges)
         if not logits.coarse.isfinite().all():
             raise UserError("the network's scores are not finite: train again with a lower --learning-rate")
-        confidence, best = logits.map_pixels(lambda block: block.softmax(dim=1).max(dim=1))
+        gamma = self.checkpoint["settings"].get("calibration", 0.0)
+        lead = gamma * torch.tensor([kind == "seen" for kind in self.kinds.values()], device=batch.device)
+
+        def best_class(block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            probability = block.softmax(dim=1)
+            best = (probability - lead[:, None, None]).argmax(dim=1, keepdim=True)
+            return probability.gather(1, best)[:, 0], best[:, 0]
+
+        confidence, best = logits.map_pixels(best_class)
         values = np.array(list(self.classes.values()), np.uint8)
         return values[best[0].cpu().numpy()], confidence[0].cpu().numpy()

@@ -171,3 +171,9 @@ def evaluate(dataset, batch_size, model):
 def test_scores_that_are_not_finite_end_the_pass(data, model):
     with pytest.raises(UserError, match="not finite"):
         evaluate(evaluation_dataset(data, SPLIT), 1, model)
+
+
+def test_calibration_takes_gamma_from_the_seen_classes():
+    logits = torch.tensor([[2.0, 1.0, 1.9]])[:, :, None, None]  # softmax 0.43, 0.16, 0.39
+    for gamma, best in ((0.0, 0), (0.02, 0), (0.1, 2), (1.0, 2)):
+        assert [index.item() for index in metrics.best_classes(logits, 2, gamma)] == [best, 0]

@@ -1,11 +1,11 @@
-"""The network: logits, training and evaluation mode, groups of the optimiser, views, calibration."""
+"""The network: logits, training and evaluation mode, groups of the optimiser, views."""
 
 import numpy as np
 import pytest
 import torch
 
 from model.backbone import build_backbone
-from model.segmenter import EmbeddingProjection, Segmenter, calibrate, guided_filter
+from model.segmenter import EmbeddingProjection, Segmenter, guided_filter
 from model.upsampling import PixelLogits
 from utils.errors import UserError
 
@@ -87,16 +87,6 @@ def test_guided_filter_moves_a_border_to_the_edge_of_the_image():
     assert values.argmax(dim=1)[0, 0].tolist() == [0] * 17 + [1] * 23
     assert torch.equal(filtered.argmax(dim=1), (image[:, 0] > 100).long())
     torch.testing.assert_close(filtered.sum(dim=1), torch.ones(1, 24, 40), rtol=0, atol=1e-4)
-
-
-def test_calibration_takes_gamma_from_the_seen_classes():
-    logits = torch.tensor([[2.0, 1.0, 1.9]])[:, :, None, None]
-    before = logits.clone()
-    assert calibrate(logits, 2, 0.0) is logits
-    scores = calibrate(logits, 2, 0.3)
-    torch.testing.assert_close(scores, logits.softmax(dim=1) - torch.tensor([0.3, 0.3, 0.0])[:, None, None])
-    assert torch.equal(logits, before) and scores.argmax() == 2 != logits.argmax()
-    assert calibrate(torch.tensor([[9.0, 1.0, -9.0]])[:, :, None, None], 2, 1.0).argmax() == 2
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

@@ -168,6 +168,8 @@ SETTINGS: dict[str, list[Setting]] = {
     ],
     "running": [
         Setting("output_dir", Path, Path("runs"), "the run is kept in FOLDER/split<name>/stage<n>", "FOLDER"),
+        Setting("calibration", fraction, 0.0, "taken from the softmax of the seen classes wherever the network "
+                "predicts; choose it on a fold such as 4-val", "GAMMA", **RARE),
         Setting("save_every", natural, 1000, "steps between checkpoints; 0: at the end", "STEPS"),
         Setting("evaluate_every", natural, 5000, "steps between evaluations; 0: at the end", "STEPS"),
         Setting("dry_run", bool, False, "check data, words and weights, take a few steps, print time and memory of the "

@@ -78,14 +78,16 @@ def predictions(
             yield image, label, index, logits
 
 
-def evaluate(model: nn.Module, loader: DataLoader, metrics: "ZeroShotMetrics", device: torch.device) -> dict:
-    """One pass: all the figures and details of `metrics`. See `predictions` for the arguments.
+def evaluate(
+    model: nn.Module, loader: DataLoader, metrics: "ZeroShotMetrics", device: torch.device, gamma: float = 0.0
+) -> dict:
+    """One pass: all the figures and details of `metrics`. For the arguments see `predictions` and `best_classes`.
 
     The loader's dataset has the names of its images in `ids`. Where several processes divide the images among them,
     each gets the figures of all images.
     """
     for _, label, index, logits in predictions(model, loader, device):
-        best, best_unseen = logits.map_pixels(partial(best_classes, num_seen=metrics.num_seen))
+        best, best_unseen = logits.map_pixels(partial(best_classes, num_seen=metrics.num_seen, gamma=gamma))
         metrics.update(best, best_unseen, label, index)
     metrics.all_reduce()
     return {**metrics.compute(), **metrics.details(loader.dataset.ids)}
@@ -200,12 +202,21 @@ class ZeroShotMetrics:
         }
 
 
-def best_classes(scores: Tensor, num_seen: int) -> tuple[Tensor, Tensor]:
-    """The class with the highest score and the unseen class with the highest one, with one pass over the scores.
+def best_classes(logits: Tensor, num_seen: int, gamma: float = 0.0) -> tuple[Tensor, Tensor]:
+    """The best class and the best unseen class of each pixel, with one pass over the scores.
 
-    [N, K, H, W], the seen classes first -> indices among all and among the unseen classes, int64 [N, H, W] each.
+    Args:
+        logits: [N, K, H, W], the seen classes first.
+        num_seen: the first so many of the K classes are seen.
+        gamma: calibrated stacking, in [0, 1]: by how much more probable a seen class must be. A network that never had
+            a label of an unseen class prefers the seen ones (Chao et al., ECCV 2016; SPNet, Xian et al., CVPR 2019).
+
+    Returns:
+        Indices among all and among the unseen classes, int64 [N, H, W] each.
     """
+    scores = logits.softmax(dim=1) if gamma else logits
     seen, seen_index = scores[:, :num_seen].max(dim=1)
+    seen = seen - gamma
     unseen, unseen_index = scores[:, num_seen:].max(dim=1)
     return torch.where(seen >= unseen, seen_index, unseen_index + num_seen), unseen_index  # of equal ones the first
 

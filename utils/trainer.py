@@ -421,9 +421,8 @@ class Trainer:
     def _evaluate(self) -> None:
         """Evaluates, logs, prints the table, draws, and keeps best.pth if it is the best so far."""
         split, about = self.split, describe_protocol(self.metadata)
-        result = metrics.evaluate(
-            self.network, self.evaluation, metrics.ZeroShotMetrics(split.names, split.num_seen), self.device
-        )
+        figures = metrics.ZeroShotMetrics(split.names, split.num_seen)
+        result = metrics.evaluate(self.network, self.evaluation, figures, self.device, self.args.calibration)
         entry = {
             "stage": self.stage, "step": self.step,
             **{key: self.metadata[key] for key in ("target_pixels", "target_images", "background")},
