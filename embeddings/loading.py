@@ -22,7 +22,7 @@ PACKAGE = Path(__file__).parent
 SHIPPED = "glove"
 VOCABULARY = PACKAGE / "vocabulary" / f"{SHIPPED}.npy"  # common words, 100-d
 PUBLISHED = ("word2vec", "fasttext")  # 300 + 300 dimensions
-ENDINGS = (".npy", ".pkl", ".bin", ".bin.gz", ".vec", ".vec.gz", ".txt", ".txt.gz", ".tgz")  # in order of preference
+ENDINGS = (".npy", ".pkl", ".bin", ".bin.gz", ".vec", ".vec.gz", ".txt", ".txt.gz")  # in order of preference
 SAME_VECTORS = 0.99  # cosine from which two vectors of a class count as the same
 
 
@@ -99,24 +99,15 @@ def read_table(path: Path) -> dict[str, np.ndarray]:
     return dict(zip(names, np.array(rows)))
 
 
-def read_words(path: Path, forms: Collection[str], enough: Collection[str] = ()) -> dict[str, np.ndarray]:
-    """Word -> vector, float [D], for those of `forms` that a word file has; the first where it has several.
-
-    Reading a large file stops once all of `enough` have been found.
-    """
+def read_words(path: Path, forms: Collection[str]) -> dict[str, np.ndarray]:
+    """Word -> vector, float [D], for those of `forms` that a word file has; the first where it has several."""
     if path.suffix == ".npy":
-        pairs = ((name, row) for name, row in read_table(path).items() if name in forms)
-    else:
-        from .formats import scan_words
+        return {name: row for name, row in read_table(path).items() if name in forms}
+    from .formats import scan_words
 
-        pairs = scan_words(path, forms)
     found: dict[str, np.ndarray] = {}
-    missing = set(enough)
-    for form, vector in pairs:
+    for form, vector in scan_words(path, forms):
         found.setdefault(form, vector)
-        missing.discard(form)
-        if enough and not missing:
-            break
     return found
 
 
@@ -152,7 +143,7 @@ def find_class_vectors(
     if is_word_file(path):
         choices = {n: word_choices(n, path != VOCABULARY) for n in (*names, *optional)}
         forms = {form for groups in choices.values() for group in groups for w in group for form in spellings(w)}
-        table = read_words(path, forms, {word.lower() for groups in choices.values() for word in groups[0]})
+        table = read_words(path, forms)
     else:
         choices = {name: [(fold_name(name),)] for name in (*names, *optional)}
         table = {fold_name(row): vector for row, vector in read_table(path).items()}
@@ -227,11 +218,9 @@ def choose_sources(embedding: Sequence[str] | None, folder: Path | None) -> list
 
 
 def load_class_embeddings(
-    names: Sequence[str],
-    embedding: Sequence[str] | None = None,
-    embedding_path: Path | None = None,
+    names: Sequence[str], embedding: Sequence[str] | None = None, embedding_path: Path | None = None,
     weighting: str = "raw",
-) -> tuple[np.ndarray, list[str]]:
+) -> tuple[np.ndarray, list[str]]:  # fmt: skip
     """The class embeddings that logits are products with.
 
     Args:

@@ -85,7 +85,7 @@ def failure(capsys, main, argv: list[str]) -> str:
         main([str(argument) for argument in argv])
     assert caught.value.code == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
-    assert len(lines) == 1 and lines[0].removeprefix("python -m embeddings.build: ").startswith("error: "), lines
+    assert len(lines) == 1 and lines[0].startswith("error: "), lines
     return lines[0]
 
 
@@ -100,6 +100,11 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def read_log(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def copy_of(data: Path, folder: Path) -> Path:

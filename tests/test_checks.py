@@ -134,9 +134,6 @@ def test_all_bad_masks_are_counted_and_the_others_are_kept(folder, many):
     assert {image for image in kept if kept[image]} == {*many[:CHUNK], *many[CHUNK + 5 :]}
 
 
-# --- images -----------------------------------------------------------------------------------------------
-
-
 def test_an_image_broken_in_the_middle_is_found(folder):
     """Its header and its end are whole."""
     path = folder.images / "middle.png"
@@ -158,9 +155,6 @@ def test_an_image_once_checked_is_remembered(folder, monkeypatch):
     (folder.images / "seen.jpg").write_bytes(b"x")
     with pytest.raises(TypeError):  # it is looked at again
         ClassIndex(folder).check(IDS, IDS)
-
-
-# --- lists --------------------------------------------------------------------------------------------------
 
 
 def test_odd_lists_are_described(folder):

@@ -27,9 +27,6 @@ def message(capsys, stage: int, *argv) -> str:
     return failure(capsys, STAGES[stage].main, argv)
 
 
-# --- the help -------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("script", [train_split_lambda, train_st_split, evaluation_script, predict, report])
 def test_help_has_the_docstring_and_commands_that_parse(script, capsys, monkeypatch):
     with pytest.raises(SystemExit, match="0"):
@@ -64,8 +61,6 @@ def test_help_lists_every_setting_of_the_stage_under_its_heading(stage, capsys):
     assert all((f"  --{s.name.replace('_', '-')}" if s.flag else s.name) in text for s in own)
     assert all(len(setting.help) >= 5 for setting in own) and "LAMBDA_" not in text
 
-
-# --- values ---------------------------------------------------------------------------------------------
 
 PUBLISHED = {
     "backbone": "vgg16", "input_size": 512, "learning_rate": 1e-4, "momentum": 0.9, "weight_decay": 5e-4,
@@ -117,9 +112,6 @@ def test_number_of_epochs_gives_the_steps(data, tmp_path, capsys):
     assert 20 < images <= 40 and steps == -(-2 * images // 20)
 
 
-# --- every setting is read and has an effect ------------------------------------------------------------
-
-
 CHANGES = (
     "--train-list val", "--input-size 40", "--set scale=1,1", "--set rotation=0", "--set flip=0", "--background score",
     "--background auxiliary", "--freeze-backbone", "--batch-size 2", "--target-batch-size 1", "--optimizer adamw",
@@ -157,8 +149,6 @@ def test_other_settings_do_not_change_the_network(unchanged, data, tmp_path, fla
     assert all(torch.equal(before[name], after[name]) for name in learned) and len(learned) > len(statistics) > 0
     assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in statistics)
 
-
-# --- mistakes -------------------------------------------------------------------------------------------
 
 BAD_FLAGS = [
     (["--lamda", "0.1"], ["--lamda", "did you mean --lambda"]),

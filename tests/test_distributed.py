@@ -188,9 +188,6 @@ def test_torchrun_trains_and_stops(data, tmp_path):
     assert output.count("stopped: ") == 1 and f"has step {load(latest)['step']} of " in output, output
 
 
-# --- devices --------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "device, has_bf16, chosen", [("cpu", True, "off"), ("cuda", True, "bf16"), ("cuda", False, "off")]
 )

@@ -7,14 +7,13 @@ import json
 import pickle
 import struct
 import subprocess
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import embeddings
-from embeddings import build, fold_name, formats, imagenet_similarity, load_class_embeddings, loading
+from embeddings import build, embed_words, fold_name, formats, imagenet_similarity, load_class_embeddings, loading
 from embeddings.loading import class_words, find_class_vectors
 from utils.errors import UserError
 
@@ -43,19 +42,6 @@ def text_bytes(vectors=VECTORS, header=False, end="\n", signs="  "):
     return "".join(line + end for line in lines).encode()
 
 
-def package_bytes(vectors=VECTORS):
-    rows = {word: [*vector, 1.0, number] for number, (word, vector) in enumerate(vectors.items())}
-    head = {"l2NormIndex": 3, "dimensions": 3, "words": list(rows)}
-    contents = json.dumps(head | {"vectors": rows, "unkVector": [0, 0, 0, -1]}, separators=(",", ":")).encode()
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as package:
-        for name, content in (("package/package.json", b"{}"), ("package/vectors.json", contents)):
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            package.addfile(member, io.BytesIO(content))
-    return buffer.getvalue()
-
-
 def npy_bytes(array):
     buffer = io.BytesIO()
     np.save(buffer, array)
@@ -79,8 +65,6 @@ def fails(*parts):
     return pytest.raises(UserError, match=rf"\A{pattern}[^\n]+\Z")
 
 
-# --- formats ----------------------------------------------------------------------------------------------
-
 FILES = {
     "S.bin": word2vec_bytes(),
     "S.bin.gz": word2vec_bytes(newline=b"\n"),
@@ -91,7 +75,6 @@ FILES = {
     "tabs/S.txt": text_bytes(signs="\t\t"),
     "commas/S.txt": text_bytes(signs=",,"),
     "published/S.txt": text_bytes(signs=" ,"),
-    "S.tgz": package_bytes(VECTORS | {'a"b\\': [1.0, 2.0, 3.0]}),
 }
 
 
@@ -157,7 +140,6 @@ BAD_FILES = {
     "table.txt": (b"name\tcolour\ncat\tgrey\n", "line 1: no word with numbers"),
     "empty.txt": (b"", "empty"),
     "cut.vec.gz": (gzip.compress(text_bytes({f"w{i}": [i, 1] for i in range(99)}))[:-40], "can't be read"),
-    "cut.tgz": (package_bytes()[:-40], "can't be read"),
     "header.npy": (b"\x93NUMPY\x01\x00" + b"{'descr': '<f4', 'fortran_order': False, 'shape': (9, 9)}", "no array"),
     "big.npy": (npy_bytes(np.ones((1, 2))).replace(b"(1, 2), }" + b" " * 12, b"(1000000000000, 2), }"), "no array"),
     "code.pkl": (pickle.dumps(subprocess.run), "no array of floats"),
@@ -200,9 +182,6 @@ def test_a_pickled_array_of_other_classes_needs_their_names(tmp_path):
     assert load_class_embeddings(["b"], ["w"], tmp_path)[0].tolist() == [[0, 1, 0]]
 
 
-# --- tables -----------------------------------------------------------------------------------------------
-
-
 def test_rows_are_found_by_name_whatever_the_spelling_and_the_line_ends(tmp_path):
     write_table(tmp_path, "S", [], [[0, 2], [3, 0]])
     (tmp_path / "classes.txt").write_text("\ufeffCat\r\n\r\npotted plant \r\n", newline="")
@@ -230,9 +209,6 @@ def test_bad_tables_are_refused(tmp_path, array, names, parts):
         (tmp_path / "classes.txt").write_text(names)
     with fails(*parts):
         load_class_embeddings(["a"], ["S"], tmp_path)
-
-
-# --- sources and weighting --------------------------------------------------------------------------------
 
 
 def test_sources_count_by_their_lengths_or_equally(tmp_path):
@@ -297,9 +273,6 @@ def test_names_and_sources_are_given_once_each(names, sources, message):
         load_class_embeddings(names, sources)
 
 
-# --- words ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["traffic light", "Traffic_Light", "traffic-light", "trafficlight", " TRAFFIC  light"])
 def test_names_fold_alike(name):
     assert fold_name(name) == "trafficlight"
@@ -328,9 +301,6 @@ def test_classes_without_a_vector_are_named_all(tmp_path):
         load_class_embeddings(["cat", "dog", "red-panda"], [str(path)])
     with fails("the shipped words", "'wombatish'", "--embedding"):
         load_class_embeddings(["cat", "wombatish"], ["glove"])
-
-
-# --- the builder ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -398,9 +368,6 @@ def test_the_builder_refuses_in_one_line_and_writes_nothing(tmp_path, classes, c
         assert sorted(tmp_path.rglob("*")) == before
 
 
-# --- what is shipped --------------------------------------------------------------------------------------
-
-
 def test_the_shipped_words_are_what_their_record_says():
     record = json.loads((PACKAGE / "vocabulary" / "glove.json").read_text())
     stored = np.load(PACKAGE / "vocabulary" / "glove.npy")
@@ -433,3 +400,49 @@ def test_imagenet_similarity_leaves_out_the_unseen_classes_themselves():
     assert similarity[2, 1] != 0 and abs(similarity).max() <= 0.6
     strict = imagenet_similarity(categories, ["sofa", "sheep"], limit=0.0)
     assert strict.max() <= 0
+
+
+# Words beside a checkpoint's classes
+
+WORDS = ["cat", "dog", "zebra", "traffic", "light", "sofa"]
+
+
+def vectors(words, dim=6, seed=0):
+    return dict(zip(words, np.random.default_rng(seed).normal(size=(len(words), dim)).round(4)))
+
+
+def unit(vector):
+    return vector / np.linalg.norm(vector)
+
+
+def test_classes_of_the_checkpoint_need_no_files():
+    known = dict(zip(VOC, load_class_embeddings(VOC, ["glove"])[0]))
+    rows = embed_words(["Sofa", "cat", "potted plant"], known, ["no such source"])
+    assert (rows == np.stack([known["sofa"], known["cat"], known["pottedplant"]])).all()
+
+
+def test_words_of_a_given_file(tmp_path):
+    table = vectors(WORDS)
+    known = {"cat": unit(table["cat"]), "dog": unit(table["dog"])}
+    path = put(tmp_path / "words.vec", text_bytes(table))
+    rows = embed_words(["dog", "zebra", "traffic light"], known, ["mine"], vocabulary=[path])
+    wanted = [known["dog"], unit(table["zebra"]), unit(unit(table["traffic"]) + unit(table["light"]))]
+    assert np.allclose(rows, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("weighting", ["raw", "equal"])
+def test_several_sources_are_combined_as_in_training(tmp_path, weighting):
+    tables = [vectors(WORDS, 4, 1), {word: 9 * vector for word, vector in vectors(WORDS, 3, 2).items()}]
+    paths = [put(tmp_path / f"{number}.txt", text_bytes(table)) for number, table in enumerate(tables)]
+    trained, _ = load_class_embeddings(["cat", "zebra", "dog"], ["0", "1"], tmp_path, weighting)
+    rows = embed_words(["zebra", "cat"], {"cat": trained[0], "dog": trained[2]}, ["0", "1"], tmp_path)
+    assert np.allclose(rows, trained[[1, 0]], atol=1e-6)
+    with fails("--vocabulary: 1 files for 0 1"):
+        embed_words(["zebra"], {"cat": trained[0]}, ["0", "1"], vocabulary=paths[:1])
+
+
+@pytest.mark.parametrize("other", [vectors(WORDS, seed=5), vectors(WORDS, 4)], ids=["seed", "dimensions"])
+def test_other_vectors_than_the_checkpoints_are_refused(tmp_path, other):
+    known = {name: unit(vectors(WORDS)[name]) for name in ("cat", "dog", "sofa")}
+    with fails("other.txt: not the checkpoint's vectors: ", "--vocabulary"):
+        embed_words(["zebra"], known, ["mine"], vocabulary=[put(tmp_path / "other.txt", text_bytes(other))])

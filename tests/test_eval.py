@@ -58,9 +58,6 @@ def test_views_are_averaged(varied, data, tmp_path, capsys):
     assert "8 images\n" in printed and "8 images at scales 0.75 1 1.25 with flips\n" in printed
 
 
-# --- calibration ----------------------------------------------------------------------------------------
-
-
 def test_saved_masks_are_the_calibrated_prediction(finished, tmp_path, capsys):
     """With gamma 1 the masks show unseen classes alone; the overlays lie beside them."""
     flags = ["--calibration", 1, "--save-dir", tmp_path / "out"]

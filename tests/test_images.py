@@ -57,12 +57,6 @@ def test_a_broken_file_is_one_line_wherever_it_is_broken(tmp_path, kind, read):
     assert errors > len(cuts) / 2
 
 
-@pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "P"])
-def test_any_image_becomes_rgb(tmp_path, mode):
-    Image.new(mode, (5, 4)).save(tmp_path / "image", "TIFF")
-    assert read_image(tmp_path / "image").shape == (4, 5, 3) and read_image(tmp_path / "image").dtype == np.uint8
-
-
 @pytest.mark.parametrize("turn", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
 def test_images_are_turned_as_their_exif_data_says(tmp_path, turn, kind):
@@ -83,15 +77,6 @@ def test_images_are_turned_as_their_exif_data_says(tmp_path, turn, kind):
         assert read_image(tmp_path / "x", (40, 64)).shape == (64, 40, 3)
         with Image.open(tmp_path / "x") as file:
             assert (orientation(file, (64, 40)), orientation(file, (40, 64))) == (turn, 1)
-
-
-@pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_a_jpeg_is_no_mask_whatever_its_name(tmp_path, mode):
-    Image.new(mode, (5, 4)).save(tmp_path / "mask.png", "JPEG")
-    with pytest.raises(UserError, match="is a JPEG"):
-        read_mask(tmp_path / "mask.png", VOC)
-    with pytest.raises(UserError, match="is a JPEG"):
-        convert_colour_mask(tmp_path / "mask.png", VOC, tmp_path / "keep")
 
 
 VOC_ENTRIES = voc_palette()

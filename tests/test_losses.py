@@ -49,9 +49,6 @@ def scene(seed, scale=3.0):
     return logits, label, draw.random(label.shape) < 0.6
 
 
-# Formulas
-
-
 @pytest.mark.parametrize("seed, scale", [(0, 3.0), (1, 3.0), (2, 1000.0)])
 @pytest.mark.parametrize("num_seen", [1, 3, 4])
 def test_losses_are_those_of_numpy(seed, scale, num_seen):
@@ -86,8 +83,6 @@ def test_balanced_pseudo_labels_keep_the_highest_of_each_class(balanced, expecte
     valid = torch.ones(1, 1, 8, dtype=torch.bool)
     assert pseudo_labels(logits, 1, valid, keep=0.4, balanced=balanced).flatten().tolist() == expected
 
-
-# In blocks
 
 SIZES = [(37, 29, 1), (37, 29, 4), (8, 5, 1), (1, 1, 1)]  # of the images, and the stride of the losses
 
@@ -142,9 +137,6 @@ def test_upsampling_aligns_corners_and_parts_are_those_of_the_whole():
     for part, images in zip(logits.split([1, 2]), expected[..., ::4, ::4].split([1, 2])):
         torch.testing.assert_close(part.whole(), images)
     assert logits.shape == (3, CLASSES, 10, 8)
-
-
-# The weighted sum of each script
 
 
 class Tiny(nn.Module):

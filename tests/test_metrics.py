@@ -120,19 +120,6 @@ def test_classes_without_pixels(label, prediction, expected):
     assert {key: result[key] for key in expected} == pytest.approx(expected)
 
 
-def test_figures_of_each_image_come_in_the_order_of_the_names():
-    label = torch.tensor([[[0, 0, 1, 255]], [[255] * 4], [[2, 2, 2, 2]]])
-    logits = as_logits(torch.tensor([[[0, 1, 1, 2]], [[0, 1, 2, 0]], [[2, 2, 2, 2]]]))
-    metric = ZeroShotMetrics(NAMES, 2)
-    for order in ([2, 0], [1]):
-        update(metric, logits[order], label[order], torch.tensor(order))
-    details = metric.details(["p", "q", "r"])
-    expected = [("p", [0.5, pytest.approx(2 / 3)]), ("q", [None, None]), ("r", [1, 1])]
-    assert list(details["per_image"].items()) == expected
-    assert details["seen"] == ["cat", "dog"] and sum(map(sum, details["confusion"])) == 7
-    assert metrics.extremes(details["per_image"]) == {"worst": ["p"], "best": ["r"]}
-
-
 def test_table_shows_percent_stars_and_dashes():
     result = count([0, 0, 0, 0, 2, 2], [0, 0, 0, 2, 2, 2]).compute()
     table = format_table(result, NAMES, num_seen=2, columns=2)

@@ -43,9 +43,6 @@ def start(stage, finished, output, *flags, **changes):
     return train(stage, finished.data, output, *flags, **changes)
 
 
-# --- what a run leaves ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("stage, steps", [(1, [2, 3]), (2, [3])])
 def test_a_run_leaves_its_files_and_a_log_line_an_evaluation(finished, stage, steps):
     folder = getattr(finished, f"stage{stage}")
@@ -54,7 +51,9 @@ def test_a_run_leaves_its_files_and_a_log_line_an_evaluation(finished, stage, st
     latest, best, log = load(folder / "latest.pth"), load(folder / "best.pth"), read_log(folder)
     assert (latest["stage"], latest["step"], latest["selection"]) == (stage, 3, "last")
     assert latest["metadata"]["seen"] == list(SPLIT.seen) and latest["metadata"]["unseen"] == list(SPLIT.unseen)
-    assert latest["settings"] == json.loads((folder / "args.json").read_text())["arguments"]
+    record = json.loads((folder / "args.json").read_text())
+    assert latest["settings"] == record["arguments"] and record["versions"]["torch"] == torch.__version__
+    assert record["commit"] is None or len(record["commit"]) >= 40
     scores = {line["step"]: line["miou_unseen"] for line in log}
     assert best["step"] == max(scores, key=scores.get) and "miou_unseen" in best["selection"]
     losses = {1: {"ce", "bias_source", "bias_target", "total"}, 2: {"ce", "self_training", "total"}}[stage]
@@ -84,18 +83,12 @@ def test_training_learns(data, tmp_path):
     assert losses[-1] < 0.9 * losses[0] and losses[-1] < math.log(len(SPLIT.names))
 
 
-# --- what decides the bits ------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_seed_decides_every_bit_and_workers_none(finished, tmp_path, stage):
     plan = {"a": {"seed": 2**63 - 1}, "b": {"seed": 2**63 - 1, "num_workers": 2}, "c": {"seed": 0}}
     first, again, other = (start(stage, finished, tmp_path / name, **changes) for name, changes in plan.items())
     assert same(weights(first), weights(again)) and not same(weights(first), weights(other))
     assert read_log(first) == read_log(again)
-
-
-# --- settings from end to end ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number, background", [(1, "score"), (2, "ignore"), (3, "auxiliary"), (4, "ignore")])

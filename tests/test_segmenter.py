@@ -1,11 +1,10 @@
 """The network: logits, training and evaluation mode, groups of the optimiser, views."""
 
-import numpy as np
 import pytest
 import torch
 
 from model.backbone import build_backbone
-from model.segmenter import EmbeddingProjection, Segmenter, guided_filter
+from model.segmenter import Segmenter, guided_filter
 from model.upsampling import PixelLogits
 from utils.errors import UserError
 
@@ -21,15 +20,6 @@ def segmenter(frozen=False, **options):
     return Segmenter(build_backbone("small", frozen=frozen), WORDS, **options)
 
 
-def test_logits_are_projection_times_class_embeddings():
-    projection, features = EmbeddingProjection(6, 7 * WORDS), torch.randn(2, 6, 3, 4)
-    weight, bias = (value.detach().numpy() for value in projection.project.parameters())
-    projected = np.einsum("dc,nchw->ndhw", weight[:, :, 0, 0], features.numpy()) + bias[:, None, None]
-    words = WORDS.numpy() / np.linalg.norm(WORDS.numpy(), axis=1, keepdims=True)
-    expected = np.einsum("kd,ndhw->nkhw", words, projected)
-    np.testing.assert_allclose(projection(features).detach().numpy(), expected, atol=1e-5)
-
-
 def test_every_pixel_has_logits_and_a_gradient_reaches_every_weight_but_the_class_embeddings():
     model = segmenter(num_auxiliary=1, loss_stride=2)
     before = model.projection.class_embeddings.clone()
@@ -41,17 +31,6 @@ def test_every_pixel_has_logits_and_a_gradient_reaches_every_weight_but_the_clas
     assert all(parameter.grad.any() for parameter in model.parameters())
     assert torch.equal(model.projection.class_embeddings, before)
     assert model.eval()(images(2, 65, 49)).shape == (2, 5, 65, 49)  # without the auxiliary class
-
-
-@pytest.mark.parametrize("factor", [10.0, 3.0])
-def test_classifier_and_projection_learn_faster(factor):
-    model = segmenter()
-    trunk, head = model.parameter_groups(0.02, factor)
-    assert (trunk["lr"], head["lr"]) == (0.02, pytest.approx(0.02 * factor))
-    assert {id(p) for p in trunk["params"]} == {id(p) for p in model.backbone.trunk.parameters()}
-    assert len(trunk["params"]) + len(head["params"]) == len(list(model.parameters()))
-    (only,) = segmenter(frozen=True).parameter_groups(0.02)
-    assert only["lr"] == pytest.approx(0.2)
 
 
 def test_compiling_excludes_checkpointed_activations():

@@ -16,7 +16,6 @@ import pytest
 import torch
 
 import utils.trainer
-from dataset.splits import Split
 from dataset.voc import EvaluationDataset, SourceDataset
 from helpers import (
     SHORT,
@@ -24,8 +23,8 @@ from helpers import (
     ScriptProcess,
     append,
     arguments,
+    contents,
     copy_of,
-    fail_in_step,
     failure,
     load,
     open_files,
@@ -38,8 +37,8 @@ from helpers import (
     use_network,
     weights,
 )
-
-SPLIT = Split.named(1)
+from utils.errors import UserError
+from utils.logging import LossMeter
 
 
 @pytest.fixture
@@ -210,26 +209,20 @@ def record_saves(record: Path, waiting: int = 0) -> None:
 
 
 def die_in_save(record: Path, number: int, share: float) -> None:
-    """As `record_saves`; SIGKILL in save `number` after `share` of the bytes, or, if above 1, after the renaming."""
-    save = utils.trainer.save_checkpoint
+    """As `record_saves`; SIGKILL in save `number` after `share` of the bytes."""
     record_saves(record)
-    recording, write, saves = utils.trainer.save_checkpoint, torch.save, itertools.count(1)
+    write, saves = torch.save, itertools.count(1)
 
     def dying(content, file):
-        buffer = io.BytesIO()
-        write(content, buffer)
-        file.write(buffer.getvalue()[: int(share * buffer.tell())])
-        file.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def counting(path, **content):
         if next(saves) == number:
-            torch.save = dying if share <= 1 else write
-            save(path, **content)
+            buffer = io.BytesIO()
+            write(content, buffer)
+            file.write(buffer.getvalue()[: int(share * buffer.tell())])
+            file.flush()
             os.kill(os.getpid(), signal.SIGKILL)
-        recording(path, **content)
+        write(content, file)
 
-    utils.trainer.save_checkpoint = counting
+    torch.save = dying
 
 
 def record_steps(record: Path, slow: int) -> None:
@@ -277,7 +270,7 @@ def kill_somewhere(draw: random.Random, folder, data, number: int, flags: dict) 
     It waits before its fourth save, so that no machine is fast enough to end before it is killed.
     """
     if number % 3 == 0:
-        share = draw.choice([0, draw.random(), draw.random(), 1, 2])
+        share = draw.choice([0, draw.random(), draw.random(), 1])
         process = ScriptProcess(folder, 1, data, prepare=die_in_save, args=(draw.randint(1, 3), share), **flags)
     else:
         process = ScriptProcess(folder, 1, data, prepare=record_saves, args=(4,), **flags)
@@ -321,15 +314,6 @@ def test_after_a_signal_the_step_ends_and_is_saved(data, tmp_path, number, code,
     printed = [line for line in process.output().splitlines() if line.strip()]
     assert [line.split(":")[0] for line in printed[-2:]] == ["stopping", "stopped"], printed
     assert f"step {latest['step']} of {ENDLESS}" in printed[-1] and "--restore-from-where continue" in printed[-1]
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_run_stopped_by_a_signal_ends_with_the_same_bits(undisturbed, data, tmp_path, number):
-    flags = LONG | {"save_every": 0}
-    process = run_script(tmp_path, 1, data, prepare=fail_in_step, args=(50, number), code=128 + number, **flags)
-    assert load(process.folder / "latest.pth")["step"] == 50
-    last = run_script(tmp_path, 1, data, restore_from_where="continue", **flags)
-    assert same(weights(last.folder), weights(undisturbed))
 
 
 def test_a_second_ctrl_c_ends_at_once_and_harms_no_file(data, tmp_path):
@@ -397,6 +381,16 @@ def spoil_weights(monkeypatch, module, step, value, after):
         return losses
 
     monkeypatch.setattr(module, "train_step", spoiling)
+
+
+def test_losses_are_means_since_the_last_look():
+    meter = LossMeter()
+    for step, loss in enumerate([1.0, 3.0], start=1):
+        meter.add(step, {"total": torch.tensor(loss), "ce": torch.tensor(2 * loss)})
+    assert meter.means() == {"total": 2.0, "ce": 4.0} == meter.means() == meter.last
+    meter.add(3, {"total": torch.tensor(5.0), "ce": torch.tensor(float("inf"))})
+    with pytest.raises(UserError, match="loss ce is inf at step 3"):
+        meter.means()
 
 
 NOT_FINITE = {
@@ -470,11 +464,6 @@ def test_a_run_is_quiet_where_the_output_is_no_terminal_and_puts_handlers_back(d
     captured = capfd.readouterr()
     assert captured.err == "" and "\r" not in captured.out and "hIoU" in captured.out
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
-
-
-def contents(folder) -> dict[str, bytes]:
-    """Every file below a folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -33,15 +33,6 @@ def inside(label, reach=5):
     return torch.nn.functional.pad((highest == lowest)[0, 0], [reach] * 4)
 
 
-@pytest.mark.parametrize("size", [(48, 48), (10, 90), (90, 10), (1, 1), (3, 200), (200, 300)])
-@pytest.mark.parametrize("crop", [16, 32, 65])
-def test_size_and_types_are_those_of_the_crop(size, crop):
-    for seed in range(5):
-        image, label = drawn(training_transform(crop), *pair(np.ones(size)), seed)
-        assert image.shape == (3, crop, crop) and label.shape == (crop, crop)
-        assert image.dtype == label.dtype == torch.uint8
-
-
 @pytest.mark.parametrize("seed", range(5))
 def test_what_the_image_does_not_cover_is_void(seed):
     """A small image lies whole inside its crop: everything else is void and has the mean colour."""

@@ -82,9 +82,6 @@ def test_images_one_pixel_wide(size):
     assert page.width >= 3 * 256 and page.height < 800
 
 
-# --- what a network predicts ----------------------------------------------------------------------------
-
-
 def test_images_that_show_the_unseen_classes_are_found(data):
     dataset = evaluation_dataset(data, SPLIT, "train")
     unseen = range(SPLIT.num_seen, len(SPLIT.names))

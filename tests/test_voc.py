@@ -32,18 +32,12 @@ def nothing(image, label):
     return image, label
 
 
-# --- the folder -----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("below", ["", "VOC2012", "VOCdevkit/VOC2012"])
 def test_the_layout_is_found_below_what_is_given(tmp_path, below):
     for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (tmp_path / below / name).mkdir(parents=True)
     found = VOCFolder.open(str(tmp_path))
     assert found.root == tmp_path / below and found.masks == tmp_path / below / "SegmentationClass"
-
-
-# --- lists ----------------------------------------------------------------------------------------------
 
 
 def write_list(folder, content: bytes, name="train"):
@@ -96,9 +90,6 @@ def test_a_bad_list_is_named(folder, content, words):
     with pytest.raises(UserError, match=re.escape(words)) as caught:
         folder.read_list(None, ("train",))
     assert "train.txt" in str(caught.value)
-
-
-# --- files and classes of one's own -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("images", ["images", "Images", "JPEGImages", "img"])
@@ -179,9 +170,6 @@ def test_unseen_classes_of_a_folder_make_a_split(folder):
     split = choose_split(folder.root, 1, ["sofa", "sheep"])
     assert split.unseen == ("sheep", "sofa") and len(split.seen) == 18
     assert (split.name, split.background) == ("unseen-sheep-sofa", "ignore")
-
-
-# --- source and target ----------------------------------------------------------------------------------
 
 
 SHOWN = {"s": {0, 7}, "u": {0, 2}, "su": {2, 7}, "nothing": {0}, "void": set()}
