@@ -47,7 +47,7 @@ from dataset.transforms import training_transform
 from dataset.voc import EvaluationDataset, SourceDataset, evaluation_dataset, training_datasets
 from model.backbone import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, Recomputed, build_backbone
 from model.segmenter import Segmenter
-from utils.config import Parser, count, parse_settings
+from utils.config import Parser, parse_settings
 from utils.distributed import choose_amp, choose_device, keep_freed_memory
 from utils.errors import one_line_errors, write_text
 from utils.logging import peak_memory
@@ -307,15 +307,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto: the first there is")
     parser.add_argument("--data-path", type=Path, metavar="FOLDER", help="images in VOC layout (default: drawn ones)")
     parser.add_argument("--backbone", choices=BACKBONES, default="vgg16", help="the network")
-    parser.add_argument("--batch-size", type=count, metavar="N", help="source and target images a step (default: 9)")
     parser.add_argument("--quick", action="store_true", help="small sizes and one repeat, to see that it runs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     args = parser.parse_args(argv)
     args.device = choose_device(args.device).type
     if args.device not in SIZES:
         parser.error(f"--device {args.device} is not measured here: give cpu or cuda")
-    sizes = {**COMMON, **SIZES[args.device], **(QUICK if args.quick else {})}
-    return argparse.Namespace(**{**vars(args), **sizes, "batch_size": args.batch_size or sizes["batch_size"]})
+    return argparse.Namespace(**vars(args), **COMMON | SIZES[args.device] | (QUICK if args.quick else {}))
 
 
 @one_line_errors

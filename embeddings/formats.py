@@ -100,13 +100,6 @@ def is_number(field: bytes) -> bool:
     return True
 
 
-def parse_numbers(fields: list[bytes], dim: int, where: str) -> np.ndarray:
-    """`fields` as float64 [dim]. Raises `UserError`, naming `where`, for other fields."""
-    if len(fields) != dim or not all(map(is_number, fields)):
-        raise UserError(f"{where}: {len(fields)} fields, not {dim} numbers: correct it or download the file again")
-    return np.array([float(field) for field in fields])
-
-
 def scan_text(stream: BinaryIO, path: Path, wanted: Collection[str]) -> Vectors:
     """Text: a word and its numbers on each line, apart by spaces, tabs or commas; fastText's has a header."""
     keys = {word.encode(): word for word in wanted}
@@ -132,8 +125,13 @@ def scan_text(stream: BinaryIO, path: Path, wanted: Collection[str]) -> Vectors:
         fields = rest.replace(b",", b" ").split()
         phrase = list(itertools.takewhile(lambda field: not is_number(field), fields[:-dim]))
         word = keys.get(b" ".join([head, *phrase]))
-        if word is not None:
-            yield word, parse_numbers(fields[len(phrase) :], dim, f"{path}, line {number} ('{word}')")
+        if word is None:
+            continue
+        fields = fields[len(phrase) :]
+        if len(fields) != dim or not all(map(is_number, fields)):
+            fault = f"{len(fields)} fields, not {dim} numbers"
+            raise UserError(f"{path}, line {number} ('{word}'): {fault}: correct it or download the file again")
+        yield word, np.array(list(map(float, fields)))
     if number == 0 or number - 1 < count:
         fault = f"{number - 1} words, but its header says {count}" if number else "empty"
         raise UserError(f"{path}: {fault}: download it again")
@@ -148,9 +146,3 @@ class ArrayUnpickler(pickle.Unpickler):
         if module.split(".")[0] not in ("numpy", "_codecs") or name not in allowed:
             raise pickle.UnpicklingError(f"{module}.{name} in it")
         return allowed[name]
-
-
-def read_pickle(path: Path) -> np.ndarray:
-    """The array in a pickle, as SPNet's class tables are. Raises `pickle.UnpicklingError` and many others."""
-    with path.open("rb") as file:
-        return ArrayUnpickler(file, encoding="latin1").load()

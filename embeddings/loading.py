@@ -80,9 +80,10 @@ def read_table(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         if path.suffix == ".pkl":
-            from .formats import read_pickle  # here as below: most runs need no other formats
+            from .formats import ArrayUnpickler  # here as below: most runs need no other formats
 
-            rows = read_pickle(path)
+            with path.open("rb") as file:
+                rows = ArrayUnpickler(file, encoding="latin1").load()
         else:  # mapped, so that a false size in the header is not allocated
             rows = np.load(path, mmap_mode="r", allow_pickle=False)
         if rows.dtype.kind != "f" or rows.ndim != 2 or min(rows.shape) < 1:

@@ -84,7 +84,7 @@ def test_the_plain_evaluation_counts_the_same_pixels(args, data):
 
 @pytest.mark.parametrize(
     "flags, words",
-    [(["--batch-size", "0"], "--batch-size"), (["--device", "meta"], "--device"), (["--part", "eval"], "--parts")],
+    [(["--backbone", "x"], "--backbone"), (["--device", "meta"], "--device"), (["--part", "eval"], "--parts")],
 )
 def test_bad_flags_are_one_line(flags, words, capsys):
     assert words in failure(capsys, speed.main, flags)

@@ -90,13 +90,6 @@ def test_a_run_resumed_after_any_step_ends_with_the_same_bits(whole, data, tmp_p
     assert load(resumed / "latest.pth")["scaler"] == load(end / "latest.pth")["scaler"]
 
 
-def test_the_last_step_changes_what_is_compared(whole):
-    """The control."""
-    stage, _, folder, end = whole
-    before, after = load(folder / "after7" / "split1" / f"stage{stage}" / "latest.pth"), load(end / "latest.pth")
-    assert not any(same(before[part], after[part]) for part in ("model", "optimizer", "scheduler", "step"))
-
-
 @pytest.fixture
 def after_two_steps(finished, tmp_path):
     """The finished stage 1 as it was after the second of its three steps."""
