@@ -188,11 +188,11 @@ ENDLESS = 100_000
 
 
 def record_saves(record: Path, waiting: int = 0) -> None:
-    """Writes the step of each `latest.pth` once it is saved; save `waiting` does not start for an hour."""
+    """Writes the step of each `latest.pth` once it is saved; its save `waiting` does not start for an hour."""
     save, saves = utils.trainer.save_checkpoint, itertools.count(1)
 
     def recording(path, **content):
-        if next(saves) == waiting:
+        if path.name == "latest.pth" and next(saves) == waiting:
             time.sleep(3600)
         save(path, **content)
         if path.name == "latest.pth":
