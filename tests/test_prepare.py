@@ -191,22 +191,21 @@ def address(served):
         server.shutdown()
 
 
-def table(folder: Path, base: str) -> dict:
-    """The publishers' table with the URLs and checksums of the archives in `folder`; who has no checksum gets none."""
+def serve_locally(served: Path, address: str, patch: pytest.MonkeyPatch) -> None:
+    """The commands fetch these archives and expect their counts; who has no checksum gets none."""
 
     def local(archive):
-        digest = hashlib.md5((folder / archive.name).read_bytes()).hexdigest()
-        return replace(archive, url=f"{base}/{archive.name}", md5=archive.md5 and digest)
+        digest = hashlib.md5((served / archive.name).read_bytes()).hexdigest()
+        return replace(archive, url=f"{address}/{archive.name}", md5=archive.md5 and digest)
 
-    return {dataset: tuple(map(local, archives)) for dataset, archives in prepare.ARCHIVES.items()}
+    for dataset, archives in prepare.ARCHIVES.items():
+        patch.setitem(prepare.ARCHIVES, dataset, tuple(map(local, archives)))
+        patch.setitem(prepare.PUBLISHED, dataset, prepare.PUBLISHED[dataset] | COUNTS[dataset])
 
 
 @pytest.fixture
 def local(served, address, monkeypatch):
-    """The commands fetch from disk and expect the drawn images' counts."""
-    for dataset, archives in table(served, address).items():
-        monkeypatch.setitem(prepare.ARCHIVES, dataset, archives)
-        monkeypatch.setitem(prepare.PUBLISHED, dataset, prepare.PUBLISHED[dataset] | COUNTS[dataset])
+    serve_locally(served, address, monkeypatch)
 
 
 def command(dataset, folder, *flags) -> list[str]:
@@ -230,9 +229,8 @@ def made(served, address, tmp_path_factory):
     """The three data sets, made once by the commands. Read only."""
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
-        for dataset, archives in table(served, address).items():
-            patch.setitem(prepare.ARCHIVES, dataset, archives)
-            patch.setitem(prepare.PUBLISHED, dataset, prepare.PUBLISHED[dataset] | COUNTS[dataset])
+        serve_locally(served, address, patch)
+        for dataset in MAKE:
             assert prepare.main(command(dataset, folder / dataset)) == 0
     return folder
 
