@@ -244,12 +244,11 @@ def read_colours(root: Path) -> dict[str, tuple[int, int, int]]:
         return {}
     text = "\n".join(read_lines(path))
     try:
-        rows = (
-            json.loads(text).items()
-            if path.suffix == ".json"
-            else re.findall(r"^([^#\n:]+):(\d+),(\d+),(\d+)", text, flags=re.MULTILINE)
-        )
-        rows = [(name, colour[0] if len(colour) == 1 else colour) for name, *colour in rows]
+        if path.suffix == ".json":
+            rows = json.loads(text).items()
+        else:
+            rows = re.findall(r"^([^#\n:]+):(\d+,\d+,\d+)", text, flags=re.MULTILINE)
+            rows = [(name, colour.split(",")) for name, colour in rows]
         colours = {class_name(name): tuple(map(int, colour)) for name, colour in rows}
     except (ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{path} can't be read as names and colours: export it again") from error
@@ -382,10 +381,7 @@ class TargetDataset(_Images):
         labelled: Sequence[str] | None = None,
     ):  # fmt: skip
         super().__init__(folder, ids, split, transform)
-        self.labelled = set(ids if labelled is None else labelled)
-        if pixels not in ("all", "oracle"):
-            raise ValueError(f"target pixels are 'all' or 'oracle', not {pixels!r}")
-        self.pixels = pixels
+        self.pixels, self.labelled = pixels, set(ids if labelled is None else labelled)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         index, seed = key
@@ -407,12 +403,11 @@ class EvaluationDataset(_Images):
 
     def sizes(self) -> list[tuple[int, int]]:
         """Width and height of each item, from the headers of the masks. Raises `UserError`."""
-
-        def size(image: str) -> tuple[int, int]:
+        sizes = []
+        for image in self.ids:
             with opened(self.folder.mask_path(image), "mask") as mask:
-                return max(mask.width, MIN_SIDE), max(mask.height, MIN_SIDE)
-
-        return [size(image) for image in self.ids]
+                sizes.append((max(mask.width, MIN_SIDE), max(mask.height, MIN_SIDE)))
+        return sizes
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, int]:
         image, mask = self._read(index)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset.checks import CHUNK, ClassIndex, describe_lists, overlap, spread
+from dataset.checks import CHUNK, ClassIndex, describe_lists, overlap
 from dataset.voc import VOCFolder
 from helpers import read_values, write_values
 from utils.errors import UserError
@@ -41,11 +41,6 @@ def rewrite(path: Path, change, keep_time=False) -> None:
     change(mask)
     write_values(path, mask)
     os.utime(path, ns=(time.time_ns(), before.st_mtime_ns + (0 if keep_time else 1_000_000_000)))
-
-
-def test_the_index_tells_classes_without_void(folder):
-    shown = classes(folder)
-    assert shown == {"seen": {0, 7}, "unseen": {0, 2}, "both": {0, 2, 7, 20}} and list(shown) == IDS
 
 
 def test_a_mask_is_opened_again_only_when_it_changes(folder, opened, capsys):
@@ -111,18 +106,6 @@ def many(folder) -> list[str]:
     for number, image in enumerate(ids):
         write_values(folder.masks / f"{image}.png", np.full((2, 2), number % 21))
     return ids
-
-
-def test_several_processes_find_what_one_finds(folder, many):
-    pids = list(spread(_pid, many, ""))
-    assert len(pids) == len(many) and os.getpid() not in pids  # others have read them
-    assert set(spread(_pid, many[:9], "")) == {os.getpid()}
-    shown = classes(folder, many)
-    assert list(shown) == many and all(shown[image] == {n % 21} for n, image in enumerate(many))
-
-
-def _pid(_) -> int:
-    return os.getpid()
 
 
 def test_all_bad_masks_are_counted_and_the_others_are_kept(folder, many):

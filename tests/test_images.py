@@ -117,14 +117,6 @@ def test_a_palette_in_another_order_is_refused_and_converted(tmp_path, mask, ent
         np.testing.assert_array_equal(np.array(image.convert("RGB")), shown)
 
 
-def test_a_converted_gif_becomes_a_png(tmp_path):
-    mask = np.array([[0, 12, 15]], np.uint8)
-    Image.fromarray(VOC_ENTRIES[mask]).save(tmp_path / "x.gif")
-    assert convert_colour_mask(tmp_path / "x.gif", VOC, tmp_path / "keep")
-    np.testing.assert_array_equal(read_mask(tmp_path / "x.png", VOC), mask)
-    assert (tmp_path / "keep/x.gif").is_file() and not (tmp_path / "x.gif").exists()
-
-
 def test_indices_saved_as_grey_colours_are_indices(tmp_path):
     mask = np.array([[0, 3, 20, VOID]], np.uint8)
     path = tmp_path / "x"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from dataset.loaders import StepSampler, batches_by_size, evaluation_loader, shared, training_loader
+from dataset.loaders import StepSampler, batches_by_size, shared, training_loader
 from utils.errors import UserError
 
 
@@ -79,12 +79,6 @@ def test_processes_share_the_batches_of_one(number):
 def test_a_batch_smaller_than_the_processes_is_refused():
     with pytest.raises(UserError, match="2 can't be shared by 3 processes"):
         training_loader(Echo(7), 2, 0, 9, 1, 0, share=(0, 3))
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_evaluation_goes_once_in_order(num_workers):
-    loader = evaluation_loader(Echo(5), num_workers)
-    assert [batch.item() for batch in loader] == [0, 1, 2, 3, 4]
 
 
 def test_batches_by_size_hold_images_of_one_size():

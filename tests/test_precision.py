@@ -7,8 +7,6 @@ import torch
 
 from helpers import SHORT, STAGES, arguments, failure, train, use_network
 from model import backbone, segmenter
-from model.backbone import build_backbone
-from model.segmenter import Segmenter
 from utils.trainer import Trainer
 
 RATE = {"learning_rate": 1e-4}  # the published one; at a high one, runs drift apart after any rounding
@@ -67,15 +65,3 @@ def test_a_network_that_cannot_be_compiled_ends_in_one_line(data, tmp_path, monk
     monkeypatch.setattr(segmenter, "_compiled", lambda: broken)
     line = failure(capsys, STAGES[1].main, arguments(data, tmp_path, "--compile", **SHORT))
     assert "No working C++ compiler found" in line and "leave out --compile" in line and "VERBOSE" not in line
-
-
-@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
-def test_weights_and_logits_are_float32_in_any_precision(amp):
-    model = Segmenter(build_backbone("small"), torch.randn(5, 8), amp=amp)
-    image, found = torch.zeros(2, 3, 16, 16, dtype=torch.uint8), []
-    model.backbone.classifier.register_forward_hook(lambda _, __, features: found.append(features.dtype))
-    assert model(image).coarse.dtype == torch.float32
-    model.eval()(image)  # full precision, whatever training has
-    dtype = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
-    assert found == [dtype, torch.float32]
-    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())

@@ -1,7 +1,6 @@
 """Images of masks: colours against known values, files read back, and sheets compared pixel by pixel."""
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
@@ -72,14 +71,6 @@ def test_sheet_has_a_column_a_method_and_a_row_an_image():
     assert one.width == three.width == 2 * visualize.MARGIN + 5 * 260 + 4 * visualize.GAP
     assert three.height - one.height == 2 * (260 + visualize.GAP)
     assert contact_sheet([row], NAMES, title="Split 1").height > one.height
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (1, 700), (700, 1)])
-def test_images_one_pixel_wide(size):
-    mask = np.full(size, 7, dtype=np.uint8)
-    assert overlay(noise(*size), mask).shape == (*size, 3)
-    page = contact_sheet([(noise(*size), {"label": mask, "prediction": mask})], NAMES, title="x" * 300)
-    assert page.width >= 3 * 256 and page.height < 800
 
 
 def test_images_that_show_the_unseen_classes_are_found(data):
