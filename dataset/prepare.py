@@ -31,7 +31,7 @@ from scipy.io import loadmat
 from torchvision.datasets.utils import download_url
 
 from dataset.checks import ClassIndex, describe_lists, in_one_line, overlap, spread
-from dataset.images import convert_colour_mask
+from dataset.images import IMAGE_SUFFIXES, convert_colour_mask
 from dataset.splits import BACKGROUND, NAMES, read_classes
 from dataset.voc import (
     CLASSES_FILE,
@@ -42,6 +42,7 @@ from dataset.voc import (
     VOCFolder,
     find_root,
     holds,
+    list_files,
     read_colours,
     run_prepare,
 )
@@ -224,9 +225,11 @@ def prepare_own(root: Path) -> Iterator[None]:
     Raises:
         UserError: without class names, images or masks.
     """
-    folder, written = VOCFolder.open(root), []
-    print_left_out(folder)
+    written: list[Path] = []
     try:
+        gather_roboflow(root, written)
+        folder = VOCFolder.open(root)
+        print_left_out(folder)
         if not (folder.root / CLASSES_FILE).is_file():
             written.append(folder.root / CLASSES_FILE)
             write_text(written[-1], "".join(f"{line}\n" for line in exported_classes(folder.root)))
@@ -237,8 +240,35 @@ def prepare_own(root: Path) -> Iterator[None]:
         yield
     except BaseException:
         for path in written:
-            path.unlink(missing_ok=True)
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         raise
+
+
+def gather_roboflow(root: Path, written: list[Path]) -> None:
+    """Copies Roboflow's `train` and `valid`, where x_mask.png lies beside x.jpg, to images, masks and lists.
+
+    What is made is added to `written`. Without such folders, or beside an image folder, nothing is done.
+    """
+    subsets = {name: root / folder for name, folder in (("train", "train"), ("val", "valid"))}
+    subsets = {name: folder for name, folder in subsets.items() if (folder / "_classes.csv").is_file()}
+    if find_root(root) is not None or not subsets:
+        return
+    if len({(folder / "_classes.csv").read_bytes() for folder in subsets.values()}) > 1:
+        raise UserError(f"{root} has folders with other classes: make their _classes.csv the same")
+    images, masks = root / "images", root / "masks"
+    for folder in (images, masks):
+        folder.mkdir()
+        written.append(folder)
+    for name, folder in subsets.items():
+        files = list_files(folder, IMAGE_SUFFIXES)
+        ids = [image for image in files if f"{image}_mask" in files]
+        for image in ids:
+            shutil.copy(folder / files[image][0], images)
+            shutil.copy(folder / files[f"{image}_mask"][0], masks)
+        if len(subsets) == 2:
+            written.append(write_list(root, name, ids))
+        print(f"copied {len(ids)} images of {folder}, and their masks, to {images} and {masks}")
+    written.append(Path(shutil.copy(folder / "_classes.csv", root)))
 
 
 def divide(folder: VOCFolder) -> dict[str, list[str]]:

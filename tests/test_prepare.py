@@ -524,6 +524,29 @@ def test_exports_of_labelling_tools_are_read(own, name, text, layout):
     assert VOCFolder.open(own).classes == classes and len((own / "train.txt").read_text().split("\n")) == 9
 
 
+@pytest.mark.parametrize("subsets", [("train", "valid"), ("train",)])
+def test_an_export_of_roboflow_is_copied_to_the_layout(own, tmp_path, capsys, subsets):
+    root = tmp_path / "export"
+    for number in range(9):
+        folder = root / subsets[number % 3 // 2 % len(subsets)]
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(own / f"images/photo {number}.png", folder / f"p{number}_jpg.rf.1.png")
+        shutil.copy(own / f"masks/photo {number}.png", folder / f"p{number}_jpg.rf.1_mask.png")
+        (folder / "_classes.csv").write_text("Pixel Value, Class\n" + "".join(f"{n}, {c}\n" for n, c in enumerate(OWN)))
+    before = every_file(root)
+    broken = folder / f"p{number}_jpg.rf.1_mask.png"
+    broken.write_bytes(b"x")
+    assert "can't be read as a mask" in bad(capsys, "own", root)
+    assert every_file(root).keys() - {"class_index_masks.json"} == before.keys()  # what was copied is removed
+    shutil.copy(own / f"masks/photo {number}.png", broken)
+    assert prepare.main(command("own", root)) == 0
+    made = VOCFolder.open(root)
+    train, val = (made.read_list(None, (name,)) for name in ("train", "val"))
+    assert made.classes == dict(zip(OWN, range(5))) and len(train) + len(val) == 9
+    if len(subsets) == 2:
+        assert val == [f"p{number}_jpg.rf.1" for number in (2, 5, 8)]
+
+
 def test_a_project_of_supervisely_is_read(own, tmp_path):
     """Grey levels in RGB, below the folder with the classes' file."""
     (own / "classes.txt").unlink()
