@@ -22,7 +22,6 @@ from torchvision import models
 from torchvision.models import WeightsEnum
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
-from model.feature_cache import FeatureCache
 from model.weights import State, download_weights, load_weights, read_weights
 from utils.errors import UserError
 
@@ -49,7 +48,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.trunk, self.classifier, self.channels, self.min_batch = trunk, classifier, channels, min_batch
         self.frozen = self.checkpoint_activations = False
-        self.cache: FeatureCache | None = None
+        self.cache: Callable | None = None
         self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
@@ -294,6 +293,8 @@ def build_backbone(
     if frozen:
         backbone.freeze()
     if cache is not None:
+        from model.feature_cache import FeatureCache  # only where it is asked for
+
         backbone.cache = FeatureCache(cache, backbone.trunk)
     return backbone.train()
 
