@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     model.to(device)
     metrics = ZeroShotMetrics(split.names, split.num_seen)
     if args.calibration is None:
-        args.calibration = checkpoint["settings"].get("calibration", 0.0)
+        args.calibration = checkpoint["settings"]["calibration"]
     classes = partial(best_classes, num_seen=split.num_seen, gamma=args.calibration)
     views = {"longest_side": args.longest_side, "scales": args.scales, "flip": args.flip, "edges": args.edges}
     for image, label, index, logits in predictions(model, loader, device, **views):

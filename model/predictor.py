@@ -169,7 +169,7 @@ class Predictor(nn.Module):
         logits = self.network.pixel_logits(batch, longest_side, scales, flip, edges)
         if not logits.coarse.isfinite().all():
             raise UserError("the network's scores are not finite: train again with a lower --learning-rate")
-        gamma = self.checkpoint["settings"].get("calibration", 0.0)
+        gamma = self.checkpoint["settings"]["calibration"]
         lead = gamma * torch.tensor([kind == "seen" for kind in self.kinds.values()], device=batch.device)
 
         def best_class(block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -130,6 +130,7 @@ def load_checkpoint(path: Path, hint: str = "") -> dict[str, Any]:
     wrong = next((key for key, is_valid in KEYS.items() if not is_valid(checkpoint[key])), None)
     if wrong is not None:
         raise UserError(f"{path} is not a checkpoint of this project ({wrong} is not right): give another one")
+    checkpoint["settings"].setdefault("calibration", 0.0)  # which the first checkpoints of this format lack
     return checkpoint
 
 
