@@ -12,6 +12,7 @@ import json
 import sys
 from pathlib import Path
 
+from benchmarks import runs
 from benchmarks.runs import Row, command, format_classes, format_results, logged_figures, slug
 from dataset.splits import Split, split_name
 from utils.config import Parser
@@ -19,11 +20,7 @@ from utils.errors import one_line_errors
 
 CONFIG = "configs/best_cpu.toml"
 SOURCE_ONLY = ("--background", "ignore")
-PAPER = (*SOURCE_ONLY, "--lambda", 0.2, "--weak-proportion", 0.2)
-PAPER2 = (
-    *SOURCE_ONLY, "--pseudo-labels", "network", "--no-imagenet-names", "--keep", 0.6, "--self-training-weight", 0.4,
-    "--weak-proportion", 0.2,
-)  # fmt: skip
+PAPER, PAPER2 = (*SOURCE_ONLY, *runs.PAPER), (*SOURCE_ONLY, *runs.PAPER2)
 ORACLE = ("--target-pixels", "oracle")
 MAIN = (
     Row("source only", "source_only", SOURCE_ONLY),

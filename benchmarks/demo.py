@@ -14,7 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks.runs import ROOT, Row, command, format_results, logged_figures
+from benchmarks.runs import PAPER, PAPER2, ROOT, Row, command, format_results, logged_figures
 from dataset.drawn import write_dataset
 from dataset.splits import Split
 from dataset.voc import evaluation_dataset
@@ -28,9 +28,6 @@ PHOTOS = ROOT / "docs" / "photos"
 SPLIT = 4
 NUM_TRAIN, NUM_EVALUATION, SIDE = 800, 120, 160
 PROCESSES = 2
-PAPER = ("--weak-proportion", 0.2, "--lambda", 0.2)
-PAPER2 = ("--weak-proportion", 0.2, "--pseudo-labels", "network", "--no-imagenet-names", "--keep", 0.6,
-          "--self-training-weight", 0.4)  # fmt: skip
 ROWS = (
     Row("source only", "best"),
     Row("paper, stage 1", "paper", PAPER),
@@ -65,12 +62,9 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the two processes side by side
     shared = ["--config", CONFIG, "--data-path", data, "--cache-features", root / "features"]
     last_rows = [row for row in ROWS if row.stage2 is not None]  # which train the others' stage 1 too
+    jobs = [(row, seed) for seed in args.seeds for row in last_rows]
     with ThreadPoolExecutor(PROCESSES) as pool:
-        list(
-            pool.map(
-                lambda job: job[0].train(root, SPLIT, job[1], shared), [(r, s) for s in args.seeds for r in last_rows]
-            )
-        )
+        list(pool.map(lambda job: job[0].train(root, SPLIT, job[1], shared), jobs))
     table = format_results(
         {row.name: [logged_figures(row.folder(root, SPLIT, seed)) for seed in args.seeds] for row in ROWS}
     )

@@ -88,10 +88,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true", help="small sizes, to see that it runs")
     args = parser.parse_args(argv)
     sizes, times = ((2, 32), 2) if args.tiny else ((9, 512), 12)
-    device, (small, large) = (
-        choose_device("auto"),
-        ("small", "small") if args.tiny else ("vgg16", "deeplabv3_resnet101"),
-    )
+    small, large = ("small", "small") if args.tiny else ("vgg16", "deeplabv3_resnet101")
+    device = choose_device("auto")
     plan = [(1, small, []), (1, small, ["--amp", "off"]), (1, small, ["--checkpoint-activations"]), (2, small, []),
             (1, large, []), (1, small, ["--compile"])]  # fmt: skip
     for stage, backbone, flags in plan[: 5 if args.tiny else 6]:

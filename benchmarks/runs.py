@@ -13,6 +13,12 @@ from utils.trainer import stage_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {1: "train_split_lambda.py", 2: "train_st_split.py"}
+PAPER = ("--lambda", 0.2, "--weak-proportion", 0.2)
+PAPER2 = (
+    "--pseudo-labels", "network", "--no-imagenet-names", "--keep", 0.6, "--self-training-weight", 0.4,
+    "--weak-proportion", 0.2,
+)  # fmt: skip
+"""What turns the best setting into the paper's, in stage 1 and in stage 2."""
 FIGURES = {"seen": "miou_seen", "unseen": "miou_unseen", "hIoU": "hiou", "ZSL": "miou_zsl", "bias": "bias"}
 """Columns of a table, and the keys of `eval.py --json` that they show."""
 
