@@ -336,16 +336,13 @@ class EpisodePseudoLabeler(nn.Module):
         return evidence
 
     @torch.no_grad()
-    def forward(
-        self, image: torch.Tensor, valid: torch.Tensor, may_show_seen: torch.Tensor, ignore_index: int = VOID
-    ) -> torch.Tensor:
+    def forward(self, image: torch.Tensor, valid: torch.Tensor, may_show_seen: torch.Tensor) -> torch.Tensor:
         """Pseudo-labels, int64 [N, H, W], of target images.
 
         Args:
             image: uint8 [N, 3, H, W].
-            valid: bool [N, H, W]; other pixels get `ignore_index`.
+            valid: bool [N, H, W]; other pixels are `VOID`.
             may_show_seen: bool [N]; an image for which it is false shows background and its unseen class alone.
-            ignore_index: label of other pixels.
         """
         (look,) = self._look([(image, valid)])
         cells = self._cells(*look)
@@ -365,7 +362,7 @@ class EpisodePseudoLabeler(nn.Module):
         p = to_pixels(torch.sigmoid(logit), "bilinear")
         unseen = (self.num_known + image_class)[:, None, None].expand_as(p)
         label = torch.where(p > pixel_draw, unseen, to_pixels(known, "nearest-exact").long())
-        return label.masked_fill(~valid, ignore_index)
+        return label.masked_fill(~valid, VOID)
 
     def _look(self, batches: Iterable) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Raw features float16 [N, h, w, C], label int64 and valid bool [N, h, w] of each batch.
