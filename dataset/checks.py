@@ -209,7 +209,7 @@ class ClassIndex:
         try:
             with atomic_write(self.path) as temporary:
                 temporary.write_text(json.dumps(self.entries), encoding="utf-8")
-        except OSError as error:
+        except UserError as error:
             print(f"note: the class index can't be kept ({error}); masks are indexed again next time", file=sys.stderr)
 
 

@@ -328,8 +328,8 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_ends_in_one_line(data, tmp_pa
     flags = {"max_steps": 6, "save_every": 1}
     process = run_script(tmp_path, 1, data, prepare=fill_disk, args=(4, 10_000), code=2, **flags)
     latest, printed = process.folder / "latest.pth", process.output().splitlines()[1:]
-    assert len(printed) == 1 and printed[0].startswith(f"error: {latest} could not be written ("), printed
-    assert "the last checkpoint is kept" in printed[0] and load(latest)["step"] == 3
+    assert len(printed) == 1 and printed[0].startswith(f"error: {latest} can't be written ("), printed
+    assert "before is kept" in printed[0] and load(latest)["step"] == 3
     assert leftovers(process.folder) == []
     other = run_script(tmp_path / "other", 1, data, **flags)
     assert same_run(run_script(tmp_path, 1, data, restore_from_where="continue", **flags).folder, other.folder)

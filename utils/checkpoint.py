@@ -87,14 +87,8 @@ def save_checkpoint(path: Path, **content: Any) -> None:
     """
     if set(content) != set(KEYS):
         raise ValueError(f"a checkpoint holds {tuple(KEYS)}, not {tuple(content)}")
-    try:
-        with atomic_write(path) as temporary, temporary.open("wb") as file:
-            torch.save({"format": FORMAT, **content}, file)
-    except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]  # torch adds a stack of its own
-        raise UserError(
-            f"{path} could not be written ({reason}): the last checkpoint is kept; free some disk"
-        ) from error
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        torch.save({"format": FORMAT, **content}, file)
 
 
 def load_checkpoint(path: Path, hint: str = "") -> dict[str, Any]:

@@ -12,29 +12,21 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import torch
-
 
 class UserError(ValueError):
     """Something that the user gave can't be used. One line: which file or flag, and what to do."""
 
 
-OUT_OF_MEMORY = (
-    "in training lower --batch-size or --input-size, in evaluation and prediction --longest-side; eval.py evaluates a "
-    "finished training"
-)
-DEAD_WORKER = "a process that reads images died: lower --num-workers or free some memory"
 HINTS = {
-    "shared memory": "lower --num-workers, or give the machine more of it (docker run --shm-size 8g)",
-    "DataLoader worker": DEAD_WORKER,
-    "gloo/transport": "another process of this run has ended: start all of them again, with continue",
-    "NCCL": "another process of this run has ended, or has no GPU: start all of them again, with continue",
-    "out of memory": OUT_OF_MEMORY,
-    "can't allocate memory": OUT_OF_MEMORY,
-    "does not have a deterministic implementation": "leave out --deterministic, or give --device cpu",
-    "TORCHDYNAMO_VERBOSE": "leave out --compile, or install what it lacks",
+    r"shared memory": "lower --num-workers, or give the machine more of it (docker run --shm-size 8g)",
+    r"gloo/transport|NCCL": "another process of this run has ended: start all of them again, with continue",
+    r"DataLoader worker|Connection re": "a process that reads images died: lower --num-workers or free some memory",
+    r"out of memory|allocate memory|MemoryError": "in training lower --batch-size or --input-size, in evaluation and "
+    "prediction --longest-side; eval.py evaluates a finished training",
+    r"does not have a deterministic implementation": "leave out --deterministic, or give --device cpu",
+    r"TORCHDYNAMO_VERBOSE": "leave out --compile, or install what it lacks",
 }
-"""Parts of the messages of torch's `RuntimeError` that tell of the machine, not of a mistake in the code."""
+"""Patterns of error messages that tell of the machine, not of a mistake in the code."""
 
 
 def one_line_errors(main: Callable) -> Callable:
@@ -83,15 +75,13 @@ def describe_error(error: Exception) -> str | None:
     text = one_line(error)
     if isinstance(error, UserError):
         return text
-    if isinstance(error, ConnectionError):  # a loader's worker that was killed as it sent a batch
-        return f"{text}: {DEAD_WORKER}"
+    hint = next((hint for pattern, hint in HINTS.items() if re.search(pattern, text)), None)
+    if hint is not None:
+        return f"{text.split(' Set TORCHDYNAMO_VERBOSE')[0][:200]}: {hint}"
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or text}: check that it is there, may be used and has room"
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return f"{'out of memory' if isinstance(error, MemoryError) else text.split('. ')[0]}: {OUT_OF_MEMORY}"
-    hint = next((hint for part, hint in HINTS.items() if part in text), None)
-    return hint and f"{text.split(' Set TORCHDYNAMO_VERBOSE')[0][:200]}: {hint}"
+    return None
 
 
 def one_line(error: Exception) -> str:
@@ -108,6 +98,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     Whatever happens, `path` is the file of before or the whole new one, also after a power cut. A process that is
     killed leaves the temporary file, see `remove_leftovers`.
+
+    Raises:
+        UserError: if the disk does not take it.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -115,6 +108,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch.save makes a RuntimeError of the disk's, with a stack of its own
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(
+            f"{path} can't be written ({reason}): free some disk, or choose a folder you may write; a file that was "
+            "there before is kept"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -128,13 +127,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file whole or not at all. Raises `UserError` if the disk does not take it."""
-    try:
-        with atomic_write(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"{path} can't be written ({error.strerror}): make room there, or choose a folder you may write"
-        ) from error
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def read_lines(path: Path) -> list[str]:

@@ -1,9 +1,7 @@
 """What a run writes and prints besides checkpoints: args.json, log.jsonl, mean losses, a progress bar."""
 
-import contextlib
 import json
 import math
-import os
 import platform
 import re
 import subprocess
@@ -30,17 +28,11 @@ def open_run_folder(folder: Path, first_step: int, arguments: dict[str, Any], **
         more: further entries of args.json.
 
     Raises:
-        UserError: if the folder can't be made or written.
+        UserError: if a file can't be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(folder)
-    except OSError as error:
-        raise UserError(
-            f"--output-dir {folder} can't be made ({error.strerror}): choose a folder you may write"
-        ) from error
-    kept = [entry for entry in read_log(folder) if entry["step"] <= first_step]
-    write_text(folder / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in kept))
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
+    write_log(folder, [entry for entry in read_log(folder) if entry["step"] <= first_step])
     if first_step == 0:
         (folder / "best.pth").unlink(missing_ok=True)
     versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
@@ -58,24 +50,14 @@ def _commit() -> str | None:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The lines of log.jsonl, an evaluation each, without one that was cut off as the process died."""
-    entries, path = [], folder / "log.jsonl"
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
-        with contextlib.suppress(ValueError):
-            entries.append(json.loads(line))
-    return [entry for entry in entries if isinstance(entry, dict) and "step" in entry]
-
-
-def append_log(folder: Path, entry: dict[str, Any]) -> None:
-    """One more line of log.jsonl, on the disk when this returns. Raises `UserError`."""
+    """The lines of log.jsonl, an evaluation each."""
     path = folder / "log.jsonl"
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise UserError(f"{path} can't be written ({error.strerror}): make room there") from error
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def write_log(folder: Path, entries: Iterable[dict[str, Any]]) -> None:
+    """Writes log.jsonl. Raises `UserError` if the disk does not take it; the old one is then kept."""
+    write_text(folder / "log.jsonl", "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in entries))
 
 
 def json_lines(content: dict[str, Any]) -> str:

@@ -47,7 +47,7 @@ from utils.checkpoint import (
 )
 from utils.distributed import choose_amp, choose_device, keep_freed_memory
 from utils.errors import UserError, check_writable, expect_ending_workers, write_text
-from utils.logging import LossMeter, append_log, json_lines, open_run_folder, peak_memory, progress, read_log
+from utils.logging import LossMeter, json_lines, open_run_folder, peak_memory, progress, read_log, write_log
 
 DRY_RUN_STEPS = 4
 """Steps, and evaluation batches, of --dry-run; the first of them warms up and is not timed."""
@@ -441,7 +441,8 @@ class Trainer:
             details = {key: result[key] for key in metrics.DETAILS}
             content = {**entry, "selection": "last", "protocol": about, **details, "drawn": self._draw(result)}
             write_text(self.folder / "evaluation.json", json_lines(content))
-            append_log(self.folder, entry)  # last: a run that resumes repeats an evaluation that is not in the log
+            # Last: a run that resumes repeats an evaluation that is not in the log.
+            write_log(self.folder, [*read_log(self.folder), entry])
 
     def _draw(self, result: dict) -> dict[str, str]:
         """Draws into images/ what the network predicts, and in stage 2 the pseudo-labels.

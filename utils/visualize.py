@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 from torch.utils.data import Dataset
 
-from utils.errors import UserError, atomic_write
+from utils.errors import atomic_write
 from utils.metrics import predict_logits
 
 VOID_COLOUR = (224, 224, 224)  # light grey: VOC's own colour of 255 looks like one more class
@@ -54,14 +54,9 @@ def save_index_png(mask: np.ndarray, path: Path) -> None:
 
 def save_image(image: Image.Image, path: Path) -> None:
     """Writes an image whole or not at all, and its folder. Raises `UserError` if the disk refuses it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as temporary:
-            image.save(temporary, format=Image.registered_extensions()[path.suffix], quality=90)
-    except OSError as error:
-        raise UserError(
-            f"{path} can't be written ({error.strerror}): choose another folder, or free some disk"
-        ) from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as temporary:
+        image.save(temporary, format=Image.registered_extensions()[path.suffix], quality=90)
 
 
 def overlay(
