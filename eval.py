@@ -15,6 +15,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from dataset.loaders import evaluation_loader
 from dataset.splits import SPLITS, Split, split_name
 from dataset.voc import EvaluationDataset, check_datasets, evaluation_dataset
@@ -25,7 +27,7 @@ from utils.config import Parser, add_settings, fraction, number, positive
 from utils.distributed import choose_device, connect, is_main, place
 from utils.errors import check_writable, one_line_errors, write_text
 from utils.logging import json_lines
-from utils.metrics import ZeroShotMetrics, as_json, best_classes, format_table, images_at_once, predictions
+from utils.metrics import ZeroShotMetrics, evaluate, format_table, images_at_once
 from utils.visualize import contact_sheet, save_image, save_index_png
 
 
@@ -51,9 +53,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
                        help="mean of the softmax over the image at these sizes, such as 0.75 1 1.25")
     model.add_argument("--flip", action="store_true", help="mean of the softmax over the image and its mirror image")
     model.add_argument("--edges", action="store_true", help="let borders between classes follow the edges of the image")
-    output.add_argument("--json", nargs="?", const="-", metavar="PATH", help="write the figures to PATH, with the "
-                        "confusion matrix and the figures of each image for python -m utils.report; without PATH, "
-                        "print the figures instead of the table")
+    output.add_argument("--json", type=Path, metavar="PATH", help="write the figures to PATH too, with the confusion "
+                        "matrix and the figures of each image for python -m utils.report")
     output.add_argument("--save-dir", type=Path, metavar="FOLDER", help="write masks/<id>.png (palette PNG) and "
                         "overlays/<id>.png (image, label, prediction)")
     # fmt: on
@@ -61,8 +62,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def save_predictions(folder: Path, dataset: EvaluationDataset, batch: tuple, split: Split) -> None:
-    """Writes the mask and the overlay of each image of a batch (image, label, index, prediction [N, H, W])."""
+def save_predictions(folder: Path, dataset: EvaluationDataset, split: Split, *batch: torch.Tensor) -> None:
+    """Writes the mask and the overlay of each image of a batch: image, label, index, prediction [N, H, W]."""
     for image, label, index, classes in zip(*batch):
         name = f"{dataset.ids[int(index)]}.png"
         prediction = split.to_mask(classes.cpu().numpy())
@@ -79,8 +80,8 @@ def main(argv: list[str] | None = None) -> int:
     device = choose_device(args.device, args.deterministic)
     if args.save_dir is not None:
         check_writable(args.save_dir, f"--save-dir {args.save_dir}")
-    if args.json not in (None, "-"):
-        check_writable(Path(args.json).parent, f"--json {args.json}")
+    if args.json is not None:
+        check_writable(args.json.parent, f"--json {args.json}")
 
     model, split, checkpoint = load_segmenter(args.checkpoint)
     if args.split is not None:
@@ -89,44 +90,34 @@ def main(argv: list[str] | None = None) -> int:
     check_datasets(dataset)
     loader = evaluation_loader(dataset, args.num_workers, images_at_once(args.evaluation_batch_size, device), place())
     model.to(device)
-    metrics = ZeroShotMetrics(split.names, split.num_seen)
     if args.calibration is None:
         args.calibration = checkpoint["settings"]["calibration"]
-    classes = partial(best_classes, num_seen=split.num_seen, gamma=args.calibration)
+    metrics = ZeroShotMetrics(split.names, split.num_seen)
     views = {"longest_side": args.longest_side, "scales": args.scales, "flip": args.flip, "edges": args.edges}
-    for image, label, index, logits in predictions(model, loader, device, **views):
-        best, best_unseen = logits.map_pixels(classes)
-        metrics.update(best, best_unseen, label, index)
-        if args.save_dir is not None:
-            save_predictions(args.save_dir, dataset, (image, label, index, best), split)
-    metrics.all_reduce()
+    save = None if args.save_dir is None else partial(save_predictions, args.save_dir, dataset, split)
+    result = evaluate(model, loader, metrics, device, args.calibration, save, **views)
     if is_main():
         about = {
             "checkpoint": str(args.checkpoint), "stage": checkpoint["stage"], "step": checkpoint["step"],
             "selection": checkpoint["selection"], "protocol": describe_protocol(checkpoint["metadata"]),
             "images": len(dataset), **views, "calibration": args.calibration,
         }  # fmt: skip
-        report(args, metrics, about, dataset.ids)
+        report(args, about, result)
     return 0
 
 
-def report(args, metrics: ZeroShotMetrics, about: dict, ids: list[str]) -> None:
-    """Prints the table; writes or prints JSON if asked for."""
-    result = metrics.compute()
-    content = as_json({**result, **about})
-    if args.json == "-":
-        print(json_lines(content), end="")
-        return
+def report(args: argparse.Namespace, about: dict, result: dict) -> None:
+    """Writes JSON if asked for, and prints the table."""
     if args.json is not None:
         overlays = args.save_dir.resolve() / "overlays" if args.save_dir else None
-        drawn = {name: str(overlays / f"{name}.png") for name in ids} if overlays else {}
-        write_text(Path(args.json), json_lines({**content, **metrics.details(ids), "drawn": drawn}))
+        drawn = {name: str(overlays / f"{name}.png") for name in result["per_image"]} if overlays else {}
+        write_text(args.json, json_lines({**result, **about, "drawn": drawn}))
     print(f"{about['checkpoint']}: stage {about['stage']}, step {about['step']}, selection: {about['selection']}")
     views = f" at scales {' '.join(f'{scale:g}' for scale in args.scales)}" if args.scales != [1.0] else ""
     views += " with flips" * args.flip + " along edges" * args.edges
     views += f", {args.calibration:g} subtracted from the softmax of the seen classes" if args.calibration else ""
     print(f"{about['protocol']}; {about['images']} images{views}\n")
-    print(format_table(result, metrics.names, metrics.num_seen))
+    print(format_table(result))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ DESCRIBED = [
     (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), ["died", "lower --num-workers"]),
     (ConnectionResetError(104, "Connection reset by peer"), ["died", "lower --num-workers"]),
     (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), ["CUDA out of memory", "--batch-size"]),
-    (MemoryError(), ["out of memory", "--batch-size"]),
+    (MemoryError(), ["MemoryError", "lower --batch-size"]),
     (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), ["--batch-size"]),
     (RuntimeError("x does not have a deterministic implementation"), ["--deterministic"]),
     (RuntimeError("[/gloo/transport/tcp/pair.cc] Connection closed"), ["another process of this run", "continue"]),

@@ -92,13 +92,12 @@ def test_the_seed_decides_every_bit_and_workers_none(finished, tmp_path, stage):
 
 
 @pytest.mark.parametrize("number, background", [(1, "score"), (2, "ignore"), (3, "auxiliary"), (4, "ignore")])
-def test_every_split_runs_through_both_stages(data, tmp_path, tiny, capsys, number, background):
+def test_every_split_runs_through_both_stages(data, tmp_path, tiny, number, background):
     changes = SHORT | {"split": number, "background": background, "max_steps": 1}
     train(1, data, tmp_path, **changes)
     folder = train(2, data, tmp_path, **changes, restore_from_where="saved")
-    capsys.readouterr()
-    evaluate(folder / "latest.pth", data, "--json")
-    result = json.loads(capsys.readouterr().out)
+    evaluate(folder / "latest.pth", data, "--json", tmp_path / "result.json")
+    result = json.loads((tmp_path / "result.json").read_text())
     assert list(result["per_class"]) == list(Split.named(number, background).names)
     assert ("background" in result["per_class"]) == (background == "score")
     words = {"ignore": "ignored", "score": "a seen class", "auxiliary": "trained, not evaluated"}[background]

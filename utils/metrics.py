@@ -9,7 +9,7 @@ IoU is undefined (NaN) and it is left out of the means. A class that is predicte
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -32,9 +32,6 @@ DETAILS = ("seen", "unseen", "confusion", "per_image")
 
 IGNORED = 255
 """Label of the pixels that do not count."""
-
-CHECK_EVERY = 32
-"""Batches between checks that the scores are finite: each check waits for an accelerator."""
 
 
 @contextlib.contextmanager
@@ -64,31 +61,33 @@ def predictions(
         image, label, index and logits of each batch, on the device except for the index.
 
     Raises:
-        UserError: if a score is not finite. On an accelerator some batches later, so that no batch waits for it.
+        UserError: at the end, if a score was not finite; looking at each batch would wait for an accelerator.
     """
     broken = torch.zeros((), dtype=torch.bool, device=device)
     with evaluation_mode(model):
-        batches = progress(loader, desc="evaluation", unit="batch", leave=False)
-        for number, (image, label, index) in enumerate(batches, start=1):
+        for image, label, index in progress(loader, desc="evaluation", unit="batch", leave=False):
             image, label = image.to(device, non_blocking=True), label.to(device, non_blocking=True)
             logits = model.pixel_logits(image, **options)
             broken |= ~logits.coarse.isfinite().all()
-            if (device.type == "cpu" or number % CHECK_EVERY == 0 or number == len(loader)) and broken:
-                raise UserError("the network's scores are not finite: train again with a lower --learning-rate")
             yield image, label, index, logits
+    if broken:
+        raise UserError("the network's scores are not finite: train again with a lower --learning-rate")
 
 
 def evaluate(
-    model: nn.Module, loader: DataLoader, metrics: "ZeroShotMetrics", device: torch.device, gamma: float = 0.0
-) -> dict:
+    model: nn.Module, loader: DataLoader, metrics: "ZeroShotMetrics", device: torch.device, gamma: float = 0.0,
+    save: Callable | None = None, **options: Any,
+) -> dict:  # fmt: skip
     """One pass: all the figures and details of `metrics`. For the arguments see `predictions` and `best_classes`.
 
     The loader's dataset has the names of its images in `ids`. Where several processes divide the images among them,
-    each gets the figures of all images.
+    each gets the figures of all images. `save(image, label, index, prediction)` is called for each batch.
     """
-    for _, label, index, logits in predictions(model, loader, device):
+    for image, label, index, logits in predictions(model, loader, device, **options):
         best, best_unseen = logits.map_pixels(partial(best_classes, num_seen=metrics.num_seen, gamma=gamma))
         metrics.update(best, best_unseen, label, index)
+        if save is not None:
+            save(image, label, index, best)
     metrics.all_reduce()
     return {**metrics.compute(), **metrics.details(loader.dataset.ids)}
 
@@ -156,7 +155,7 @@ class ZeroShotMetrics:
         self._order = distributed.gather_list(self._order)
 
     def compute(self) -> dict:
-        """All numbers as plain floats in [0, 1]; NaN is "undefined".
+        """All numbers as plain floats in [0, 1]; None is "undefined".
 
         miou_seen, miou_unseen: mean IoU of the seen / the unseen classes under the GZSL argmax
         hiou:            their harmonic mean
@@ -171,7 +170,7 @@ class ZeroShotMetrics:
         matrix, num_seen = self.gzsl.cpu().double(), self.num_seen
         iou, iou_zsl, hits, labelled = class_iou(matrix), class_iou(self.zsl.cpu()), matrix.diagonal(), matrix.sum(1)
         seen, unseen = float(iou[:num_seen].nanmean()), float(iou[num_seen:].nanmean())
-        return {
+        return as_json({
             "miou_seen": seen,
             "miou_unseen": unseen,
             "hiou": harmonic_mean(seen, unseen),
@@ -182,7 +181,7 @@ class ZeroShotMetrics:
             "fwiou": float((labelled * iou.nan_to_num(0.0)).sum() / matrix.sum()),
             "per_class": dict(zip(self.names, iou.tolist())),
             "per_class_zsl": dict(zip(self.names[num_seen:], iou_zsl.tolist())),
-        }
+        })  # fmt: skip
 
     def details(self, ids: Sequence[str]) -> dict:
         """What a report needs besides `compute`, in plain types.
@@ -264,17 +263,15 @@ def as_json(result):
 
 def percent(value: float | None) -> str:
     """A share in percent with one decimal, "-" where it is undefined."""
-    return "-" if value is None or math.isnan(value) else f"{100 * value:.1f}"
+    return "-" if value is None else f"{100 * value:.1f}"
 
 
-def format_table(result: dict, names: Sequence[str], num_seen: int, columns: int = 4) -> str:
+def format_table(result: dict, columns: int = 4) -> str:
     """A result of `compute` as text for a terminal, in percent: headlines, then IoU by class (* unseen)."""
     lines = [format_rows({"": result}), "", "IoU by class, % (* unseen)"]
-    width = max(map(len, names)) + 1
-    cells = [
-        f"{name + '*' * (number >= num_seen):<{width}} {percent(result['per_class'][name]):>5}"
-        for number, name in enumerate(names)
-    ]
+    iou = {name + "*" * (name in result["per_class_zsl"]): value for name, value in result["per_class"].items()}
+    width = max(map(len, iou))
+    cells = [f"{name:<{width}} {percent(value):>5}" for name, value in iou.items()]
     rows = -(-len(cells) // columns)
     return "\n".join(lines + ["   ".join(cells[row::rows]) for row in range(rows)])
 
