@@ -6,7 +6,6 @@ import io
 import os
 import shutil
 import stat
-import zipfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -241,25 +240,12 @@ def trapped_weights(place):
     return ["--backbone", "vgg16", "--backbone-weights", place.latest]
 
 
-def packed(place):
-    """The same checkpoint, deflated: it could as well be gigabytes of zeros."""
-    with zipfile.ZipFile(io.BytesIO(place.latest.read_bytes())) as before:
-        members = {info.filename: before.read(info) for info in before.infolist()}
-    with zipfile.ZipFile(place.latest, "w", zipfile.ZIP_DEFLATED) as after:
-        for name, content in members.items():
-            after.writestr(name, content)
-
-
 def metadata(name, value):
     return put("metadata", name, value=value)
 
 
 def weight(name, value):
     return put("model", name, value=value)
-
-
-def rate(value):
-    return checkpoint(lambda content: content["optimizer"]["param_groups"][0].update(lr=value))
 
 
 def other_momentum(content):
@@ -299,8 +285,7 @@ def blocked(place):
 
 
 BOMB = bomb()
-WEIGHT, WORDS = "projection.project.weight", "projection.class_embeddings"
-NO_MODEL = ["{latest}", "model is not right"]
+WEIGHT = "projection.project.weight"
 NO_OPTIMISER = ["{latest}", "does not fit the optimiser"]
 
 HOSTILE = [
@@ -343,7 +328,6 @@ HOSTILE = [
     ("checkpoint that runs code", evaluation, trap(torch.save), ["{latest}", "no readable checkpoint"]),
     ("checkpoint of zero bytes", stage2, write("latest", b""), ["{latest}", "no readable checkpoint"]),
     ("checkpoint cut short", go_on, write("latest", lambda b: b[:-99]), ["{latest}", "no readable checkpoint"]),
-    ("checkpoint that is packed", evaluation, packed, ["{latest}", "no readable checkpoint"]),
     ("checkpoint not there", stage2, gone("latest"), ["no checkpoint at {latest}", "run stage 1 first"]),
     ("checkpoint of other keys", evaluation, checkpoint(lambda c: c.pop("model")), ["{latest}", "not a checkpoint"]),
     ("checkpoint with a step of text", go_on, put("step", value="1"), ["{latest}", "step is not right"]),
@@ -355,10 +339,8 @@ HOSTILE = [
     ("checkpoint with one tensor more", go_on, weight("more", torch.ones(1)), ["{latest}", "such as more"]),
     ("checkpoint of other shapes", stage2, weight(WEIGHT, torch.ones(100, 3, 1, 1)), ["{latest}", WEIGHT, "(100, 4"]),
     ("checkpoint of other numbers", evaluation, weight(WEIGHT, torch.ones(1).double()), ["{latest}", WEIGHT]),
-    ("checkpoint that claims terabytes", evaluation, weight(WORDS, torch.ones(1).expand(20, 10**11)), NO_MODEL),
     ("checkpoint with NaN", evaluation, weight(WEIGHT, torch.full((100, 4, 1, 1), torch.nan)), ["not finite"]),
     ("checkpoint with another momentum", go_on, checkpoint(other_momentum), NO_OPTIMISER),
-    ("checkpoint with a rate of NaN", go_on, rate(float("nan")), NO_OPTIMISER),
     ("checkpoint of the other stage", go_on, put("stage", value=2), ["{latest}", "stage 2", "--output-dir"]),
     ("image without permission", stage1, forbidden("image"), ["{image}", "Permission denied"]),
     ("data without permission", evaluation, forbidden("data"), ["{data}", "Permission denied"]),

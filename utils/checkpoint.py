@@ -17,7 +17,6 @@ A checkpoint is a dict of plain types and tensors:
 """
 
 import math
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -32,21 +31,14 @@ SAME_NETWORK = ("split", "background", "backbone", "embedding")
 SAME_RUN = (*SAME_NETWORK, "target_pixels", "target_images")
 """As above, for a run that continues: it has one protocol from its first step to its last."""
 
-SAME_SCHEDULE = ("head_factor", "optimizer", "momentum", "weight_decay", "poly_power")
+SAME_SCHEDULE = ("freeze_backbone", "head_factor", "optimizer", "momentum", "weight_decay", "poly_power")
 """Settings that a run that continues can't change: they are part of the state of its optimiser and schedule."""
 
 FORMAT = 3
 
 
 def _is_weights(value: Any) -> bool:
-    """Names to plain tensors that have all their numbers: an expanded one claims more than the file holds."""
-    return isinstance(value, dict) and all(
-        isinstance(name, str)
-        and type(tensor) is torch.Tensor
-        and tensor.layout == torch.strided
-        and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
-        for name, tensor in value.items()
-    )
+    return isinstance(value, dict) and all(isinstance(k, str) and type(v) is torch.Tensor for k, v in value.items())
 
 
 def _is_plain(value: Any) -> bool:
@@ -92,7 +84,7 @@ def save_checkpoint(path: Path, **content: Any) -> None:
 
 
 def load_checkpoint(path: Path, hint: str = "") -> dict[str, Any]:
-    """The checkpoint at `path`, on the CPU. Nothing in it is run, and it takes no more memory than the file has bytes.
+    """The checkpoint at `path`, on the CPU. Nothing in it is run.
 
     Args:
         path: a file written by `save_checkpoint`.
@@ -105,9 +97,6 @@ def load_checkpoint(path: Path, hint: str = "") -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}{': ' + hint if hint else ''}")
     try:
-        with zipfile.ZipFile(path) as archive:  # what torch.save makes, never packed: a packed one could be a bomb
-            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                raise ValueError("packed")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle raises almost any type
         raise UserError(f"{path} is no readable checkpoint: give a latest.pth or best.pth of this project") from error
@@ -172,58 +161,27 @@ def load_model(model: torch.nn.Module, checkpoint: dict[str, Any], path: Path, k
     model.load_state_dict(weights)
 
 
-def load_schedule(optimizer: torch.optim.Optimizer, scheduler: Any, checkpoint: dict[str, Any], path: Path) -> None:
-    """Puts the checkpoint's optimiser and schedule into those of a run, after a look at names, shapes and numbers.
+def load_schedule(
+    optimizer: torch.optim.Optimizer, scheduler: Any, scaler: torch.amp.GradScaler, checkpoint: dict, path: Path
+) -> None:
+    """Puts the checkpoint's optimiser, schedule and scale of the loss into those of a run.
 
     Raises:
         UserError: if they do not fit.
     """
-    saved, groups = checkpoint["optimizer"], optimizer.state_dict()["param_groups"]
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    kept = {torch.optim.SGD: {"momentum_buffer"}, torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}}
-    fits = (
-        _is_alike(*([{**group, "fused": None} for group in some] for some in (saved["param_groups"], groups)))
-        and _is_alike(checkpoint["scheduler"], scheduler.state_dict())
-        and checkpoint["scheduler"].get("last_epoch") == checkpoint["step"]
-        and isinstance(saved["state"], dict)
-        and all(
-            type(index) is int
-            and index in range(len(parameters))
-            and _is_weights(state)
-            and set(state) in (set(), kept[type(optimizer)])
-            and all(tensor.shape in (parameters[index].shape, ()) for tensor in state.values())
-            for index, state in saved["state"].items()
-        )
-    )
+    saved, groups = checkpoint["optimizer"], optimizer.param_groups
+    try:
+        # How a step is computed is the device's matter: a run may continue on another one.
+        kept = [{**old, "fused": new["fused"]} for old, new in zip(saved["param_groups"], groups, strict=True)]
+        optimizer.load_state_dict({**saved, "param_groups": kept})
+        scheduler.load_state_dict(checkpoint["scheduler"])
+        if scaler.is_enabled() and checkpoint["scaler"]:  # another --amp than before begins with a new one
+            scaler.load_state_dict(checkpoint["scaler"])
+        fits = all(v.shape in (parameter.shape, ()) for parameter, s in optimizer.state.items() for v in s.values())
+    except (AttributeError, KeyError, TypeError, ValueError):
+        fits = False
     if not fits:
-        raise UserError(f"{path} does not fit the optimiser: give the same --freeze-backbone and --optimizer")
-    # How a step is computed is the device's matter: a run may go on on another one.
-    saved["param_groups"] = [{**kept, "fused": fresh["fused"]} for kept, fresh in zip(saved["param_groups"], groups)]
-    optimizer.load_state_dict(saved)
-    scheduler.load_state_dict(checkpoint["scheduler"])
-
-
-def load_scaler(scaler: torch.amp.GradScaler, checkpoint: dict[str, Any], path: Path) -> None:
-    """Puts the checkpoint's scale of the loss into that of a run, if both have one.
-
-    Raises:
-        UserError: if it does not fit.
-    """
-    saved, fresh = checkpoint["scaler"], scaler.state_dict()
-    if not saved or not fresh:  # another --amp than before begins with a new one
-        return
-    if saved.keys() != fresh.keys() or saved["scale"] <= 0:
-        raise UserError(f"{path} does not fit --amp fp16: give the --amp that it was made with")
-    scaler.load_state_dict(saved)
-
-
-def _is_alike(saved: Any, fresh: Any) -> bool:
-    """Whether a saved value is built like a fresh one. Keys of one alone are let be: versions of torch add some."""
-    if isinstance(fresh, dict):
-        return isinstance(saved, dict) and all(_is_alike(saved[key], fresh[key]) for key in fresh.keys() & saved.keys())
-    if isinstance(fresh, (list, tuple)):
-        return type(saved) is type(fresh) and len(saved) == len(fresh) and all(map(_is_alike, saved, fresh))
-    return _is_number(saved) if _is_number(fresh) else type(saved) is type(fresh)
+        raise UserError(f"{path} does not fit the optimiser: give another checkpoint")
 
 
 def describe_protocol(metadata: dict[str, Any]) -> str:

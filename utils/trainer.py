@@ -41,7 +41,6 @@ from utils.checkpoint import (
     describe_protocol,
     load_checkpoint,
     load_model,
-    load_scaler,
     load_schedule,
     save_checkpoint,
 )
@@ -251,8 +250,7 @@ class Trainer:
         load_model(self.network, checkpoint, self.latest)
         if self.pseudo_labeler is not None:
             load_model(self.pseudo_labeler, checkpoint, self.latest, "pseudo_labeler")
-        load_schedule(self.optimizer, self.scheduler, checkpoint, self.latest)
-        load_scaler(self.scaler, checkpoint, self.latest)
+        load_schedule(self.optimizer, self.scheduler, self.scaler, checkpoint, self.latest)
         if self.scheduler.total_iters != self.num_steps:
             raise UserError(
                 f"{self.latest} is of a run of {self.scheduler.total_iters} steps, not {self.num_steps}: give the same "
@@ -427,12 +425,12 @@ class Trainer:
             "stage": self.stage, "step": self.step,
             **{key: self.metadata[key] for key in ("target_pixels", "target_images", "background")},
             **{f"loss_{name}": value for name, value in self._losses.last.items()},
-            **{key: value for key, value in metrics.as_json(result).items() if key not in metrics.DETAILS},
+            **{key: value for key, value in result.items() if key not in metrics.DETAILS},
         }  # fmt: skip
         self._bar.clear()
         print(f"\nstage {self.stage}, step {self.step}: {about}")
-        print(metrics.format_table(result, split.names, split.num_seen), flush=True)
-        score = max(-1.0, result[SELECTED_BY])  # NaN, where no pixel is unseen, is worse than any
+        print(metrics.format_table(result), flush=True)
+        score = -1.0 if result[SELECTED_BY] is None else result[SELECTED_BY]  # None: no pixel is unseen
         if self.best is None or score > self.best:
             self.best = score
             self.save("best.pth", f"highest {SELECTED_BY} on the evaluation images")
