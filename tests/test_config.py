@@ -184,17 +184,17 @@ def test_bad_flags_end_in_one_line(capsys, argv, expected):
 
 
 BAD_FILES = {
-    "unknown key": ("lamda = 1", ["no setting 'lamda'", "did you mean lambda"]),
-    "key of the other stage": ("[stage1]\nkeep = 0.5", ["[stage1]", "'keep'"]),
-    "what a command says": ('restore_from_where = "continue"', ["restore_from_where"]),
+    "unknown key": ("lamda = 1", ["--lamda", "did you mean --lambda"]),
+    "key of the other stage": ("[stage1]\nkeep = 0.5", ["[stage1]", "--keep"]),
+    "what a command says": ('restore_from_where = "continue"', ["--restore-from-where"]),
     "unknown part": ("[stage3]\nkeep = 0.5", ["stage3"]),
-    "text for a number": ('learning_rate = "fast"', ["learning_rate", "fast"]),
-    "number for true": ("freeze_backbone = 1", ["freeze_backbone", "1"]),
-    "one number for two": ("scale = 1", ["scale", "1"]),
+    "text for a number": ('learning_rate = "fast"', ["--learning-rate", "fast"]),
+    "number for true": ("freeze_backbone = 1", ["--freeze-backbone", "1"]),
+    "one number for two": ("scale = 1", ["--scale", "expected 2"]),
     "out of range": ("[stage2]\nkeep = 2", ["[stage2]", "keep", "at most 1"]),
     "unknown backbone": ('backbone = "resnet"', ["backbone", "resnet", "vgg16"]),
     "value for a table": ("stage1 = 3", ["stage1"]),
-    "no TOML": ("backbone: vgg16", ["is no TOML"]),
+    "no TOML": ("backbone: vgg16", ["give a TOML file"]),
 }
 
 

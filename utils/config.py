@@ -12,7 +12,7 @@ import difflib
 import math
 import os
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,15 +201,16 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None):
         namespace, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            near = difflib.get_close_matches(unknown[0].split("=")[0], self._option_string_actions, n=1)
-            self.error(f"unknown argument {unknown[0]}: {f'did you mean {near[0]}?' if near else 'see --help'}")
+            name = unknown[0].split("=")[0]
+            near = difflib.get_close_matches(name, self._option_string_actions, n=1)
+            self.error(f"unknown argument {name}: {f'did you mean {near[0]}?' if near else 'see --help'}")
         return namespace
 
     def error(self, message: str):
         raise UserError(message)
 
 
-def add_settings(parser: Any, names: Sequence[str], stage: int = 1, suppress: bool = False) -> None:
+def add_settings(parser: Any, names: Iterable[str], stage: int = 1, suppress: bool = False) -> None:
     """Adds the flags of some settings to an argparse parser or group.
 
     Args:
@@ -288,16 +289,15 @@ def read_config(path: Path) -> dict[int, dict[str, Any]]:
     where = f"--config {path}"
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{where} can't be read ({error.strerror}): give a file like configs/paper.toml") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{where} is no TOML ({error}): see configs/paper.toml") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{where} can't be read ({reason}): give a TOML file like configs/paper.toml") from error
     parts = {number: content.pop(f"stage{number}", {}) for number in (1, 2)}
     shared = _read_values(content, where, [name for name in TABLE if name != "restore_from_where"])
     for number, part in parts.items():
         if not isinstance(part, dict):
             raise UserError(f"{where}: stage{number} = {part!r} is no table of settings")
-        parts[number] = shared | _read_values(part, f"{where}, [stage{number}]", _names(number), number)
+        parts[number] = shared | _read_values(part, f"{where}, [stage{number}]", _names(number))
     return parts
 
 
@@ -306,35 +306,27 @@ def _read_pairs(pairs: Sequence[str]) -> dict[str, Any]:
     values = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
-        if not equals or name not in TABLE:
+        if not equals:
             raise UserError(f"--set {pair}: write NAME=VALUE with a name that --help lists")
-        if TABLE[name].kind is bool:
-            value: Any = {"true": True, "false": False}.get(text.lower(), text)
-        else:
-            value = text.split(",") if TABLE[name].nargs is not None else text
-        values |= _read_values({name: value}, f"--set {pair}", [name])
-    return values
+        values[name] = {"true": True, "false": False}.get(text, text.split(","))
+    return _read_values(values, f"--set {' '.join(pairs)}", TABLE)
 
 
-def _read_values(values: Mapping[str, Any], where: str, names: Sequence[str], stage: int = 1) -> dict[str, Any]:
-    """Values by the name of the setting as the flags of these names would give them. Raises `UserError`."""
-    read = {}
+def _read_values(values: Mapping[str, Any], where: str, names: Iterable[str]) -> dict[str, Any]:
+    """Values by the name of the setting, as the flags of `names` would give them. Raises `UserError`."""
+    argv = []
     for name, value in values.items():
-        if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            raise UserError(f"{where}: no setting {name!r} there" + (f": did you mean {near[0]}?" if near else ""))
         flag = name.replace("_", "-")
-        parser = Parser()
-        add_settings(parser, [name], stage, suppress=True)
         if isinstance(value, bool):
-            argv = [f"--{flag}" if value else f"--no-{flag}"]
+            argv.append(f"--{flag}" if value else f"--no-{flag}")
         else:
-            argv = [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
-        try:
-            read |= vars(parser.parse_args(argv))
-        except UserError as error:
-            raise UserError(f"{where}: {name} = {value!r} can't be used ({error})") from error
-    return read
+            argv += [f"--{flag}", *map(str, value)] if isinstance(value, list) else [f"--{flag}={value}"]
+    parser = Parser()
+    add_settings(parser, names, suppress=True)
+    try:
+        return vars(parser.parse_args(argv))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def _names(stage: int) -> list[str]:
