@@ -3,7 +3,6 @@
 import contextlib
 import shlex
 import struct
-import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from dataset.splits import VOID
 from utils.errors import UserError, atomic_write
+from utils.visualize import save_index_png, voc_palette
 
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".jpg", ".jpeg")
 IMAGE_SUFFIXES = (
@@ -27,8 +27,7 @@ Colours = Mapping[int, tuple[int, int, int] | None]
 """The values that masks may hold besides `VOID`, each with its colour in masks of colours; None: VOC's."""
 
 UNREADABLE = (
-    OSError, SyntaxError, ValueError, OverflowError, EOFError, struct.error, zlib.error,
-    Image.DecompressionBombError, Image.DecompressionBombWarning,
+    OSError, SyntaxError, ValueError, OverflowError, EOFError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 """What Pillow raises for files that are broken, or so large that they would fill the memory."""
 
@@ -37,10 +36,8 @@ UNREADABLE = (
 def opened(path: Path, kind: str) -> Iterator[Image.Image]:
     """The file opened by Pillow; whatever goes wrong in the block is a `UserError`. `kind` is "image" or "mask"."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                yield image
+        with Image.open(path) as image:
+            yield image
     except UserError:
         raise
     except FileNotFoundError as error:
@@ -65,23 +62,16 @@ def read_image(path: Path, mask_size: tuple[int, int] | None = None) -> np.ndarr
         UserError: if it is missing, broken, huge, animated, of more than 8 bits, or its mask has another size.
     """
     with opened(path, "image") as image:
-        check_image(path, image, mask_size)
+        if getattr(image, "is_animated", False) and image.format != "MPO":  # cameras add a preview to a JPEG
+            raise UserError(f"{path} is animated: save one of its frames as a JPEG")
+        if image.mode.startswith(("I", "F")):
+            raise UserError(f"{path} has more than 8 bits a colour (mode {image.mode}): save it as an 8-bit image")
         if orientation(image, mask_size) != 1:
             image = ImageOps.exif_transpose(image)
+        if mask_size not in (None, image.size):
+            one, other = (f"{width} x {height}" for width, height in (image.size, mask_size))
+            raise UserError(f"{path} is {one} but its mask is {other}: make them the same size")
         return np.array(image.convert("RGB"))
-
-
-def check_image(path: Path, image: Image.Image, mask_size: tuple[int, int] | None = None) -> None:
-    """Raises `UserError` for an image whose header says that it can't be used, or not with a mask of that size."""
-    if getattr(image, "is_animated", False) and image.format != "MPO":  # cameras add a preview to a JPEG
-        raise UserError(f"{path} is animated: save one of its frames as a JPEG")
-    if image.mode.startswith(("I", "F")):
-        raise UserError(f"{path} has more than 8 bits a colour (mode {image.mode}): save it as an 8-bit image")
-    size = image.size[::-1] if orientation(image, mask_size) > 4 else image.size
-    if mask_size is not None and size != mask_size:
-        raise UserError(
-            f"{path} is {size[0]} x {size[1]} but its mask is {mask_size[0]} x {mask_size[1]}: make them the same size"
-        )
 
 
 def orientation(image: Image.Image, mask_size: tuple[int, int] | None = None) -> int:
@@ -144,8 +134,6 @@ def mask_values(image: Image.Image) -> list[int]:
 
 def value_of_colours(colours: Colours) -> dict[tuple[int, int, int], int]:
     """The mask value of each colour; VOC's colour of void, and white, are void where no class has them."""
-    from utils.visualize import voc_palette  # only where masks have colours: stage 1 loads few files
-
     palette = list(map(tuple, voc_palette().tolist()))
     return {palette[VOID]: VOID, (255, 255, 255): VOID, **{c or palette[value]: value for value, c in colours.items()}}
 
@@ -153,23 +141,18 @@ def value_of_colours(colours: Colours) -> dict[tuple[int, int, int], int]:
 def reordered(image: Image.Image, colours: Colours) -> str | None:
     """What is wrong with the palette of a mask whose indices are not the classes'; None for any other palette.
 
-    That is the web palette, as Pillow's convert("P") leaves it; a palette of the classes' and VOC's colours alone, in
-    another order than these; or one that paints a class black, as only the background is.
+    That is a palette of the classes' and VOC's colours alone, in another order than these; or one that paints a class
+    black, as only the background is, like the web palette that Pillow's convert("P") makes.
     """
-    from utils.visualize import voc_palette
-
-    table = np.reshape(image.getpalette("RGB"), (-1, 3)).tolist()
-    if table == voc_palette()[: len(table)].tolist():
-        return None
-    if len({tuple(colour) for colour in table if not any(level % 51 for level in colour)}) > 200:
-        return "it is the web palette"
-    colour_of = {value: tuple(table[value]) for value in mask_values(image) if value < len(table)}
+    table = list(map(tuple, np.reshape(image.getpalette("RGB"), (-1, 3)).tolist()))
+    colour_of = {value: table[value] for value in mask_values(image) if value < len(table)}
     value_of = value_of_colours(colours)
     wrong = {value: value_of[c] for value, c in colour_of.items() if value_of.get(c, value) != value}
-    if not wrong or len(set(colour_of.values())) < len(colour_of):
+    is_voc = table == list(map(tuple, voc_palette()[: len(table)].tolist()))
+    if not wrong or is_voc or len(set(colour_of.values())) < len(colour_of):
         return None
     is_known = {*colour_of.values()} <= value_of.keys()
-    is_only = set(map(tuple, table)) <= {*value_of, *value_of_colours(dict.fromkeys(range(256)))}
+    is_only = set(table) <= {*value_of, *value_of_colours(dict.fromkeys(range(256)))}
     is_black = any(colour_of[value] == (0, 0, 0) and value != VOID for value in wrong)
     value = min(wrong)
     return f"index {value} has the colour of class {wrong[value]}" if is_black or (is_known and is_only) else None
@@ -214,8 +197,6 @@ def convert_colour_mask(path: Path, colours: Colours, keep: Path) -> bool:
     Returns:
         Whether it was a mask of colours, or a palette in another order. Raises `UserError` as `read_mask` does.
     """
-    from utils.visualize import save_index_png
-
     mask = read_mask(path, colours, reorder=True)
     with opened(path, "mask") as image:
         if image.mode in ("P", "L") and np.array_equal(np.array(image), mask):

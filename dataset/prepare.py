@@ -12,8 +12,6 @@ with it.
 """
 
 import argparse
-import contextlib
-import functools
 import json
 import os
 import shutil
@@ -22,32 +20,31 @@ import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from scipy.io import loadmat
 from torchvision.datasets.utils import download_url
+from tqdm import tqdm
 
-from dataset.checks import ClassIndex, describe_lists, in_one_line, overlap, spread
+from dataset.checks import ClassIndex, describe_lists, lack_of_masks, overlap, raise_first
 from dataset.images import IMAGE_SUFFIXES, convert_colour_mask
 from dataset.splits import BACKGROUND, NAMES, read_classes
 from dataset.voc import (
-    CLASSES_FILE,
+    CLASS_FILES,
+    COLOUR_FILES,
     EVALUATION_LISTS,
-    EXPORTED_CLASSES,
     LIST_FOLDER,
     TRAIN_LISTS,
     VOCFolder,
     find_root,
     holds,
     list_files,
-    read_colours,
-    run_prepare,
 )
 from utils.config import Parser
-from utils.errors import UserError, one_line_errors, read_lines, write_text
+from utils.errors import UserError, one_line_errors, write_text
 from utils.visualize import save_index_png
 
 PUBLISHED = json.loads(Path(__file__).with_name("archives.json").read_text(encoding="utf-8"))
@@ -187,13 +184,13 @@ def prepare(dataset: str, root: Path) -> None:
     Raises:
         UserError: an archive that is damaged, unsafe or out of reach, or a folder of another data set.
     """
-    names = (NAMES / f"{dataset}.txt").read_text(encoding="utf-8")
-    before = (root / CLASSES_FILE).read_text(encoding="utf-8") if (root / CLASSES_FILE).is_file() else None
+    names, listing = (NAMES / f"{dataset}.txt").read_text(encoding="utf-8"), root / "classes.txt"
+    before = listing.read_text(encoding="utf-8") if listing.is_file() else None
     if before != names and (before is not None or (dataset != "voc" and (root / "JPEGImages").is_dir())):
         raise UserError(f"--data-path {root} holds other classes than {dataset}: give another folder")
     folder, marker = root / "archives", root / "prepared.json"
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(root / CLASSES_FILE, names)
+    write_text(listing, names)
     done = json.loads(marker.read_text(encoding="utf-8"))["unpacked"] if marker.is_file() else []
     for archive in ARCHIVES[dataset]:
         if archive.name in done:
@@ -213,66 +210,40 @@ def prepare(dataset: str, root: Path) -> None:
         write_text(marker, json.dumps({"unpacked": done}) + "\n")
 
 
-# Images of one's own, and what labelling tools export
+# Images of one's own
 
 
-@contextlib.contextmanager
-def prepare_own(root: Path) -> Iterator[None]:
-    """Writes what images of one's own lack: classes.txt, from what a labelling tool wrote, and train.txt and val.txt.
-
-    Every fifth image that has a mask is for evaluation. What was written is removed again if the block fails.
-
-    Raises:
-        UserError: without class names, images or masks.
-    """
-    written: list[Path] = []
-    try:
-        gather_roboflow(root, written)
-        folder = VOCFolder.open(root)
-        print_left_out(folder)
-        if not (folder.root / CLASSES_FILE).is_file():
-            written.append(folder.root / CLASSES_FILE)
-            write_text(written[-1], "".join(f"{line}\n" for line in exported_classes(folder.root)))
-        if not any((folder.lists / f"{name}.txt").is_file() for name in (*TRAIN_LISTS, *EVALUATION_LISTS)):
-            for name, ids in divide(folder).items():
-                written.append(write_list(folder.lists, name, ids))
-            print(f"wrote {written[-2]} and {written[-1].name}: every fifth image with a mask is for evaluation")
-        yield
-    except BaseException:
-        for path in written:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        raise
-
-
-def gather_roboflow(root: Path, written: list[Path]) -> None:
-    """Copies Roboflow's `train` and `valid`, where x_mask.png lies beside x.jpg, to images, masks and lists.
-
-    What is made is added to `written`. Without such folders, or beside an image folder, nothing is done.
-    """
+def copy_roboflow(root: Path) -> None:
+    """Copies Roboflow's `train` and `valid`, where x_mask.png lies beside x.jpg, to images, masks and lists, once."""
     subsets = {name: root / folder for name, folder in (("train", "train"), ("val", "valid"))}
     subsets = {name: folder for name, folder in subsets.items() if (folder / "_classes.csv").is_file()}
-    if find_root(root) is not None or not subsets:
+    if not subsets or (root / "_classes.csv").is_file():
         return
-    if len({(folder / "_classes.csv").read_bytes() for folder in subsets.values()}) > 1:
-        raise UserError(f"{root} has folders with other classes: make their _classes.csv the same")
     images, masks = root / "images", root / "masks"
-    for folder in (images, masks):
-        folder.mkdir()
-        written.append(folder)
     for name, folder in subsets.items():
         files = list_files(folder, IMAGE_SUFFIXES)
         ids = [image for image in files if f"{image}_mask" in files]
         for image in ids:
-            shutil.copy(folder / files[image][0], images)
-            shutil.copy(folder / files[f"{image}_mask"][0], masks)
+            for part, file in ((images, files[image]), (masks, files[f"{image}_mask"])):
+                part.mkdir(exist_ok=True)
+                shutil.copy2(folder / file, part)
         if len(subsets) == 2:
-            written.append(write_list(root, name, ids))
+            write_list(root, name, ids)
         print(f"copied {len(ids)} images of {folder}, and their masks, to {images} and {masks}")
-    written.append(Path(shutil.copy(folder / "_classes.csv", root)))
+    shutil.copy2(folder / "_classes.csv", root)  # last: it says that all is copied
+
+
+def read_lists(folder: VOCFolder) -> dict[str, list[str]]:
+    """Ids of the training and evaluation images. Raises `UserError` for a bad list."""
+    return {"train": folder.read_list(None, TRAIN_LISTS), "val": folder.read_list(None, EVALUATION_LISTS)}
 
 
 def divide(folder: VOCFolder) -> dict[str, list[str]]:
-    """The lists of images of one's own. Raises `UserError` without images or masks."""
+    """Lists for images of one's own: every fifth that has a mask is for evaluation.
+
+    Raises:
+        UserError: without masks.
+    """
     ids = sorted(folder.image_files)
     with_mask = [image for image in ids if image in folder.mask_files]
     if len(with_mask) < 2:
@@ -284,136 +255,70 @@ def divide(folder: VOCFolder) -> dict[str, list[str]]:
     return {"train": [image for image in ids if image not in set(evaluated)], "val": evaluated}
 
 
-def exported_classes(root: Path) -> list[str]:
-    """The lines of classes.txt from the files of labelling tools: labelme, CVAT, Roboflow and Supervisely.
-
-    Raises:
-        UserError: if there is none.
-    """
-    for name in ("class_names.txt", "labels.txt"):
-        if (root / name).is_file():
-            return read_lines(root / name)
-    if colours := read_colours(root):
-        is_grey = all(len(set(colour)) == 1 for colour in colours.values())
-        return [f"{colour[0]}: {name}" if is_grey else name for name, colour in colours.items()]
-    if (root / "_classes.csv").is_file():
-        return read_lines(root / "_classes.csv")[1:]
-    raise UserError(
-        f"{root / CLASSES_FILE} is missing, and so are {', '.join(EXPORTED_CLASSES)}: write one class a line, the "
-        "first has mask value 0"
-    )
-
-
 def print_left_out(folder: VOCFolder) -> None:
-    """Names the files that are not used: of other endings, hidden ones, and masks without an image."""
-    for place, known in ((folder.images, folder.image_files), (folder.masks, folder.mask_files)):
-        unused = sorted(set(os.listdir(place)).difference(*known.values()))
+    """Names the files that are not used: of other endings, hidden ones, doubled ones, and masks without an image."""
+    masks = {folder.mask_path(image).name for image in folder.image_files}
+    for place, used in ((folder.images, folder.image_files.values()), (folder.masks, masks)):
+        unused = sorted(set(os.listdir(place)).difference(used))
         if unused:
-            print(f"left out: {len(unused)} files in {place} that are no images, {', '.join(unused[:3])}")
-    used = {folder.mask_path(image).name for image in folder.image_files}
-    alone = sorted({name for names in folder.mask_files.values() for name in names} - used)
-    if alone:
-        print(f"left out: {len(alone)} masks without an image, {', '.join(alone[:3])}")
+            print(f"left out: {len(unused)} files in {place}, {', '.join(unused[:3])}")
 
 
-def convert_colour_masks(root: Path) -> None:
+def convert_colour_masks(folder: VOCFolder) -> None:
     """Makes index masks of all colour masks, and keeps the colours beside them. Raises `UserError`."""
-    folder = VOCFolder.open(root)
     keep = folder.masks.with_name(f"{folder.masks.name}_colour")
-    paths = sorted({folder.masks / names[0] for names in folder.mask_files.values()})
-    results = list(spread(functools.partial(_convert, colours=folder.colours, keep=keep), paths, "converting masks"))
-    wrong = [result for result in results if isinstance(result, str)]
-    if wrong:
-        raise UserError(in_one_line(wrong))
-    print(f"{sum(results)} of {len(paths)} masks were colour masks" + f"; they are kept in {keep}" * any(results))
-
-
-def _convert(path: Path, **options) -> bool | str:
-    try:
-        return convert_colour_mask(path, **options)
-    except UserError as error:
-        return str(error)
+    converted, problems = 0, []
+    for name in tqdm(sorted(set(folder.mask_files.values())), "converting masks", unit="file", disable=None):
+        try:
+            converted += convert_colour_mask(folder.masks / name, folder.colours, keep)
+        except UserError as error:
+            problems.append(str(error))
+    raise_first(problems)
+    print(f"{converted} masks were colour masks" + f"; they are kept in {keep}" * (converted > 0))
 
 
 # The check
 
 
-def check(dataset: str, data_path: Path, keep_index: bool = False) -> tuple[list[str], bool]:
-    """Reads every list, image and mask, and prints what there is.
+def check(dataset: str, folder: VOCFolder, lists: dict[str, list[str]], index: ClassIndex) -> list[str]:
+    """Reads every image and mask of the lists "train" and "val", and prints what there is.
 
     Args:
         dataset: a key of `ARCHIVES`, or "own".
-        data_path: as for training.
-        keep_index: write the class index, so that training need not read the masks again.
+        folder: the data set.
+        lists: image ids.
+        index: takes what is found.
 
     Returns:
-        What is wrong, a line each, and whether every training image has a mask.
+        What is wrong, a line each.
     """
-    problems, lists = [], {}
-    try:
-        folder = VOCFolder.open(data_path)
-        classes = folder.classes
-    except UserError as error:
-        return [str(error)], True
-    if len(classes.keys() - {BACKGROUND}) < 2:
+    problems, train, val = [], lists["train"], lists["val"]
+    if len(folder.classes.keys() - {BACKGROUND}) < 2:
         problems.append(f"{folder.root} has one class: two are needed, one to be seen and one to be unseen")
-    if dataset != "own" and classes != read_classes(NAMES / f"{dataset}.txt"):
-        problems.append(f"{folder.root} holds other classes than {dataset}: see its {CLASSES_FILE}, or the lack of one")
-    for subset, names in (("train", TRAIN_LISTS), ("val", EVALUATION_LISTS)):
-        try:
-            lists[subset] = ids = folder.read_list(None, names)
-        except UserError as error:
-            problems.append(str(error))
-            continue
+    if dataset != "own" and folder.classes != read_classes(NAMES / f"{dataset}.txt"):
+        problems.append(f"{folder.root} holds other classes than {dataset}: see {folder.class_file or 'DATA_PATH.md'}")
+    for subset, ids in lists.items():
         expected = PUBLISHED.get(dataset, {}).get(subset, len(ids))
         if len(ids) != expected:
             problems.append(f"{subset} lists {len(ids):,} images; published tables use {expected:,}")
-    train, val = lists.get("train", []), lists.get("val", [])
-    index = ClassIndex(folder, keep_index)
+    problems += filter(None, [overlap(train, val)])
     unmasked = [image for image in train if image not in folder.mask_files] if dataset == "own" else []
-    problems += filter(None, [overlap(train, val), lack_of_masks(index, train, unmasked)])
-    problems += index.check([*train, *val], {*train, *val} - set(unmasked), decode=True)
-    try:
-        if not problems:
-            index.classes([*train, *val])
-    except UserError as error:
-        problems.append(str(error))
-    print_contents(index, lists, notes=not problems)
-    return problems, not unmasked
-
-
-def lack_of_masks(index: ClassIndex, train: list[str], unmasked: list[str]) -> str | None:
-    """What is wrong with training images of one's own that have no mask; the index is to forget masks that were there.
-
-    SBD's are missing where only VOC's masks are: such images are no target images.
-    """
-    folder = index.folder
-    path = folder.list_path(None, TRAIN_LISTS) if unmasked else Path()
-    if "aug" in path.name:
-        return (
-            f"{len(unmasked)} of {len(train)} images of {path} have no mask in {folder.masks}: get SBD's (python -m "
-            "dataset.prepare voc --data-path data/voc), or train with --train-list train, a smaller set"
-        )
-    gone = [image for image in unmasked if index.values(image) is not None]
-    if gone and not index.keep:
-        return (
-            f"{folder.masks} has lost {len(gone)} masks, {gone[0]} first: copy them back, or {run_prepare(folder.root)}"
-        )
-    index.forget(gone)
-    return None
-
-
-def print_contents(index: ClassIndex, lists: dict[str, list[str]], notes: bool) -> None:
-    """Prints how many images of each list show each class, and with `notes` what is odd about the lists."""
-    classes = index.folder.classes
+    if unmasked and any(
+        (folder.lists / f"{name}.txt").is_file() for name in ("train_aug", "trainaug")
+    ):  # without SBD's
+        problems.append(lack_of_masks(unmasked, len(train)))
+    problems += index.check([*train, *val], {*train, *val} - set(unmasked))
     for subset, ids in lists.items():
         shown = [index.values(image) or [] for image in ids]
         counts = Counter(value for values in shown for value in values)
         print(f"{subset}: {len(ids):,} images, {sum(map(bool, shown)):,} with a mask that can be used")
-        print("  images that show a class: " + ", ".join(f"{name} {counts[v]:,}" for name, v in classes.items()))
-    counted = {name: value for name, value in classes.items() if name != BACKGROUND}
-    for note in describe_lists(index, counted, *lists.values()) if notes else ():
-        print(f"note: {note}")
+        print("  images that show a class: " + ", ".join(f"{name} {counts[v]:,}" for name, v in folder.classes.items()))
+    if not problems:
+        index.classes([*train, *val])
+        counted = {name: value for name, value in folder.classes.items() if name != BACKGROUND}
+        for note in describe_lists(index, counted, train, val):
+            print(f"note: {note}")
+    return problems
 
 
 # Command line
@@ -424,31 +329,43 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("dataset", choices=[*ARCHIVES, "own"], help="own: your own images, in DIR/images and DIR/masks")
     parser.add_argument("--data-path", type=Path, required=True, metavar="DIR", help="the folder to make, or to check")
     parser.add_argument("--check", action="store_true", help="only say what is there and what is wrong with it")
-    parser.add_argument("--convert-colour-masks", action="store_true", help="first make index masks of colour masks")
+    parser.add_argument("--convert-colour-masks", action="store_true", help="own: first make index masks of colours")
     args = parser.parse_args(argv)
-    if args.check and args.convert_colour_masks:
-        parser.error("--check changes nothing: leave --convert-colour-masks out")
+    if args.convert_colour_masks and (args.check or args.dataset != "own"):
+        parser.error("--convert-colour-masks goes with own, and without --check, which changes nothing")
     return args
 
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
-    root = find_root(args.data_path) or args.data_path
-    is_own = args.dataset == "own" and not args.check
-    if not (args.check or is_own or args.convert_colour_masks):
+    root, is_own = find_root(args.data_path) or args.data_path, args.dataset == "own"
+    if is_own and not args.check:
+        copy_roboflow(root)
+    elif not args.check:
         prepare(args.dataset, root)
-    with prepare_own(root) if is_own else contextlib.nullcontext():
-        if args.convert_colour_masks:
-            convert_colour_masks(root)
-        problems, complete = check(args.dataset, args.data_path, keep_index=not args.check)
-        for problem in problems[:20]:
-            print(f"problem: {problem}")
-        if problems:
-            several = f"{len(problems):,} problems, the first" if len(problems) > 1 else "a problem"
-            raise UserError(f"{args.data_path} has {several}: {problems[0]}")
-    lacking = "" if complete else ", with --target-images all (another protocol) for the images without a mask"
-    print(f"{args.data_path} is ready: give it to the scripts as --data-path{lacking}")
+    folder = VOCFolder.open(root)
+    if is_own and folder.class_file is None:
+        names = ", ".join((*CLASS_FILES[1:], *COLOUR_FILES))
+        raise UserError(
+            f"{folder.root}/classes.txt is missing, and so are {names}: write one class a line, from value 0"
+        )
+    if args.convert_colour_masks:
+        convert_colour_masks(folder)
+        folder = VOCFolder.open(root)
+    has_lists = any((folder.lists / f"{name}.txt").is_file() for name in (*TRAIN_LISTS, *EVALUATION_LISTS))
+    is_new = is_own and not has_lists and not args.check
+    lists = divide(folder) if is_new else read_lists(folder)
+    print_left_out(folder)
+    index = ClassIndex(folder, keep=not args.check)
+    index.entries.clear()  # every file is read anew, and masks that are gone are forgotten
+    problems = check(args.dataset, folder, lists, index)
+    for problem in problems[:20]:
+        print(f"problem: {problem}")
+    raise_first(problems)
+    for name, ids in lists.items() if is_new else ():
+        print(f"wrote {write_list(folder.lists, name, ids)}, {len(ids)} images")
+    print(f"{args.data_path} is ready: give it to the scripts as --data-path")
     return 0
 
 

@@ -46,15 +46,18 @@ def read_classes(path: Path) -> dict[str, int]:
     """Class name -> mask value, from a text file with one class a line.
 
     A line is `VALUE: NAME`, `NAME: VALUE`, or only `NAME`: then its mask value is its place, and the first line has 0.
-    A first line `__ignore__` is void, as labelme writes it, and the line after it has 0.
+    Two first lines of labelling tools do not count: labelme's `__ignore__`, which is void, and Roboflow's header.
 
     Raises:
         UserError: a file that can't be read, no class, a name or value twice, a name that means void, or a value
             outside 0 ... 254.
     """
     lines = read_lines(path)
-    if lines and lines[0] == "__ignore__":
-        del lines[0]
+    return parse_classes(lines[1:] if lines[:1] in (["__ignore__"], ["Pixel Value, Class"]) else lines, path)
+
+
+def parse_classes(lines: Sequence[str], path: Path) -> dict[str, int]:
+    """As `read_classes`, of the lines of `path`."""
     classes: dict[str, int] = {}
     for place, line in enumerate(lines):
         before, after = re.match(r"(\d+)\s*[:,]", line), re.search(r":\s*(\d+)$", line)

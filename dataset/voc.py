@@ -5,7 +5,7 @@ mask. Which classes an image shows is kept in an index file (`dataset.checks`), 
 `target_pixels="all"` opens no mask of an image that is target only.
 
 PASCAL Context and COCO-Stuff are prepared in the same layout (`dataset.prepare`). Images of one's own may lie in
-`images` and `masks`; a file `classes.txt` then says what the mask values mean.
+`images` and `masks`; a file `classes.txt`, or one that a labelling tool wrote, then says what the mask values mean.
 """
 
 import copy
@@ -14,6 +14,7 @@ import os
 import re
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,19 +24,18 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from dataset.checks import ClassIndex, describe_lists, overlap
+from dataset.checks import ClassIndex, describe_lists, lack_of_masks, overlap, raise_first
 from dataset.images import IMAGE_SUFFIXES, MASK_SUFFIXES, Colours, opened, read_image, read_mask
-from dataset.splits import BACKGROUND, NAMES, VOID, Split, class_name, read_classes
+from dataset.splits import BACKGROUND, NAMES, VOID, Split, class_name, parse_classes, read_classes
 from utils.errors import UserError, read_lines
 
 IMAGE_FOLDERS = ("JPEGImages", "images", "img")
 MASK_FOLDERS = ("SegmentationClassAug", "SegmentationClassPNG", "SegmentationClass", "masks", "masks_machine")
 LIST_FOLDER = Path("ImageSets") / "Segmentation"
-CLASSES_FILE = "classes.txt"
+CLASS_FILES = ("classes.txt", "class_names.txt", "labels.txt", "_classes.csv")
+"""Names of the classes in the order of their mask values: our own, labelme's two, and Roboflow's."""
 COLOUR_FILES = ("labelmap.txt", "obj_class_to_machine_color.json")
 """Colours of the classes: CVAT's, `NAME:RED,GREEN,BLUE:...` a line, and Supervisely's."""
-EXPORTED_CLASSES = ("class_names.txt", "labels.txt", *COLOUR_FILES, "_classes.csv")
-"""Files of class names that labelme, CVAT, Supervisely and Roboflow write; `dataset.prepare` reads them."""
 
 MIN_SIDE = 32
 """Pixels: the largest stride of a network."""
@@ -80,47 +80,56 @@ class VOCFolder:
         return self.root / LIST_FOLDER if os.path.isdir(self.root / LIST_FOLDER) else self.root
 
     @cached_property
-    def image_files(self) -> dict[str, list[str]]:
-        """The files of each image id: one, or several whose names differ only in their endings."""
+    def image_files(self) -> dict[str, str]:
+        """The file of each image id."""
         return list_files(self.images, IMAGE_SUFFIXES)
 
     @cached_property
-    def mask_files(self) -> dict[str, list[str]]:
-        """As `image_files`, of the masks. The mask of image x may also be called x_mask.png or x.jpg.png."""
+    def mask_files(self) -> dict[str, str]:
+        """The file of each mask. The mask of image x may also be called x_mask.png or x.jpg.png."""
         files = list_files(self.masks, MASK_SUFFIXES)
         for name in [name for name in files if name not in self.image_files]:
             files.setdefault(re.sub(r"([_-]mask|\.jpe?g|\.png)$", "", name), files[name])
         return files
 
     def image_path(self, image: str) -> Path:
-        return self.images / self.image_files.get(image, [f"{image}.jpg"])[0]
+        return self.images / self.image_files.get(image, f"{image}.jpg")
 
     def mask_path(self, image: str) -> Path:
-        return self.masks / self.mask_files.get(image, [f"{image}.png"])[0]
+        return self.masks / self.mask_files.get(image, f"{image}.png")
+
+    @cached_property
+    def colour_file(self) -> Path | None:
+        """A labelling tool's file of colours, if there is one."""
+        places = [*(self.root / name for name in COLOUR_FILES), self.root.parent / COLOUR_FILES[-1]]
+        return next((path for path in places if path.is_file()), None)
+
+    @cached_property
+    def class_file(self) -> Path | None:
+        """The file that says what the mask values mean; None where there is none, which means VOC."""
+        places = [self.root / name for name in CLASS_FILES]
+        return next((path for path in places if path.is_file()), self.colour_file)
 
     @cached_property
     def classes(self) -> dict[str, int]:
-        """Class name -> mask value, from the folder's `classes.txt`; VOC's where there is none.
-
-        Raises:
-            UserError: for a file that makes no sense, or a folder whose classes only a labelling tool's file names.
-        """
-        path = self.root / CLASSES_FILE
-        exported = [name for name in EXPORTED_CLASSES if (self.root / name).is_file()]
-        if exported and not path.is_file():
-            raise UserError(f"{path} is missing beside {exported[0]}: {run_prepare(self.root)}")
-        return read_classes(path if path.is_file() else NAMES / "voc.txt")
+        """Class name -> mask value; a class of a grey colour has its level. Raises `UserError` for a bad file."""
+        path = self.class_file or NAMES / "voc.txt"
+        if path != self.colour_file:
+            return read_classes(path)
+        colours = read_colours(path)
+        is_grey = all(len(set(colour)) == 1 for colour in colours.values())
+        rows = [f"{colour[0] if is_grey else place}: {name}" for place, (name, colour) in enumerate(colours.items())]
+        return parse_classes(rows, path)
 
     @cached_property
     def colours(self) -> Colours:
         """The values that masks may hold besides `VOID`, with the colours that the folder gives to them."""
-        given = read_colours(self.root)
+        given = read_colours(self.colour_file) if self.colour_file else {}
         return {value: given.get(name) for name, value in self.classes.items()}
 
     def check_split(self, split: Split) -> None:
         """Raises `UserError` for a split of another data set, whose mask values would be taken for others."""
-        path = self.root / CLASSES_FILE
-        where = path if path.is_file() else f"VOC, which a folder without {CLASSES_FILE} is taken for"
+        where = self.class_file or "VOC, which a folder without classes.txt is taken for"
         for name, value in zip(split.names, split.mask_values):
             if self.classes.get(name) != value:
                 raise UserError(
@@ -140,48 +149,30 @@ class VOCFolder:
         """
         path = self.list_path(name, defaults)
         lines = read_lines(path)
-        if len(lines) > 1 and lines[0] not in self.image_files:  # published lists may begin with a line of classes
-            is_numbers = re.fullmatch(r"\d+([\s,]+\d+)+", lines[0])
-            if is_numbers or ("/" in lines[1] and not re.search("[/.]", lines[0])):
-                del lines[0]
+        if lines and re.fullmatch(r"\d+([\s,]+\d+)+", lines[0]) and lines[0] not in self.image_files:
+            del lines[0]  # a line of class ids, as published lists have it
         if not lines:
             raise UserError(f"{path} is empty: write one image id a line")
-        ids = [self.image_id(line, f"{path}, entry {number}") for number, line in enumerate(lines, start=1)]
-        if len(set(ids)) != len(ids):
-            double = next(image for i, image in enumerate(ids) if image in ids[:i])
-            raise UserError(f"{path} lists {double} twice: remove one")
-        missing = [image for image in ids if image not in self.image_files]
+        ids = list(map(self.image_id, lines))
+        missing = [line for line, image in zip(lines, ids) if image not in self.image_files]
         if missing:
             raise UserError(
-                f"{self.image_path(missing[0])} is missing ({len(missing)} of the {len(ids)} images of {path}): "
-                "copy it there or shorten the list"
+                f"{path}: {missing[0]!r} names no image in {self.images} ({len(missing)} of the {len(ids)} entries do "
+                "not): copy it there or shorten the list"
             )
-        several = next((image for image in ids if len(self.image_files[image]) > 1), None)
-        if several is not None:
-            names = " and ".join(self.image_files[several])
-            raise UserError(f"{self.images} has {names}, and {path} lists {several}: rename one of them")
+        image, count = Counter(ids).most_common(1)[0]
+        if count > 1:
+            raise UserError(f"{path} lists {image} twice: remove one")
         return ids
 
-    def image_id(self, line: str, where: str) -> str:
-        """The image that a line of a list names: `x`, `x.jpg`, or `/JPEGImages/x.jpg /SegmentationClass/x.png`.
-
-        Raises:
-            UserError: for a line that is neither; `where` is for its message.
-        """
-        image, mask = line, None
-        if line not in self.image_files:
-            image = line.strip("\"'").replace("\\", "/")
-            pair = re.fullmatch(r"(.*\.\w+)[\s,;]+(\S.*\.\w+)", image)
-            image, mask = pair.groups() if pair else (image, None)
-        folder, _, name = image.rpartition("/")
-        if name not in self.image_files and Path(name).suffix.lower() in IMAGE_SUFFIXES:
-            name = Path(name).stem
-        is_path = bool(folder) and Path(folder).name not in IMAGE_FOLDERS
-        if is_path or not name or name in (".", "..") or not name.isprintable():
-            raise UserError(f"{where}: {line!r} is no image id; write a name like 2007_000032")
-        if mask is not None and Path(mask).stem.removesuffix("_mask") != name:
-            raise UserError(f"{where}: {line!r} names the mask of another image; masks are called like their images")
-        return name
+    def image_id(self, line: str) -> str:
+        """The image that a line of a list names: `x`, `x.jpg`, or `/JPEGImages/x.jpg /SegmentationClass/x.png`."""
+        if line in self.image_files:
+            return line
+        image = re.sub(r"(\.\w{3,4})[\s,;]+\S.*", r"\1", line)  # without the mask
+        name = re.split(r"[/\\]", image.strip("\"'"))[-1]
+        stem, suffix = os.path.splitext(name)
+        return stem if suffix.lower() in IMAGE_SUFFIXES and name not in self.image_files else name
 
     def list_path(self, name: str | None, defaults: Sequence[str]) -> Path:
         """The file of a list, see `read_list`. Raises `UserError` if there is none."""
@@ -191,13 +182,11 @@ class VOCFolder:
         found = next((path for path in paths if os.path.isfile(path)), None)
         if found is None:
             names = " or ".join(repr(path.name)[1:-1] for path in paths)
-            raise UserError(f"no list {names} in {self.lists}: write one image id a line, or {run_prepare(self.root)}")
+            raise UserError(
+                f"no list {names} in {self.lists}: write one image id a line, or run python -m dataset.prepare own "
+                f"--data-path {shlex.quote(str(self.root))}"
+            )
         return found
-
-
-def run_prepare(root: Path) -> str:
-    """What to do about a folder that lacks a list or class names."""
-    return f"run python -m dataset.prepare own --data-path {shlex.quote(str(root))}"
 
 
 def holds(folder: str | Path) -> str:
@@ -221,27 +210,22 @@ def find_root(data_path: str | Path) -> Path | None:
     return found[0] if found and (found[0] in places or len(found) == 1) else None
 
 
-def list_files(folder: Path, suffixes: Sequence[str]) -> dict[str, list[str]]:
-    """Name without ending -> names, of the files with such an ending in any case; hidden files are left out."""
-    files: dict[str, list[str]] = {}
-    for name in sorted(os.listdir(folder)):
-        stem, suffix = os.path.splitext(name)
-        if suffix.lower() in suffixes and not name.startswith("."):
-            files.setdefault(stem, []).append(name)
-    for names in files.values():
-        names.sort(key=lambda name: suffixes.index(os.path.splitext(name)[1].lower()))
-    return files
+def list_files(folder: Path, suffixes: Sequence[str]) -> dict[str, str]:
+    """Name without ending -> name, of the files with such an ending in any case; hidden files are left out.
+
+    Of names that differ in their ending alone, the one whose ending is first in `suffixes` counts.
+    """
+    parts = [(*os.path.splitext(name), name) for name in sorted(os.listdir(folder)) if not name.startswith(".")]
+    known = [(suffixes.index(suffix.lower()), stem, name) for stem, suffix, name in parts if suffix.lower() in suffixes]
+    return dict(sorted((stem, name) for _, stem, name in sorted(known, reverse=True)))
 
 
-def read_colours(root: Path) -> dict[str, tuple[int, int, int]]:
+def read_colours(path: Path) -> dict[str, tuple[int, int, int]]:
     """Class name -> colour, from one of `COLOUR_FILES`, in its order; the background is black if it has no line.
 
-    Empty if there is no such file. Raises `UserError` if it can't be read.
+    Raises:
+        UserError: if it can't be read.
     """
-    places = (*(root / name for name in COLOUR_FILES), root.parent / COLOUR_FILES[-1])
-    path = next((place for place in places if place.is_file()), None)
-    if path is None:
-        return {}
     text = "\n".join(read_lines(path))
     try:
         if path.suffix == ".json":
@@ -299,11 +283,7 @@ def choose_target(shown: dict[str, frozenset[int] | None], split: Split, images:
         return list(shown)
     unknown = [image for image, values in shown.items() if values is None]
     if unknown:
-        raise UserError(
-            f"{len(unknown)} of the {len(shown)} training images have no mask, {unknown[0]} first: get the masks "
-            "(SBD's of VOC: python -m dataset.prepare voc --data-path data/voc), or give a --train-list of images that "
-            "have one; with --target-images all, which is another protocol, they are target images"
-        )
+        raise UserError(lack_of_masks(unknown, len(shown)))
     target = [image for image, values in shown.items() if values & split.unseen_values]
     if not target:
         raise UserError(
@@ -430,12 +410,7 @@ def training_datasets(
     """
     folder = VOCFolder.open(data_path)
     folder.check_split(split)
-    ids, index = folder.read_list(train_list, TRAIN_LISTS), ClassIndex(folder)
-    chosen = choose_source(index.classes(ids), split, supervised)
-    problems = index.check([], chosen)  # a mask may have been replaced although its size and time are the same
-    if problems:
-        raise UserError(problems[0])
-    shown = index.classes(ids)
+    shown = ClassIndex(folder).classes(folder.read_list(train_list, TRAIN_LISTS))
     source = SourceDataset(folder, choose_source(shown, split, supervised), split, transform, supervised)
     ids, labelled = choose_target(shown, split, target_images), source.ids if complete_labels else None
     return source, TargetDataset(folder, ids, split, transform, target_pixels, labelled)
@@ -449,26 +424,22 @@ def evaluation_dataset(data_path: str | Path, split: Split, evaluation_list: str
 
 
 def check_datasets(
-    evaluation: EvaluationDataset, source: SourceDataset | None = None, target: TargetDataset | None = None,
-    decode: bool = False,
-) -> None:  # fmt: skip
-    """Looks at every file that training and evaluation will read, and prints what is odd about the lists.
+    evaluation: EvaluationDataset, source: SourceDataset | None = None, target: TargetDataset | None = None
+) -> None:
+    """Reads every file that training and evaluation will read, and prints what is odd about the lists.
 
     Raises:
-        UserError: for the first kind of file that can't be used, with the number of such files.
+        UserError: for the first file that can't be used, with the number of such files.
     """
     index = ClassIndex(evaluation.folder)
-    training = [*source.ids, *target.ids] if source is not None else []
-    masked = [*evaluation.ids, *(source.ids if source is not None else [])]
+    sources, targets = ([] if images is None else images.ids for images in (source, target))
+    masked = [*evaluation.ids, *sources]
     if target is not None and target.pixels == "oracle":
-        masked += target.ids
-    problems = index.check(dict.fromkeys([*training, *evaluation.ids]), masked, decode)
-    if problems:
-        others = f" (and {len(problems) - 1} other kinds of problems)" if len(problems) > 1 else ""
-        raise UserError(problems[0] + others)
+        masked += targets
+    training = list(dict.fromkeys([*sources, *targets]))
+    raise_first(index.check([*training, *evaluation.ids], masked))
     if source is None:
         return
-    training = list(dict.fromkeys(training))
     classes = dict(zip(evaluation.split.names, evaluation.split.mask_values))
     notes = describe_lists(index, classes, training, evaluation.ids)
     for note in filter(None, [overlap(training, evaluation.ids), *notes]):

@@ -174,7 +174,7 @@ class Trainer:
                 args.target_pixels, args.train_list, supervised, getattr(args, "complete_labels", False),
             )  # fmt: skip
             images = evaluation_dataset(args.data_path, self.split, args.evaluation_list)
-            check_datasets(images, self.source, self.target, decode=args.dry_run)
+            check_datasets(images, self.source, self.target)
         at_once = metrics.images_at_once(args.evaluation_batch_size, self.device)
         self.evaluation = evaluation_loader(images, args.num_workers, at_once, distributed.place())
         steps = -(-args.num_epochs * len(self.source) // args.batch_size)
