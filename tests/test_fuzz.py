@@ -1,106 +1,85 @@
-"""Lists and vectors of any bytes: they are read, or they end in the parser's own one-line error."""
+"""Files of any bytes: they are read, or they end in one line that names the file."""
 
 import gzip
 import io
 import pickle
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
+from PIL import Image
 
+from dataset.images import read_image, read_mask
+from dataset.splits import read_classes
 from dataset.voc import VOCFolder
-from embeddings.loading import find_class_vectors, read_names
+from embeddings.loading import find_class_vectors
 from utils.errors import UserError
 
-bounded = settings(
-    max_examples=300, deadline=None, derandomize=True, database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
 
-IDS = ("2007_000032", "a", "ü b")
-
-
-@pytest.fixture(scope="module")
-def folder() -> VOCFolder:
-    with tempfile.TemporaryDirectory() as name:
-        for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
-            (Path(name) / part).mkdir(parents=True)
-        for image in IDS:
-            (Path(name) / "JPEGImages" / f"{image}.jpg").touch()
-        yield VOCFolder.open(name)
+def stored(save) -> bytes:
+    stream = io.BytesIO()
+    save(stream)
+    return stream.getvalue()
 
 
-def read(call, error) -> object | None:
-    """What `call` gives; None if it ends in `error`, which is one line without control characters."""
-    try:
-        return call()
-    except error as caught:
-        assert str(caught) and all(char.isprintable() for char in str(caught)), repr(str(caught))
-        return None
+def vectors(path):
+    found = find_class_vectors(path, ["cat", "dog"])
+    assert all(np.isfinite(vector).all() and vector.any() for vector in found.values())
 
 
-LINES = st.lists(
-    st.one_of(st.sampled_from([*IDS, "", " ", "..", "../a", "/a", "a/", "\ufeffa", "x" * 300]), st.text(max_size=12))
-)
-LIST_BYTES = st.one_of(
-    st.binary(max_size=60),
-    st.builds(lambda bom, lines, end: bom + end.join(lines).encode("utf-8", "surrogatepass"),
-              st.sampled_from([b"", b"\xef\xbb\xbf"]), LINES, st.sampled_from(["\n", "\r\n", "\r", "\n\n"])),
-)  # fmt: skip
-
-
-@bounded
-@given(LIST_BYTES)
-@example(b"a\x00b")
-@example(b"x" * 5000)
-@example("a\u2028b".encode())
-def test_lists_of_images(folder, content):
-    path = folder.root / "ImageSets" / "Segmentation" / "train.txt"
-    path.write_bytes(content)
-    ids = read(lambda: folder.read_list(None, ("train",)), UserError)
-    assert ids is None or (set(ids) <= set(IDS) and len(set(ids)) == len(ids) > 0)
-
-
-@bounded
-@given(LIST_BYTES)
-def test_lists_of_classes(folder, content):
-    path = folder.root / "classes.txt"
-    path.write_bytes(content)
-    names = read(lambda: read_names(path), UserError)
-    assert names is None or (len(set(names)) == len(names) > 0)
-
-
-def npy_bytes() -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, np.eye(2))
-    return buffer.getvalue()
+def image_list(path):
+    ids = VOCFolder.open(path.parent).read_list(str(path), ())
+    assert set(ids) <= {"a", "b c"} and len(set(ids)) == len(ids) > 0
 
 
 ROWS = b"2 3\ncat 1 -0.5 1e3\ndog 0 1 2\n"
+IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 20, (32, 40), dtype=np.uint8))
 FILES = {
-    ".vec": ROWS,
-    ".txt": ROWS[4:],
-    ".vec.gz": gzip.compress(ROWS),
-    ".bin": b"2 2\ncat " + np.ones(2, "<f4").tobytes() + b"dog " + np.ones(2, "<f4").tobytes(),
-    ".npy": npy_bytes(),
-    ".pkl": pickle.dumps(np.eye(2)),
+    # a good file, and what reads it
+    "x.vec": (ROWS, vectors),
+    "x.txt": (ROWS[4:], vectors),
+    "x.vec.gz": (gzip.compress(ROWS), vectors),
+    "x.bin": (b"2 2\ncat " + np.ones(2, "<f4").tobytes() + b"dog " + np.ones(2, "<f4").tobytes(), vectors),
+    "x.npy": (stored(lambda stream: np.save(stream, np.eye(2))), vectors),
+    "x.pkl": (pickle.dumps(np.eye(2)), vectors),
+    "list.txt": (b"\xef\xbb\xbfa.jpg a.png\r\nb c\n", image_list),
+    "classes.txt": (b"background\n3: cat\ndog\n", read_classes),
+    "a.jpg": (stored(lambda stream: IMAGE.save(stream, "JPEG")), read_image),
+    "a.png": (stored(lambda stream: IMAGE.save(stream, "PNG")), lambda path: read_mask(path, dict.fromkeys(range(21)))),
 }
-PIECES = st.one_of(st.binary(max_size=9), st.sampled_from([b"", b"9" * 18, b"nan", b"-1", b"1e999", b"\n", b"'|O'"]))
+PIECES = [
+    b"", b"\n", b"\0", b"\xff\xfe", b"9" * 18, b"nan", b"-1", b"1e999", b"'|O'", b"../", b"x" * 300, b"\xe2\x80\xa8",
+]  # fmt: skip
 
 
-@bounded
-@given(st.sampled_from([*FILES]), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 9), PIECES), max_size=3))
-def test_vectors(folder, suffix, changes):
-    """Of a good file, some bytes are replaced."""
-    (folder.root / "classes.txt").write_text("cat\ndog\n")
-    content = FILES[suffix]
-    for share, length, piece in changes:
-        at = int(share * len(content))
-        content = content[:at] + piece + content[at + length :]
-    path = folder.root / f"words{suffix}"
+def broken(content: bytes):
+    """The file cut off in many places, and with some bytes replaced."""
+    rng = np.random.default_rng(0)
+    yield from (content[:n] for n in range(0, len(content), max(1, len(content) // 100)))
+    for _ in range(300):
+        changed = content
+        for at in rng.integers(0, len(content), rng.integers(1, 4)):
+            piece = PIECES[rng.integers(len(PIECES))] if rng.integers(2) else rng.bytes(rng.integers(1, 9))
+            changed = changed[:at] + piece + changed[at + rng.integers(9) :]
+        yield changed
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_any_bytes_are_read_or_refused_in_one_line(tmp_path, name):
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for image in ("a", "b c"):
+        (tmp_path / "images" / f"{image}.jpg").touch()
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    content, read = FILES[name]
+    path, refused = tmp_path / name, 0
     path.write_bytes(content)
-    vectors = read(lambda: find_class_vectors(path, ["cat", "dog"]), UserError)
-    assert vectors is None or (len(vectors) == 2 and all(np.isfinite(v).all() and v.any() for v in vectors.values()))
+    read(path)
+    for changed in broken(content):
+        path.write_bytes(changed)
+        try:
+            read(path)
+        except UserError as error:
+            refused += 1
+            assert name in str(error) or "classes.txt" in str(error)
+            assert all(character.isprintable() for character in str(error)), repr(str(error))
+    assert refused > 50
