@@ -12,7 +12,6 @@ from PIL import ExifTags, Image, ImageOps
 
 from dataset.splits import VOID
 from utils.errors import UserError, atomic_write
-from utils.visualize import save_index_png, voc_palette
 
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".jpg", ".jpeg")
 IMAGE_SUFFIXES = (
@@ -134,6 +133,8 @@ def mask_values(image: Image.Image) -> list[int]:
 
 def value_of_colours(colours: Colours) -> dict[tuple[int, int, int], int]:
     """The mask value of each colour; VOC's colour of void, and white, are void where no class has them."""
+    from utils.visualize import voc_palette  # here as below: most runs meet no mask of colours
+
     palette = list(map(tuple, voc_palette().tolist()))
     return {palette[VOID]: VOID, (255, 255, 255): VOID, **{c or palette[value]: value for value, c in colours.items()}}
 
@@ -144,6 +145,8 @@ def reordered(image: Image.Image, colours: Colours) -> str | None:
     That is a palette of the classes' and VOC's colours alone, in another order than these; or one that paints a class
     black, as only the background is, like the web palette that Pillow's convert("P") makes.
     """
+    from utils.visualize import voc_palette
+
     table = list(map(tuple, np.reshape(image.getpalette("RGB"), (-1, 3)).tolist()))
     colour_of = {value: table[value] for value in mask_values(image) if value < len(table)}
     value_of = value_of_colours(colours)
@@ -197,6 +200,8 @@ def convert_colour_mask(path: Path, colours: Colours, keep: Path) -> bool:
     Returns:
         Whether it was a mask of colours, or a palette in another order. Raises `UserError` as `read_mask` does.
     """
+    from utils.visualize import save_index_png
+
     mask = read_mask(path, colours, reorder=True)
     with opened(path, "mask") as image:
         if image.mode in ("P", "L") and np.array_equal(np.array(image), mask):

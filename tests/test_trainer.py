@@ -480,7 +480,7 @@ def test_a_dry_run_leaves_a_run_that_is_there_alone(after_two_steps, finished, t
     assert contents(after_two_steps) == before and "altogether about" in capsys.readouterr().out
 
 
-DRY_FAULTS = [(1, {"train_list": "LIST"}, "missing.jpg"), (2, {"restore_from_where": "saved"}, "run stage 1 first"),
+DRY_FAULTS = [(1, {"train_list": "LIST"}, "names no image"), (2, {"restore_from_where": "saved"}, "run stage 1 first"),
               (1, {"learning_rate": "1e30"}, "lower --learning-rate")]  # fmt: skip
 
 
