@@ -113,8 +113,6 @@ class ClassIndex:
                 entry = entry | {"image_stamp": stamp(image_path)}
         except UserError as error:
             return entry, str(error)
-        except OSError as error:
-            return entry, f"{error.filename}: {error.strerror}: check that it may be read"
         return entry, None
 
     def _save(self) -> None:

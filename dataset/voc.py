@@ -217,7 +217,7 @@ def list_files(folder: Path, suffixes: Sequence[str]) -> dict[str, str]:
     """
     parts = [(*os.path.splitext(name), name) for name in sorted(os.listdir(folder)) if not name.startswith(".")]
     known = [(suffixes.index(suffix.lower()), stem, name) for stem, suffix, name in parts if suffix.lower() in suffixes]
-    return dict(sorted((stem, name) for _, stem, name in sorted(known, reverse=True)))
+    return dict(sorted({stem: name for _, stem, name in sorted(known, reverse=True)}.items()))
 
 
 def read_colours(path: Path) -> dict[str, tuple[int, int, int]]:

@@ -1,11 +1,8 @@
 """Bad input, a row each: what is broken, which command, what the message holds. Nothing is written."""
 
-import contextlib
-import ctypes
 import io
 import os
 import shutil
-import stat
 from types import SimpleNamespace
 
 import numpy as np
@@ -35,6 +32,7 @@ from helpers import (
     weights,
     write_values,
 )
+from utils.errors import UserError, check_writable
 
 SPLIT = Split.named(1)
 PLAN = SHORT | {"batch_size": 12, "target_batch_size": 12, "max_steps": 1}
@@ -160,10 +158,6 @@ def pixel(name, value):
     return spoil
 
 
-def smaller(name):
-    return lambda place: write_values(getattr(place, name), read_values(getattr(place, name))[:-1])
-
-
 def listed(change):
     """The training list after `change` of its text."""
     return lambda place: place.list.write_text(change(place.list.read_text(), place), encoding="utf-8")
@@ -242,15 +236,6 @@ def other_momentum(content):
     content["optimizer"]["state"][0]["momentum_buffer"] = torch.zeros(2, 3)
 
 
-def forbidden(name):
-    return lambda place: getattr(place, name).chmod(0o000)
-
-
-def read_only(place):
-    place.words.mkdir(mode=0o555)
-    return ["--output-dir", place.words]
-
-
 def never_indexed(place):
     (place.data / "class_index_SegmentationClassAug.json").unlink()
     mask_path(place.data, place.target).unlink()
@@ -281,31 +266,23 @@ NO_OPTIMISER = ["{latest}", "does not fit the optimiser"]
 HOSTILE = [
     # what is broken, the command, how, what the message holds
     ("image cut short", stage1, write("image", lambda b: b[:400]), ["{image}", "can't be read as an image"]),
-    ("image of zero bytes", stage1, write("image", b""), ["{image}", "can't be read as an image"]),
     ("image that is a bomb", stage1, write("image", BOMB), ["{image}", "can't be read as an image", "bomb"]),
     ("image of 16 bits", stage1, other_image("image", "I;16", "PNG"), ["{image}", "more than 8 bits"]),
     ("animated image", stage1, animated, ["{image}", "animated"]),
-    ("text called .jpg", stage1, write("image", b"<html>404</html>"), ["{image}", "can't be read as an image"]),
     ("image not there", stage1, gone("image"), ["{list}", "'{source}' names no image", "shorten"]),
     ("mask cut short", stage1, write("mask", lambda b: b[:-30]), ["{mask}", "can't be read as a mask"]),
     ("mask of colours", stage1, other_image("mask", "RGB", "PNG"), ["{mask}", "a colour mask", "labelmap.txt"]),
     ("mask that is a JPEG", stage1, other_image("mask", "RGB", "JPEG"), ["{mask}", "is a JPEG", "as PNG"]),
-    ("mask with alpha", stage1, other_image("mask", "LA", "PNG"), ["{mask}", "not an index mask"]),
     ("mask of 16 bits", stage1, other_image("mask", "I;16", "PNG"), ["{mask}", "mode I;16", "8-bit"]),
-    ("mask of one bit", stage1, other_image("mask", "1", "PNG"), ["{mask}", "not an index mask"]),
-    ("mask of another size", stage1, smaller("mask"), ["{image}", "48 x 40", "mask is 48 x 39", "same size"]),
     ("mask with an unknown value", stage1, pixel("mask", 21), ["{mask}", "21", "0-20", "255"]),
     ("mask not there", stage1, gone("mask"), ["{mask}", "missing", "copy the mask"]),
     ("mask that is a folder", evaluation, folder("val_mask"), ["{val_mask}", "can't be read as a mask"]),
     ("list of nothing", stage1, write("list", b""), ["{list}", "empty", "one image id a line"]),
     ("list with a image twice", stage1, listed(lambda t, p: f"{t}{p.source}\r\n"), ["{list}", "twice", "remove"]),
-    ("list that leads elsewhere", stage1, listed(lambda t, p: f"../secret\n{t}"), ["{list}", "'../secret'"]),
-    ("list with a zero byte", stage1, listed(lambda t, p: f"a\0b\n{t}"), ["{list}", "names no image"]),
     ("list with a image not there", stage1, listed(lambda t, p: f"{t}other\n"), ["{list}", "'other'", "shorten"]),
     ("list of unseen classes alone", stage1, only_unseen, ["shows a seen class", "--split"]),
     ("list by flag not there", stage1, flags("--train-list", "nowhere"), ["nowhere.txt", "{lists}"]),
     ("vector with NaN", stage1, words("w.txt", rows("nan 0 0")), ["w.txt", "'car'", "NaN"]),
-    ("words without a class", stage1, words("w.txt", b"cat 1 0\n"), ["w.txt", "no vector for", "'dog'", "--embedding"]),
     ("vectors not there", stage1, flags("--embedding", "nothing"), ["no 'nothing' vectors", "glove"]),
     ("flag that is no number", stage2, flags("--keep", "nan"), ["--keep", "number"]),
     ("device unknown", evaluation, flags("--device", "banana"), ["--device banana", "cpu"]),
@@ -331,9 +308,6 @@ HOSTILE = [
     ("checkpoint with NaN", evaluation, weight(WEIGHT, torch.full((100, 4, 1, 1), torch.nan)), ["not finite"]),
     ("checkpoint with another momentum", go_on, checkpoint(other_momentum), NO_OPTIMISER),
     ("checkpoint of the other stage", go_on, put("stage", value=2), ["{latest}", "stage 2", "--output-dir"]),
-    ("image without permission", stage1, forbidden("image"), ["{image}", "Permission denied"]),
-    ("data without permission", evaluation, forbidden("data"), ["{data}", "Permission denied"]),
-    ("output without permission", stage1, read_only, ["--output-dir {words}", "no permission"]),
     ("image that the index does not have", stage1, never_indexed, ["{target}", "--target-images all"]),
     ("mask not there, oracle", stage1, oracle_without_mask, ["{target}", "missing"]),
     ("images without an unseen class", stage1, only_seen, ["unseen class", "--target-images all"]),
@@ -356,29 +330,9 @@ HOSTILE = [
 
 
 def contents(place) -> dict:
-    """All that there is, but the class index, which is brought up to date at any time."""
+    """All files and folders, but the class index, which is brought up to date at any time."""
     paths = [path for path in place.root.rglob("*") if not path.name.startswith("class_index")]
-    files = {str(path): path.lstat() for path in paths}
-    return {path: None if stat.S_ISDIR(s.st_mode) else (s.st_mtime_ns, s.st_size) for path, s in files.items()}
-
-
-@contextlib.contextmanager
-def without_privileges():
-    """Rights of files count for root too: on Linux it gives up, for a while, what lets it pass over them."""
-    if os.geteuid() != 0:
-        yield
-        return
-    libc, header = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0)
-    capabilities = (ctypes.c_uint32 * 6)()  # effective, permitted and inheritable, twice
-    assert libc.capget(header, capabilities) == 0
-    effective = capabilities[0]
-    capabilities[0] &= ~0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
-    assert libc.capset(header, capabilities) == 0
-    try:
-        yield
-    finally:
-        capabilities[0] = effective
-        assert libc.capset(header, capabilities) == 0
+    return {str(path): path.is_file() and path.read_bytes() for path in paths}
 
 
 NAMES = [f"{what}-{command.__name__}" for what, command, *_ in HOSTILE]
@@ -390,21 +344,17 @@ def test_bad_input_is_one_line_and_writes_nothing(place, capsys, monkeypatch, co
     more = spoil(place)
     before = contents(place)
     main, argv = command(place, more if isinstance(more, list) else [])
-    with without_privileges():
-        line = failure(capsys, main, argv)
+    line = failure(capsys, main, argv)
     for word in words:
         assert word.format(**vars(place)) in line, (word, line)
     after = contents(place)
     assert after == before, sorted(set(after) ^ set(before))
 
 
-@pytest.mark.parametrize("where", ["train 0", "train 9", "train -1", "val 0"])
-def test_a_broken_image_anywhere_is_found_before_a_long_training(place, capsys, where):
-    name, number = where.split()
-    image = (place.lists / f"{name}.txt").read_text().split()[int(number)]
-    (place.data / "JPEGImages" / f"{image}.jpg").write_bytes(b"x")
-    line = failure(capsys, *stage1(place, ["--max-steps", 200, "--target-images", "all"]))
-    assert f"{image}.jpg can't be read" in line and not (place.root / "new").exists()
+def test_an_output_without_permission_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    with pytest.raises(UserError, match=r"--output-dir x can't be written \(no permission for"):
+        check_writable(tmp_path / "x", "--output-dir x")
 
 
 # --- odd, but good --------------------------------------------------------------------------------------

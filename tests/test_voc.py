@@ -108,21 +108,14 @@ def test_files_may_have_any_ending_and_masks_a_suffix(tmp_path, images):
         own.read_list(None, ("train",))
 
 
-def test_what_was_looked_for_and_found_is_told(tmp_path):
-    (tmp_path / "train").mkdir()
-    with pytest.raises(UserError, match=r"none of JPEGImages, images, img.*it holds train"):
-        VOCFolder.open(tmp_path)
-    (tmp_path / "images").mkdir()
-    with pytest.raises(UserError, match=r"has none of SegmentationClassAug, .*masks.*it holds images"):
-        VOCFolder.open(tmp_path)
-
-
 def test_the_only_folder_with_images_below_is_taken(tmp_path):
-    for name in ("ds0/img", "ds0/masks_machine", "more"):
-        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "ds0/img").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"has none of SegmentationClassAug, .*masks.*it holds img"):
+        VOCFolder.open(tmp_path)
+    (tmp_path / "ds0/masks_machine").mkdir()
     assert VOCFolder.open(tmp_path).root == tmp_path / "ds0"
     (tmp_path / "ds1/img").mkdir(parents=True)
-    with pytest.raises(UserError, match="it holds ds0, ds1, more"):
+    with pytest.raises(UserError, match=r"none of JPEGImages, images, img.*it holds ds0, ds1"):
         VOCFolder.open(tmp_path)
 
 
