@@ -1,1 +1,1 @@
-"""Pictures and labels: splits, datasets, joint transforms, loaders, and the drawn demo pictures."""
+"""Images and labels: splits, datasets, joint transforms, loaders, and the drawn demo images."""

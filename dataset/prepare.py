@@ -21,7 +21,6 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -48,27 +47,10 @@ from utils.errors import UserError, one_line_errors, write_text
 from utils.visualize import save_index_png
 
 PUBLISHED = json.loads(Path(__file__).with_name("archives.json").read_text(encoding="utf-8"))
-"""Of each data set: its archives in the order in which they are unpacked, where their URLs and checksums were found,
-and how many images published tables train and evaluate on."""
+"""Of each data set: its archives in the order in which they are unpacked (`url`, `md5` where a source for it was found,
+and `place`, a key of `PLACES`), where that was found, and how many images published tables train and evaluate on."""
 
 # Archives
-
-
-@dataclass(frozen=True)
-class Archive:
-    """A publisher's file: where it is fetched, its checksum (None: no source for one was found), and the name in
-    `PLACES` of what is done with its content."""
-
-    url: str
-    md5: str | None
-    place: str
-
-    @property
-    def name(self) -> str:
-        return self.url.rpartition("/")[2]
-
-
-ARCHIVES = {dataset: tuple(Archive(**row) for row in facts["archives"]) for dataset, facts in PUBLISHED.items()}
 
 
 def extract(path: Path, folder: Path) -> None:
@@ -192,21 +174,22 @@ def prepare(dataset: str, root: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_text(listing, names)
     done = json.loads(marker.read_text(encoding="utf-8"))["unpacked"] if marker.is_file() else []
-    for archive in ARCHIVES[dataset]:
-        if archive.name in done:
+    for archive in PUBLISHED[dataset]["archives"]:
+        url, name = archive["url"], archive["url"].rpartition("/")[2]
+        if name in done:
             continue
         try:
-            download_url(archive.url, str(folder), archive.name, archive.md5)
+            download_url(url, str(folder), name, archive["md5"])
         except (OSError, RuntimeError) as error:
             raise UserError(
-                f"{archive.url} can't be fetched ({error}): run the command again, or put {archive.name} into {folder} "
-                "by other means (curl -C - -O URL continues where it stopped)"
+                f"{url} can't be fetched ({error}): run the command again, or put {name} into {folder} by other means "
+                "(curl -C - -O URL continues where it stopped)"
             ) from error
         content = folder / "content"
-        extract(folder / archive.name, content)
-        PLACES[archive.place](content, root)
+        extract(folder / name, content)
+        PLACES[archive["place"]](content, root)
         shutil.rmtree(content)
-        done.append(archive.name)
+        done.append(name)
         write_text(marker, json.dumps({"unpacked": done}) + "\n")
 
 
@@ -284,7 +267,7 @@ def check(dataset: str, folder: VOCFolder, lists: dict[str, list[str]], index: C
     """Reads every image and mask of the lists "train" and "val", and prints what there is.
 
     Args:
-        dataset: a key of `ARCHIVES`, or "own".
+        dataset: a key of `PUBLISHED`, or "own".
         folder: the data set.
         lists: image ids.
         index: takes what is found.
@@ -326,7 +309,9 @@ def check(dataset: str, folder: VOCFolder, lists: dict[str, list[str]], index: C
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m dataset.prepare", description=__doc__)
-    parser.add_argument("dataset", choices=[*ARCHIVES, "own"], help="own: your own images, in DIR/images and DIR/masks")
+    parser.add_argument(
+        "dataset", choices=[*PUBLISHED, "own"], help="own: your own images, in DIR/images and DIR/masks"
+    )
     parser.add_argument("--data-path", type=Path, required=True, metavar="DIR", help="the folder to make, or to check")
     parser.add_argument("--check", action="store_true", help="only say what is there and what is wrong with it")
     parser.add_argument("--convert-colour-masks", action="store_true", help="own: first make index masks of colours")
@@ -347,9 +332,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = VOCFolder.open(root)
     if is_own and folder.class_file is None:
         names = ", ".join((*CLASS_FILES[1:], *COLOUR_FILES))
-        raise UserError(
-            f"{folder.root}/classes.txt is missing, and so are {names}: write one class a line, from value 0"
-        )
+        raise UserError(f"{folder.root}/classes.txt is missing, and so are {names}: write one class a line")
     if args.convert_colour_masks:
         convert_colour_masks(folder)
         folder = VOCFolder.open(root)

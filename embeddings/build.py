@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from dataset.splits import NAMES
 from utils.config import Parser
 from utils.errors import UserError, atomic_write, one_line_errors, write_text
 
-from .loading import VOCABULARY, class_words, find_class_vectors, read_names, read_words
+from .loading import VOCABULARY, find_class_vectors, read_names, read_words
 
 
 def get_parser() -> Parser:
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     output, record_path = (args.output.with_name(stem + ending) for ending in (".npy", ".json"))
     given, kind = args.vocabulary or args.classes, "words" if args.vocabulary else "classes"
     listing = output.with_name(f"{kind}.txt")
-    names = read_names(given) if given else tuple(class_words()["voc"])
+    names = read_names(given or NAMES / "voc.txt")
     if listing.exists() and read_names(listing) != names:
         raise UserError(f"{listing}: lists other names for tables that are there: choose another folder in --output")
     if args.vocabulary:

@@ -5,7 +5,6 @@ classes.txt beside it. A word file has a vector for each word: NAME.npy with wor
 fastText .vec, GloVe .txt.
 """
 
-import functools
 import json
 import re
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.splits import fold_name
+from dataset.splits import NAMES, fold_name, read_classes
 from utils.errors import UserError, read_lines
 
 PACKAGE = Path(__file__).parent
@@ -23,13 +22,9 @@ SHIPPED = "glove"
 VOCABULARY = PACKAGE / "vocabulary" / f"{SHIPPED}.npy"  # common words, 100-d
 PUBLISHED = ("word2vec", "fasttext")  # 300 + 300 dimensions
 ENDINGS = (".npy", ".pkl", ".bin", ".bin.gz", ".vec", ".vec.gz", ".txt", ".txt.gz")  # in order of preference
+WORDS = json.loads((PACKAGE / "words.json").read_text(encoding="utf-8"))
+"""The words of classes that do not simply stand for the words of their name."""
 SAME_VECTORS = 0.99  # cosine from which two vectors of a class count as the same
-
-
-@functools.cache
-def class_words() -> dict:
-    """words.json: VOC's names, and the words of classes that do not simply stand for the words of their name."""
-    return json.loads((PACKAGE / "words.json").read_text(encoding="utf-8"))
 
 
 def split_name(name: str) -> tuple[str, ...]:
@@ -43,7 +38,7 @@ def word_choices(name: str, published: bool) -> list[tuple[str, ...]]:
 
     `published`: VOC's classes stand for the words of the published code, else for averaged synonyms.
     """
-    table = class_words()["averaged"] | (class_words()["published"] if published else {})
+    table = WORDS["averaged"] | (WORDS["published"] if published else {})
     groups = [tuple(group) for known, group in table.items() if fold_name(known) == fold_name(name)]
     parts = re.split(r"[\s_-]+", name)
     whole = [(sign.join(parts),) for sign in ("_", "-", " ", "")]  # as some files have phrases
@@ -94,7 +89,7 @@ def read_table(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: no array of floats with a row for each class: {describe_file(path)}") from None
     listing = path.with_name("words.txt" if is_word_file(path) else "classes.txt")
     unnamed = path.suffix == ".pkl" and not listing.is_file() and len(rows) in (20, 21)
-    names = class_words()["voc"][-len(rows) :] if unnamed else read_names(listing)
+    names = list(read_classes(NAMES / "voc.txt"))[-len(rows) :] if unnamed else read_names(listing)
     if len(names) != len(rows):
         raise UserError(f"{listing}: {len(names)} names for the {len(rows)} rows of {path.name}: name each row once")
     return dict(zip(names, np.array(rows)))
@@ -175,24 +170,24 @@ def concatenate(tables: Sequence[np.ndarray], weighting: str) -> np.ndarray:
     return unit_rows(np.concatenate(tables, axis=1)).astype(np.float32)
 
 
-def available(folder: Path) -> list[str]:
-    """The names of the sources in `folder`."""
-    files = [path.name for path in folder.glob("[!.]*") if path.name not in ("classes.txt", "words.txt")]
-    return sorted({name.removesuffix(ending) for name in files for ending in ENDINGS if name.endswith(ending)})
+def sources_in(folder: Path) -> dict[str, Path]:
+    """The sources in a folder: name -> file."""
+    files = [path for path in sorted(folder.glob("[!.]*")) if path.name not in ("classes.txt", "words.txt")]
+    pairs = [(path.name.removesuffix(end), path) for end in ENDINGS[::-1] for path in files if path.name.endswith(end)]
+    return dict(pairs)
 
 
 def find_source(source: str, folder: Path) -> Path:
     """The file of a source: `source` itself, or NAME.* in `folder`, or the shipped one. Raises `UserError` for none."""
     if source.endswith(ENDINGS) or Path(source).is_file():
         return Path(source)
-    path = next((p for p in (folder / (source + ending) for ending in ENDINGS) if p.is_file()), None)
-    if path is None and source != SHIPPED:
-        there = ", ".join(available(folder)) or "none"
+    there = sources_in(folder)
+    if source not in there and source != SHIPPED:
         raise UserError(
-            f"no '{source}' vectors in {folder}; there: {there}; shipped: {SHIPPED}: give --embedding-path with their "
-            "folder (embeddings/README.md says how to get them)"
+            f"no '{source}' vectors in {folder}; there: {', '.join(sorted(there)) or 'none'}; shipped: {SHIPPED}: give "
+            "--embedding-path with their folder (embeddings/README.md says how to get them)"
         )
-    return path or VOCABULARY
+    return there.get(source, VOCABULARY)
 
 
 def choose_sources(embedding: Sequence[str] | None, folder: Path | None) -> list[str]:
@@ -201,7 +196,7 @@ def choose_sources(embedding: Sequence[str] | None, folder: Path | None) -> list
     Raises:
         UserError: a source given twice, or a folder with no source or no obvious one: it never means the shipped one.
     """
-    there = available(folder or PACKAGE)
+    there = sorted(sources_in(folder or PACKAGE))
     if folder is not None and not there:
         raise UserError(f"--embedding-path {folder}: no word vectors there (.npy, .pkl, .bin, .vec or .txt)")
     if embedding is not None:

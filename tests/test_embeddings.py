@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 import embeddings
+from dataset.splits import NAMES, read_classes
 from embeddings import build, embed_words, formats, imagenet_similarity, load_class_embeddings, loading
-from embeddings.loading import class_words, find_class_vectors
+from embeddings.loading import find_class_vectors
 from utils.errors import UserError
 
 PACKAGE = Path(embeddings.__file__).parent
-VOC = class_words()["voc"]
+VOC = list(read_classes(NAMES / "voc.txt"))
 VECTORS = {"cat": [3.0, 4.0, 0.0], "playing": [0.0, 2.0, 0.0], "field": [5.0, 0.0, 0.0], "Sheep": [1.0, 1.0, 1.0]}
 NAMES = ["playingfield", "sheep", "cat"]
 EXPECTED = np.array(  # by hand: mean of (0,1,0) and (1,0,0), made unit; (1,1,1) made unit; (3,4,0) / 5

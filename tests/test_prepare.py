@@ -8,7 +8,6 @@ import shutil
 import signal
 import tarfile
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -174,16 +173,23 @@ def served(tmp_path_factory) -> Path:
     return folder
 
 
+def of(dataset: str) -> list[str]:
+    """The names of its archives."""
+    return [archive["url"].rpartition("/")[2] for archive in prepare.PUBLISHED[dataset]["archives"]]
+
+
 def expect(served: Path, patch: pytest.MonkeyPatch) -> None:
     """The commands expect these archives and their counts; none can be fetched. Who has no checksum gets none."""
+    for dataset, facts in prepare.PUBLISHED.items():
+        archives = [
+            archive | {"url": f"http://127.0.0.1:9/{name}", "md5": archive["md5"] and md5(served / name)}
+            for archive, name in zip(facts["archives"], of(dataset))
+        ]
+        patch.setitem(prepare.PUBLISHED, dataset, facts | COUNTS[dataset] | {"archives": archives})
 
-    def local(archive):
-        digest = hashlib.md5((served / archive.name).read_bytes()).hexdigest()
-        return replace(archive, url=f"http://127.0.0.1:9/{archive.name}", md5=archive.md5 and digest)
 
-    for dataset, archives in prepare.ARCHIVES.items():
-        patch.setitem(prepare.ARCHIVES, dataset, tuple(map(local, archives)))
-        patch.setitem(prepare.PUBLISHED, dataset, prepare.PUBLISHED[dataset] | COUNTS[dataset])
+def md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes()).hexdigest()
 
 
 @pytest.fixture
@@ -223,7 +229,7 @@ def made(served, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         expect(served, patch)
         for dataset in MAKE:
-            with_archives(folder / dataset, served, *(archive.name for archive in prepare.ARCHIVES[dataset]))
+            with_archives(folder / dataset, served, *of(dataset))
             assert prepare.main(command(dataset, folder / dataset)) == 0
     return folder
 
@@ -324,8 +330,7 @@ def test_killed_as_files_are_moved_or_converted_and_run_again(local, made, tmp_p
 def test_a_fetch_that_fails_is_one_line(local, tmp_path, monkeypatch, capsys):
     line = bad(capsys, "voc", tmp_path)
     assert f"{VOC_TAR} can't be fetched" in line and "curl -C" in line
-    wrong = replace(prepare.ARCHIVES["voc"][0], md5="0" * 32)
-    monkeypatch.setitem(prepare.ARCHIVES, "voc", (wrong,))  # what lies there is not taken for it
+    monkeypatch.setitem(prepare.PUBLISHED["voc"]["archives"][0], "md5", "0" * 32)  # what lies there is not taken for it
     assert f"{VOC_TAR} can't be fetched" in bad(capsys, "voc", with_archives(tmp_path, local, VOC_TAR))
 
 
@@ -335,8 +340,9 @@ def test_a_fetch_that_fails_is_one_line(local, tmp_path, monkeypatch, capsys):
 @pytest.fixture
 def context_alone(local, monkeypatch):
     """PASCAL Context without its images."""
-    (context,) = (a for a in prepare.ARCHIVES["pascal_context"] if a.name == CONTEXT_TGZ)
-    monkeypatch.setitem(prepare.ARCHIVES, "pascal_context", (context,))
+    monkeypatch.setitem(
+        prepare.PUBLISHED["pascal_context"], "archives", prepare.PUBLISHED["pascal_context"]["archives"][1:]
+    )
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.95])
@@ -615,8 +621,8 @@ def test_colours_of_a_labelmap_are_converted(own):
 
 
 def test_the_table_is_torchvisions_where_it_has_one():
-    voc, sbd = prepare.ARCHIVES["voc"]
-    assert (voc.url, voc.md5) == (DATASET_YEAR_DICT["2012"]["url"], DATASET_YEAR_DICT["2012"]["md5"])
-    assert (sbd.url, sbd.md5) == (SBDataset.url, SBDataset.md5)
-    assert prepare.ARCHIVES["pascal_context"][0].md5 == DATASET_YEAR_DICT["2010"]["md5"]
+    facts = [row for dataset in prepare.PUBLISHED.values() for row in dataset["archives"]]
+    table = {row["url"]: row["md5"] for row in facts}
+    assert table[SBDataset.url] == SBDataset.md5
+    assert all(table[DATASET_YEAR_DICT[year]["url"]] == DATASET_YEAR_DICT[year]["md5"] for year in ("2010", "2012"))
     assert len(set(CONTEXT_LABELS)) == 59
