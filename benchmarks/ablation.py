@@ -1,20 +1,19 @@
-"""The tables of docs/RESULTS.md: the paper's method, the best one, and the best one with one thing changed.
+"""The table of docs/RESULTS.md: the paper's method, the best one, and the best one with one thing changed.
 
     python -m benchmarks.ablation --data-path data/real --embedding-path path/to/words
 
 Every row is `configs/best_cpu.toml` with a few flags changed. It trains from ImageNet weights by the two scripts, for
 the same steps, and is evaluated at its last checkpoint; mean and standard deviation over seeds. A finished run is not
 repeated and an interrupted one resumes, so processes can work side by side (`--seeds 1`, `--seeds 2`, `--rows ...`).
-The command without these then prints the table, and `--only-table` prints what there is without training.
+The command without these then prints the tables, and `--only-table` prints what there is without training.
 """
 
-import json
 import sys
 from pathlib import Path
 
 from benchmarks import runs
-from benchmarks.runs import Row, command, format_classes, format_results, logged_figures, slug
-from dataset.splits import Split, split_name
+from benchmarks.runs import Row, format_results, logged_figures
+from dataset.splits import split_name
 from utils.config import Parser
 from utils.errors import one_line_errors
 
@@ -22,38 +21,33 @@ CONFIG = "configs/best_cpu.toml"
 SOURCE_ONLY = ("--background", "ignore")
 PAPER, PAPER2 = (*SOURCE_ONLY, *runs.PAPER), (*SOURCE_ONLY, *runs.PAPER2)
 ORACLE = ("--target-pixels", "oracle")
-MAIN = (
+ROWS = (
     Row("source only", "source_only", SOURCE_ONLY),
     Row("paper, oracle: stage 1", "oracle", (*PAPER, *ORACLE)),
     Row("paper, oracle: stage 2", "oracle", (*PAPER, *ORACLE), (*PAPER2, *ORACLE)),
     Row("paper: stage 1", "paper", PAPER),
     Row("paper: stage 2", "paper", PAPER, PAPER2),
     Row("best", "best", (), ()),
-    Row("best, scales and flip", "best", (), (), ("--scales", 0.75, 1, 1.25, "--flip")),
     Row("supervised, all 20 labels", "supervised", (*SOURCE_ONLY, "--supervised")),
-)
-"""What the best setting is compared with; these rows make the first two tables."""
-
-CHANGES = (
+    # The best setting with one thing changed:
     Row("no ImageNet names", "best", (), ("--no-imagenet-names",)),
     Row("labels may be incomplete", "best", (), ("--no-complete-labels",)),
     Row("background scored", "background", ("--background", "score"), ("--background", "score")),
 )
-"""The best setting with one thing changed."""
 
 
 def parse_arguments(argv: list[str] | None):
     parser = Parser(description=__doc__)
     parser.add_argument("--data-path", type=Path, required=True, help="a folder in VOC layout, see DATA_PATH.md")
     parser.add_argument("--embedding-path", type=Path, help="folder with word2vec and fastText vectors")
-    parser.add_argument("--output-dir", type=Path, default=Path("runs/ablation"), help="runs, logs and tables")
+    parser.add_argument("--output-dir", type=Path, default=Path("runs/ablation"), help="runs and logs")
     parser.add_argument("--evaluation-list", help="evaluation images, as for the scripts (default: val)")
     parser.add_argument("--splits", nargs="+", type=split_name, default=[4], help="splits to run the rows on")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these rows (default: all)")
-    parser.add_argument("--only-table", action="store_true", help="train nothing; tables of the runs that are done")
+    parser.add_argument("--only-table", action="store_true", help="train nothing; the runs that are done")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="one run of each stage a seed")
     args = parser.parse_args(argv)
-    known = {row.name: row for row in MAIN + CHANGES}
+    known = {row.name: row for row in ROWS}
     unknown = [name for name in args.rows or () if name not in known]
     if unknown:
         parser.error(f"--rows {unknown[0]!r}: choose among {', '.join(map(repr, known))}")
@@ -64,38 +58,22 @@ def parse_arguments(argv: list[str] | None):
 
 def figures(args, row: Row, split: int | str, seed: int) -> dict | None:
     """The evaluation of a row's last checkpoint, which is trained if it is not there and may be; else None."""
-    folder = row.folder(args.output_dir, split, seed)
-    kept = folder / (f"{slug(row.name)}.json" if row.evaluation else "result.json")
     if not args.only_table:
         shared = ["--config", CONFIG, "--data-path", args.data_path, "--num-workers", 0]
         shared += ["--cache-features", args.output_dir / "features"]
         shared += ["--embedding-path", args.embedding_path.resolve()] if args.embedding_path else []
         shared += ["--evaluation-list", args.evaluation_list] if args.evaluation_list else []
-        last = row.train(args.output_dir, split, seed, shared)
-        if not row.evaluation:
-            kept.write_text(json.dumps(logged_figures(folder)), encoding="utf-8")
-        elif not kept.is_file() or kept.stat().st_mtime < last.stat().st_mtime:
-            flags = ["--checkpoint", last, "--data-path", args.data_path, "--json", kept, "--num-workers", 0]
-            flags += ["--list", args.evaluation_list] if args.evaluation_list else []
-            command(["eval.py", *flags, *row.evaluation], folder / "evaluation.log")
-    return json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else None
+        row.train(args.output_dir, split, seed, shared)
+    return logged_figures(row.folder(args.output_dir, split, seed))
 
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    parts = []
     for split in args.splits:
         results = {row.name: [figures(args, row, split, seed) for seed in args.seeds] for row in args.rows}
         done = {name: [result for result in found if result] for name, found in results.items() if any(found)}
-        parts += [f"Split {split}, percent", format_results(done)]
-        main_rows = {row.name: done[row.name] for row in MAIN if row.name in done}
-        if main_rows:
-            parts += [format_classes(main_rows, Split.named(split).unseen)]
-    text = "\n\n".join(parts)
-    print(text)
-    if set(MAIN + CHANGES) <= set(args.rows):
-        (args.output_dir / "table.md").write_text(text + "\n", encoding="utf-8")
+        print(f"Split {split}, percent\n\n{format_results(done)}\n")
     return 0
 
 

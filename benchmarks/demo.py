@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     write_text(root / "table.md", table + "\n")
     print(f"Predictions: {root / 'predictions.png'}\n{time.monotonic() - began:.0f} s")
     if SHIPPED.is_file() and PHOTOS.is_dir():
-        command(["predict.py", "--images", PHOTOS, "--output-dir", root / "photos"], None)
+        command(["predict.py", "--images", PHOTOS, "--output-dir", root / "photos"], root / "photos.log")
         print(f"Photos: {root / 'photos' / 'overlays'}")
     return 0
 

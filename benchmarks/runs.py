@@ -1,7 +1,7 @@
 """What the ablation and the demo share: rows of a table, their trainings, each done once, and Markdown tables."""
 
 import json
-import math
+import re
 import statistics
 import subprocess
 import sys
@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.errors import UserError
+from utils.logging import read_log
+from utils.metrics import HEADLINES
 from utils.trainer import stage_folder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,8 +22,8 @@ PAPER2 = (
     "--weak-proportion", 0.2,
 )  # fmt: skip
 """What turns the best setting into the paper's, in stage 1 and in stage 2."""
-FIGURES = {"seen": "miou_seen", "unseen": "miou_unseen", "hIoU": "hiou", "ZSL": "miou_zsl", "bias": "bias"}
-"""Columns of a table, and the keys of `eval.py --json` that they show."""
+FIGURES = HEADLINES[:5]
+"""Columns of a table, and the keys of an evaluation that they show."""
 
 
 @dataclass(frozen=True)
@@ -32,48 +35,36 @@ class Row:
         start: folder of stage 1; rows that share it share that run.
         stage1: flags of stage 1, besides the shared ones.
         stage2: flags of stage 2; None: the figures are those of stage 1.
-        evaluation: flags of eval.py; none: the figures that training logged.
     """
 
     name: str
     start: str
     stage1: tuple = ()
     stage2: tuple | None = None
-    evaluation: tuple = ()
 
     def folder(self, root: Path, split: int | str, seed: int) -> Path:
         """Where the stage is kept, below `root`, that the figures are of."""
-        name = slug(self.name if self.stage2 else self.start)
+        name = re.sub(r"\W", "_", self.name if self.stage2 else self.start)
         return stage_folder(root / name / f"seed{seed}", split, 1 if self.stage2 is None else 2)
 
-    def train(self, root: Path, split: int | str, seed: int, shared: Sequence) -> Path:
-        """Trains the stages that are not done, with the flags `shared`; returns the last checkpoint."""
+    def train(self, root: Path, split: int | str, seed: int, shared: Sequence) -> None:
+        """Trains the stages that are not done, with the flags `shared`."""
         start, shared = root / self.start / f"seed{seed}", [*shared, "--split", split, "--seed", seed]
         last = train(SCRIPTS[1], [*shared, "--output-dir", start, *self.stage1], stage_folder(start, split, 1))
-        if self.stage2 is None:
-            return last
-        run = self.folder(root, split, seed)
-        flags = ["--output-dir", run.parents[1], "--stage1-checkpoint", last, *self.stage2]
-        return train(SCRIPTS[2], [*shared, *flags], run)
+        if self.stage2 is not None:
+            run = self.folder(root, split, seed)
+            flags = ["--output-dir", run.parents[1], "--stage1-checkpoint", last, *self.stage2]
+            train(SCRIPTS[2], [*shared, *flags], run)
 
 
-def slug(name: str) -> str:
-    """A row's name as a file's."""
-    return "".join(letter if letter.isalnum() else "_" for letter in name)
-
-
-def command(arguments: Sequence, log: Path | None) -> None:
-    """Runs a script of the project, with its output in `log` if there is one. A failure is a `SystemExit`."""
+def command(arguments: Sequence, log: Path) -> None:
+    """Runs a script of the project, with its output in `log`. Raises `UserError` if it fails."""
     line = [sys.executable, *map(str, arguments)]
-    if log is None:
-        code = subprocess.run(line, cwd=ROOT, check=False).returncode
-    else:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a", encoding="utf-8") as file:
-            code = subprocess.run(line, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as file:
+        code = subprocess.run(line, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
     if code:
-        print(f"error: {' '.join(line[1:])} ended with exit code {code}; see {log or 'above'}", file=sys.stderr)
-        raise SystemExit(code)
+        raise UserError(f"{' '.join(line[1:])} ended with exit code {code}; see {log}")
 
 
 def train(script: str, flags: Sequence, folder: Path) -> Path:
@@ -105,38 +96,24 @@ def train(script: str, flags: Sequence, folder: Path) -> Path:
     return latest
 
 
-def logged_figures(folder: Path) -> dict:
-    """The evaluation of a run's last step: the figures that eval.py gives."""
-    return json.loads((folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+def logged_figures(folder: Path) -> dict | None:
+    """The evaluation of a run's last step, with the figures that eval.py gives; None if the run is not done."""
+    return read_log(folder)[-1] if (folder / "done.json").is_file() else None
 
 
 def format_results(rows: Mapping[str, Sequence[Mapping]]) -> str:
     """A Markdown table in percent, a row a method: the mean over seeds, and the spread (standard deviation)."""
-    head = ["", *FIGURES, "seeds"]
+    head = ["", *(title for title, _ in FIGURES), "seeds"]
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
     for name, results in rows.items():
-        lines.append([name, *(summary([r[key] for r in results]) for key in FIGURES.values()), str(len(results))])
-    return align(lines)
-
-
-def format_classes(rows: Mapping[str, Sequence[Mapping]], marked: Sequence[str]) -> str:
-    """A Markdown table of IoU by class in percent, mean over seeds, a column a method; `marked` bear a star."""
-    lines = [["IoU", *rows], ["---", *["---:"] * len(rows)]]
-    for name in next(iter(rows.values()))[0]["per_class"]:
-        cells = [summary([r["per_class"][name] for r in results], spread=False) for results in rows.values()]
-        lines.append([name + "*" * (name in marked), *cells])
-    return align(lines)
-
-
-def summary(values: Sequence[float | None], spread: bool = True) -> str:
-    """Mean and standard deviation of shares, in percent; "-" where one is undefined."""
-    if any(value is None or math.isnan(value) for value in values):
-        return "-"
-    text = f"{100 * statistics.mean(values):.1f}"
-    return f"{text} ± {100 * statistics.stdev(values):.1f}" if spread and len(values) > 1 else text
-
-
-def align(lines: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as a Markdown table that also reads well as plain text."""
+        lines.append([name, *(summary([r[key] for r in results]) for _, key in FIGURES), str(len(results))])
     widths = [max(map(len, column)) for column in zip(*lines)]
     return "\n".join("| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in lines)
+
+
+def summary(values: Sequence[float | None]) -> str:
+    """Mean and standard deviation of shares, in percent; "-" where one is undefined."""
+    if None in values:
+        return "-"
+    text = f"{100 * statistics.mean(values):.1f}"
+    return f"{text} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else text
