@@ -3,7 +3,6 @@
     python predict.py --images photo.jpg
     python predict.py --images holiday/ --classes "cat, dog, zebra, sofa" --confidence --min-confidence 0.5
     python predict.py --images photo.jpg --checkpoint runs/split1/stage2/latest.pth
-    python predict.py --export model.onnx --classes "cat, dog, zebra"
 
 A network that scores pixels against word vectors takes any word that has one. Every pixel gets one of the classes that
 compete: give those that the image may show. What none of them fits is background, if the checkpoint knows it.
@@ -25,8 +24,7 @@ from tqdm import tqdm
 
 from dataset.images import IMAGE_SUFFIXES, read_image
 from dataset.splits import BACKGROUND, VOID
-from model.export import export
-from model.predictor import SHIPPED, Predictor
+from model.predictor import SHIPPED, Predictor, save_head
 from model.segmenter import MIN_SIDE
 from utils.checkpoint import describe_protocol
 from utils.config import Parser, add_settings, fraction, number, positive
@@ -46,8 +44,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     # fmt: off
     task.add_argument("--images", type=Path, nargs="+", default=[], metavar="PATH",
                       help="images of any size, or folders of images")
-    task.add_argument("--export", type=Path, metavar="FILE", help="write the network with its classes as FILE: .pt2 "
-                      "(torch.export), .onnx (pip install onnx onnxscript), or .pth (without a frozen trunk)")
+    task.add_argument("--export", type=Path, metavar="FILE", help="write the checkpoint to FILE without its frozen "
+                      "trunk, in half precision: 0.3 MB")
     words.add_argument("--classes", nargs="+", metavar="WORD", help="what the images may show, separated by commas: "
                        '"cat, dog, traffic light" (default: the classes of the checkpoint)')
     words.add_argument("--vocabulary", type=Path, nargs="+", default=[], metavar="FILE", help="files of the word "
@@ -81,21 +79,15 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     """The images named by `paths`, and those in the folders among them, in order.
 
     Raises:
-        UserError: if there is none, or a path does not exist.
+        UserError: if a path does not exist, or is a folder without images.
     """
     found = []
     for path in paths:
-        if path.is_dir():
-            inside = sorted(
-                p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
-            )
-            if not inside:
-                raise UserError(f"--images {path} holds no images: give a folder of JPEG or PNG files")
-            found += inside
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise UserError(f"--images {path} is missing: give images, or a folder of them")
+        inside = sorted(path.iterdir()) if path.is_dir() else []
+        images = [p for p in inside if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
+        if not images and not path.is_file():
+            raise UserError(f"--images {path}: no images there: give images, or a folder of JPEG or PNG files")
+        found += images or [path]
     return list(dict.fromkeys(found))
 
 
@@ -173,7 +165,7 @@ def main(argv: list[str] | None = None) -> int:
         names = [name for name, its_kind in predictor.kinds.items() if its_kind == kind]
         print(f"{f'{kind} ({meaning})':<32}{', '.join(names) or '-'}")
     if args.export is not None:
-        export(predictor, args.checkpoint, args.export)
+        save_head(args.checkpoint, args.export)
         print(f"{args.export}, {args.export.stat().st_size / 1e6:.1f} MB")
     if args.images:
         predict_images(predictor.to(device), args)

@@ -179,7 +179,7 @@ BAD = [
     (["--classes", "cat, zebbra"], ["no vector for 'zebbra'", "--vocabulary"]),
     (["--classes", "cat, zebra", "--vocabulary", "missing.txt"], ["missing.txt", "No such file"]),
     (["--images", "missing.jpg"], ["--images", "missing.jpg"]),
-    (["--images", "."], ["--images", "holds no images"]),
+    (["--images", "."], ["--images", "no images there"]),
     (["--checkpoint", "missing.pth"], ["no checkpoint at missing.pth"]),
     (["--scale-to", "8"], ["--scale-to", "at least 32"]),
     (["--min-confidence", "2"], ["--min-confidence", "at most 1"]),
