@@ -162,10 +162,7 @@ def check_writable(folder: Path, flag: str) -> None:
     Raises:
         UserError: if nothing could be written there.
     """
-    there = folder
-    while not os.path.lexists(there) and there != there.parent:
-        there = there.parent
-    if not os.path.isdir(there):
-        raise UserError(f"{flag} can't be made ({there} is no folder): choose a folder you may write")
-    if not os.access(there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
-        raise UserError(f"{flag} can't be written (no permission for {there}): choose a folder you may write")
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    may_write = os.access(there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids)
+    if not (there.is_dir() and may_write):
+        raise UserError(f"{flag} can't be written ({there} is no folder, or no permission): choose another folder")
