@@ -96,7 +96,6 @@ def test_flags_override_set_which_overrides_the_file(tmp_path):
     found = (args.scale, args.momentum, args.seed, args.backbone, args.lambda_)
     assert found == ([0.5, 2.0], 0.6, 4, "small", 0.7)
     assert parse(1, "--config", path).seed == 2 and parse(2, "--config", path).seed == 1
-    assert parse(1, "--config", path).other.seed == 1  # stage 2's settings are read and checked in stage 1
 
 
 @pytest.mark.parametrize("flag", ["--restore-from-where", "--RESTORE_FROM_WHERE"])

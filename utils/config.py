@@ -241,7 +241,7 @@ def add_settings(parser: Any, names: Iterable[str], stage: int = 1, suppress: bo
 def parse_settings(argv: Sequence[str] | None, stage: int, description: str = "") -> argparse.Namespace:
     """The settings of a stage, from flags, `--set`, a TOML file and the defaults.
 
-    The other stage's settings are read and checked too, so that a mistake in them shows before the first stage runs.
+    The file's part for the other stage is read and checked too, so that a mistake shows before the first stage runs.
 
     Args:
         argv: the command line; None: that of the process.
@@ -249,7 +249,7 @@ def parse_settings(argv: Sequence[str] | None, stage: int, description: str = ""
         description: the script's docstring.
 
     Returns:
-        Every setting as an attribute (`lambda` as `lambda_`), and `other`, the same of the other stage.
+        Every setting as an attribute (`lambda` as `lambda_`).
 
     Raises:
         UserError: for a flag, a file or a value that can't be used.
@@ -267,16 +267,12 @@ def parse_settings(argv: Sequence[str] | None, stage: int, description: str = ""
     config, pairs = given.pop("config"), given.pop("set")
     if "unseen" in given and "split" in given:
         raise UserError("--unseen and --split exclude each other: give one of them")
-    stages = {}
-    for number, file in (read_config(config) if config else {1: {}, 2: {}}).items():
-        values = {_attribute(name): _of_stage(TABLE[name].default, number) for name in _names(number)}
-        given_values = file | _read_pairs(pairs) | given
-        values |= {key: value for key, value in given_values.items() if key in values}  # not the other stage's
-        stages[number] = argparse.Namespace(**values)
-    args = stages[stage]
+    values = {_attribute(name): _of_stage(TABLE[name].default, stage) for name in names}
+    found = (read_config(config)[stage] if config else {}) | _read_pairs(pairs) | given
+    values |= {key: value for key, value in found.items() if key in values}  # --set may name one of the other stage
+    args = argparse.Namespace(**values, config=config)
     if args.scale[0] > args.scale[1]:
         raise UserError(f"scale {args.scale[0]} is above {args.scale[1]}: give the lower one first")
-    args.config, args.other = config, stages[3 - stage]
     return args
 
 

@@ -30,7 +30,7 @@ from dataset.loaders import empty_batches, evaluation_loader, training_loader
 from dataset.transforms import training_transform
 from dataset.voc import check_datasets, choose_split, evaluation_dataset, training_datasets
 from embeddings import load_class_embeddings
-from model.backbone import WITH_CLASSIFIER, build_backbone
+from model.backbone import build_backbone
 from model.segmenter import Segmenter
 from utils import distributed, metrics
 from utils.checkpoint import (
@@ -138,7 +138,6 @@ class Trainer:
         self.device = choose_device(args.device, args.deterministic)
         args.amp = choose_amp(args.amp, self.device)
         torch.manual_seed(args.seed)
-        self._check_stage2()
         self._load_data()
         self._build_network()
         self.pseudo_labeler: nn.Module | None = None
@@ -147,16 +146,6 @@ class Trainer:
         self.best: float | None = None
         self._losses, self._bar = LossMeter(), None
         self._waited, self._times = 0.0, []
-
-    def _check_stage2(self) -> None:
-        """Refuses, in stage 1 too, what stage 2 can't run. Raises `UserError`."""
-        args = self.args if self.stage == 2 else self.args.other
-        usable = args.pseudo_labels == "episodes" and self.args.backbone_weights != "none"
-        if args.imagenet_names and not (usable and self.args.backbone in WITH_CLASSIFIER):
-            raise UserError(
-                f"imagenet_names can't be used with --backbone {self.args.backbone}: it needs --pseudo-labels episodes "
-                f"and the ImageNet weights of one of {', '.join(WITH_CLASSIFIER)}; or add --no-imagenet-names"
-            )
 
     def _load_data(self) -> None:
         """Labelled source images, unlabelled target images, evaluation images."""
@@ -204,9 +193,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=args.amp == "fp16")
         if self.scaler.is_enabled():  # which may skip the first steps
             warnings.filterwarnings("ignore", "Detected call of .lr_scheduler.step")
-        self.settings = {
-            key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items() if key != "other"
-        }
+        self.settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
         names = ("backbone", "target_pixels", "target_images", "select")
         self.metadata = {
             **self.split.as_dict(), **{name: getattr(args, name) for name in names},
@@ -475,11 +462,8 @@ class Trainer:
 
     def finish(self) -> int:
         """Ends a run; after a dry run prints how long the run will take and what it needs. Returns exit code 0."""
-        if self.args.dry_run and distributed.is_main():
-            if self._times:
-                self._print_estimate()
-            else:
-                print(f"dry run: {self.latest} has all {self.num_steps} steps: nothing to do")
+        if self._times and self.args.dry_run and distributed.is_main():
+            self._print_estimate()
         return 0
 
     def _print_estimate(self) -> None:
