@@ -3,7 +3,6 @@
 The processes are real ones that communicate through Gloo on this machine.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -70,25 +69,6 @@ def test_two_processes_have_the_losses_weights_and_files_of_one(data, tmp_path, 
     assert other.output() == "" and f"stage {stage}, step 4" in two.output()
     assert two.output().count("source and") == 1 and [line["step"] for line in read_log(two.folder)] == [2, 4]
     assert {path.name for path in two.folder.iterdir()} == {path.name for path in one.folder.iterdir()}
-
-
-def figures(folder) -> list[dict]:
-    return [{k: v for k, v in line.items() if not k.startswith("loss")} for line in read_log(folder)]
-
-
-@pytest.mark.parametrize("together", [1, 3])
-def test_the_evaluation_is_that_of_one_process(mixed, tmp_path, together):
-    """Counts and each image's figures, in order; here of the same weights, which a rate of next to nothing keeps.
-
-    The processes have three, three and two batches, or two, one and one with images in the order of their sizes.
-    """
-    changes = {"prepare": record_losses, "args": (plain_network,)} | FLAGS | {"learning_rate": 1e-12}
-    rare = ["--set", "weight_decay=0", f"evaluation_batch_size={together}"]
-    one = run_script(tmp_path / "one", 1, mixed, *rare[:2], **changes).folder
-    many = run_several(3, tmp_path / "many", 1, mixed, *rare, **changes)[0].folder
-    assert figures(one) == figures(many) and len(figures(one)) == 2
-    a, b = (json.loads((folder / "evaluation.json").read_text()) for folder in (one, many))
-    assert all(a[key] == b[key] for key in ("confusion", "per_image", "per_class", "seen", "unseen"))
 
 
 def evaluate_instead(record, *argv: str) -> None:
@@ -194,4 +174,4 @@ def test_torchrun_trains_and_stops(data, tmp_path):
 def test_auto_is_bf16_on_a_gpu_that_has_it(device, has_bf16, chosen, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
     assert choose_amp("auto", torch.device(device)) == chosen
-    assert choose_amp("fp16", torch.device(device)) == "fp16"
+    assert choose_amp("off", torch.device(device)) == "off"
