@@ -24,12 +24,12 @@ from model.losses import bias_loss, cross_entropy
 from utils.config import parse_settings
 from utils.distributed import all_reduce_sum
 from utils.errors import one_line_errors
-from utils.trainer import NO_SCALER, Trainer, optimizer_step
+from utils.trainer import Trainer, optimizer_step
 
 STAGE = 1
 
 
-def train_step(network, optimizer, source, target, num_seen: int, args, scaler=NO_SCALER) -> dict[str, torch.Tensor]:
+def train_step(network, optimizer, source, target, num_seen: int, args) -> dict[str, torch.Tensor]:
     """One optimiser step; returns the losses as scalars on the device.
 
     Args:
@@ -39,7 +39,6 @@ def train_step(network, optimizer, source, target, num_seen: int, args, scaler=N
         target: image uint8 [M, 3, S, S], valid bool [M, S, S] and may_show_seen bool [M], see `TargetDataset`.
         num_seen: the first so many of the K classes are seen.
         args: the settings.
-        scaler: of the loss, with --amp fp16.
 
     With several processes each gets its part of the batch and returns its part of the losses: the sum is the batch's.
     """
@@ -58,7 +57,7 @@ def train_step(network, optimizer, source, target, num_seen: int, args, scaler=N
         bias_target = bias_loss(target_logits, num_seen, valid, all_reduce_sum=all_reduce_sum)
         total = ce + args.lambda_ * ((1 - w) * bias_source + w * bias_target)
         losses = {"total": total, "ce": ce, "bias_source": bias_source, "bias_target": bias_target}
-    optimizer_step(losses["total"], optimizer, scaler)
+    optimizer_step(losses["total"], optimizer)
     return losses
 
 
@@ -69,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     trainer.restore()
     num_seen = trainer.split.num_trained_seen
     for source, target in trainer.steps():
-        losses = train_step(trainer.replica, trainer.optimizer, source, target, num_seen, args, trainer.scaler)
+        losses = train_step(trainer.replica, trainer.optimizer, source, target, num_seen, args)
         trainer.end_step(losses)  # logs, saves, evaluates
     return trainer.finish()
 

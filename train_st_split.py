@@ -29,15 +29,13 @@ from utils.config import parse_settings
 from utils.distributed import all_reduce_sum, rank_zero_first
 from utils.errors import one_line_errors
 from utils.metrics import predict_logits
-from utils.trainer import NO_SCALER, Trainer, optimizer_step
+from utils.trainer import Trainer, optimizer_step
 
 STAGE = 2
 HIGHEST_SIMILARITY = 0.6  # cosine to an unseen class; ImageNet classes above it are left out as evidence
 
 
-def train_step(
-    network, optimizer, source, target, num_seen: int, args, scaler=NO_SCALER, pseudo_labeler=None
-) -> dict[str, torch.Tensor]:
+def train_step(network, optimizer, source, target, num_seen: int, args, pseudo_labeler=None) -> dict[str, torch.Tensor]:
     """One optimiser step; returns the losses as scalars on the device.
 
     Args:
@@ -47,7 +45,6 @@ def train_step(
         target: image uint8 [M, 3, S, S], valid bool [M, S, S] and may_show_seen bool [M], see `TargetDataset`.
         num_seen: the first so many of the K classes are seen.
         args: the settings.
-        scaler: of the loss, with --amp fp16.
         pseudo_labeler: labels the target images; None: the network's own unseen logits do, as published.
 
     With several processes each gets its part of the batch and returns its part of the losses: the sum is the batch's.
@@ -68,7 +65,7 @@ def train_step(
     ce = cross_entropy(source_logits, label, all_reduce_sum=all_reduce_sum)
     self_training = cross_entropy(target_logits, pseudo_label, all_reduce_sum=all_reduce_sum)
     total = ce + args.weak_proportion * args.self_training_weight * self_training
-    optimizer_step(total, optimizer, scaler)
+    optimizer_step(total, optimizer)
     return {"total": total, "ce": ce, "self_training": self_training}
 
 
@@ -116,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     num_seen, labeler = trainer.split.num_trained_seen, trainer.pseudo_labeler
     trainer.preview = partial(preview_pseudo_labels, trainer)
     for source, target in trainer.steps():
-        losses = train_step(trainer.replica, trainer.optimizer, source, target, num_seen, args, trainer.scaler, labeler)
+        losses = train_step(trainer.replica, trainer.optimizer, source, target, num_seen, args, labeler)
         trainer.end_step(losses)  # logs, saves, evaluates
     return trainer.finish()
 

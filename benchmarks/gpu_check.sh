@@ -62,7 +62,7 @@ part "stage 2, pseudo-labeller" 45 "$PYTHON" train_st_split.py "${RUN[@]}" --out
   --stage1-checkpoint "$FIRST" "${TEACHER[@]}"
 part "evaluation, three scales" 30 "$PYTHON" eval.py "${SHARED[@]}" --checkpoint "$FIRST" --scales 0.75 1 1.25 --flip
 part "own images" 25 "$PYTHON" predict.py --checkpoint "$FIRST" --images "$DATA"/JPEGImages/*1.jpg --output-dir "$WORK/out"
-part "fp16, less memory" 30 "$PYTHON" train_split_lambda.py "${RUN[@]}" --backbone "$LARGE" --amp fp16 \
+part "less memory" 30 "$PYTHON" train_split_lambda.py "${RUN[@]}" --backbone "$LARGE" \
   --checkpoint-activations --dry-run
 part "training steps" 150 "$PYTHON" -m benchmarks.gpu_check --results "$OUT/results.jsonl" $TINY
 part "against the plain loop" 120 "$PYTHON" -m benchmarks.speed --parts train eval memory ${TINY:+--quick --backbone small}

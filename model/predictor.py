@@ -68,7 +68,7 @@ def save_head(checkpoint_path: Path, path: Path) -> None:
     head = {name: tensor.half() for name, tensor in weights.items() if name not in trunk}
     head["projection.class_embeddings"] = weights["projection.class_embeddings"]  # other words must match them exactly
     kept = {name: checkpoint[name] for name in ("stage", "step", "best", "selection", "metadata")}
-    none: dict = {"scheduler": {}, "scaler": {}, "pseudo_labeler": {}, "optimizer": {"state": {}, "param_groups": []}}
+    none: dict = {"scheduler": {}, "pseudo_labeler": {}, "optimizer": {"state": {}, "param_groups": []}}
     settings = {name: checkpoint["settings"][name] for name in ("input_size", "calibration")}
     save_checkpoint(path, **kept, **none, model=head, settings=settings)
 

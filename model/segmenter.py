@@ -12,7 +12,7 @@ from model.backbone import Backbone, start_new_layer
 from model.upsampling import PixelLogits
 from utils.errors import UserError
 
-AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+AMP = {"off": None, "bf16": torch.bfloat16}
 """The precision of the convolutions in training, by the names of --amp."""
 
 LONGEST_SIDE = 1024

@@ -101,7 +101,7 @@ def backward(loss: torch.Tensor) -> None:
 @pytest.fixture
 def gpu(monkeypatch):
     monkeypatch.setattr(FakeTensorMode, "avoid_device_init", True)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # else autocast and the gradient scaler are off
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # else autocast is off
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(nn.Module, "_apply", apply)
@@ -116,12 +116,11 @@ def settings(stage: int, *flags: str):
 
 
 def build(stage: int, *flags: str) -> SimpleNamespace:
-    """Settings, network, optimiser, gradient scaler and a batch, as `Trainer` builds them."""
+    """Settings, network and optimiser, as `Trainer` builds them."""
     args = settings(stage, *flags)
     network = Segmenter(build_backbone("small"), torch.randn(20, 8), 0, args.loss_stride, args.amp).to(CUDA).train()
     optimizer = build_optimizer(network.parameter_groups(args.learning_rate, args.head_factor), args)
-    scaler = torch.amp.GradScaler("cuda", enabled=args.amp == "fp16")
-    return SimpleNamespace(args=args, network=network, optimizer=optimizer, scaler=scaler)
+    return SimpleNamespace(args=args, network=network, optimizer=optimizer)
 
 
 def draw_batches(device=CUDA) -> tuple[tuple, tuple]:
@@ -133,9 +132,7 @@ def draw_batches(device=CUDA) -> tuple[tuple, tuple]:
 
 
 def step(stage: int, run: SimpleNamespace, *more) -> dict[str, torch.Tensor]:
-    return STAGES[stage].train_step(
-        run.network, run.optimizer, *draw_batches(), SPLIT.num_seen, run.args, run.scaler, *more
-    )
+    return STAGES[stage].train_step(run.network, run.optimizer, *draw_batches(), SPLIT.num_seen, run.args, *more)
 
 
 BEST = ("--config", "configs/best.toml", "--backbone-weights", "imagenet")
@@ -151,7 +148,7 @@ def pseudo_labeler(run: SimpleNamespace, monkeypatch) -> nn.Module:
     return train_st_split.episode_pseudo_labeler(run.args, run.network, SPLIT)
 
 
-@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
+@pytest.mark.parametrize("amp", ["off", "bf16"])
 @pytest.mark.parametrize(
     "stage, flags",
     [(1, ()), (1, BEST), (1, BEST_CPU), (1, ("--checkpoint-activations",)), (2, ()), (2, ("--balance-classes",))],
@@ -165,7 +162,7 @@ def test_a_step_fits_the_gpu_and_does_not_wait_for_it(stage, flags, amp, gpu):
     assert all(parameter.grad.is_cuda and parameter.dtype == torch.float32 for parameter in trained)
 
 
-@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
+@pytest.mark.parametrize("amp", ["off", "bf16"])
 @pytest.mark.parametrize("flags", [BEST, BEST_CPU])
 def test_the_pseudo_labeller_labels_on_the_gpu_without_waiting(flags, amp, gpu, monkeypatch):
     run = build(2, *flags, "--amp", amp)
@@ -190,7 +187,7 @@ def test_an_evaluation_waits_for_the_gpu_only_at_its_end(options, gpu):
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("fused", [True, None])
 def test_a_run_of_a_gpu_or_a_cpu_resumes_on_the_gpu(fused, optimizer, gpu):
-    flags = ("--optimizer", optimizer, "--amp", "fp16")
+    flags = ("--optimizer", optimizer, "--amp", "bf16")
     saved, fresh = build(1, *flags), build(1, *flags)
     step(1, saved)
     state = saved.optimizer.state_dict()
@@ -202,8 +199,8 @@ def test_a_run_of_a_gpu_or_a_cpu_resumes_on_the_gpu(fused, optimizer, gpu):
     for group in state["param_groups"]:
         group["fused"] = fused
     before, after = (torch.optim.lr_scheduler.PolynomialLR(run.optimizer, 10) for run in (saved, fresh))
-    content = {"optimizer": state, "scheduler": before.state_dict(), "step": 0, "scaler": {}}
-    load_schedule(fresh.optimizer, after, fresh.scaler, content, "latest.pth")
+    content = {"optimizer": state, "scheduler": before.state_dict()}
+    load_schedule(fresh.optimizer, after, content, "latest.pth")
     step(1, fresh)
     assert len(state["state"]) > 0 and all(group["fused"] for group in fresh.optimizer.param_groups)
 

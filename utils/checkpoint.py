@@ -8,7 +8,6 @@ A checkpoint is a dict of plain types and tensors:
     model       state dict
     optimizer   state dict
     scheduler   state dict
-    scaler      state dict of the gradient scaler in fp16; empty in other precisions
     best        the best score so far, or None
     selection   how this checkpoint was chosen: "last", or by which figure on the evaluation images
     settings    every setting of the run
@@ -37,7 +36,7 @@ FORMAT = 3
 
 
 KEYS = {
-    "stage": int, "step": int, "model": dict, "optimizer": dict, "scheduler": dict, "scaler": dict,
+    "stage": int, "step": int, "model": dict, "optimizer": dict, "scheduler": dict,
     "best": (float, type(None)), "selection": str, "pseudo_labeler": dict, "settings": dict, "metadata": dict,
 }  # fmt: skip
 """The keys of a checkpoint, and the types of their values."""
@@ -130,10 +129,8 @@ def load_model(model: torch.nn.Module, checkpoint: dict[str, Any], path: Path, k
     model.load_state_dict(weights)
 
 
-def load_schedule(
-    optimizer: torch.optim.Optimizer, scheduler: Any, scaler: torch.amp.GradScaler, checkpoint: dict, path: Path
-) -> None:
-    """Puts the checkpoint's optimiser, schedule and scale of the loss into those of a run.
+def load_schedule(optimizer: torch.optim.Optimizer, scheduler: Any, checkpoint: dict[str, Any], path: Path) -> None:
+    """Puts the checkpoint's optimiser and schedule into those of a run.
 
     Raises:
         UserError: if they do not fit.
@@ -144,8 +141,6 @@ def load_schedule(
         kept = [{**old, "fused": new["fused"]} for old, new in zip(saved["param_groups"], groups, strict=True)]
         optimizer.load_state_dict({**saved, "param_groups": kept})
         scheduler.load_state_dict(checkpoint["scheduler"])
-        if scaler.is_enabled() and checkpoint["scaler"]:  # another --amp than before begins with a new one
-            scaler.load_state_dict(checkpoint["scaler"])
         fits = all(v.shape in (parameter.shape, ()) for parameter, s in optimizer.state.items() for v in s.values())
     except (AttributeError, KeyError, TypeError, ValueError):
         fits = False

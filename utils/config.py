@@ -154,7 +154,7 @@ SETTINGS: dict[str, list[Setting]] = {
         Setting("loss_stride", count, 1, "compute the losses at every N-th row and column", "N", **RARE),
     ],
     "speed and memory": [
-        Setting("amp", ("auto", "off", "bf16", "fp16"), "auto", "precision of the convolutions; auto: bf16 on a GPU "
+        Setting("amp", ("auto", "off", "bf16"), "auto", "precision of the convolutions; auto: bf16 on a GPU "
                 "that has it, else off; weights and losses are always float32"),
         Setting("compile", bool, False, "compile the network first: takes minutes, pays in long runs on a GPU"),
         Setting("checkpoint_activations", bool, False, "compute the backbone's activations again in the backward "

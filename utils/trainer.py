@@ -17,7 +17,6 @@ import signal
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -60,9 +59,6 @@ ANY_VALUE = ("restore_from_where", "cache_features", "num_workers", "device", "o
 SELECTED_BY = "miou_unseen"
 """The figure on the evaluation images by which best.pth is chosen."""
 
-NO_SCALER = torch.amp.GradScaler("cuda", enabled=False)
-"""The gradient scaler of any precision but fp16: it scales nothing."""
-
 
 def stage_folder(output_dir: Path, split: str, stage: int) -> Path:
     """Where a stage keeps its run below `--output-dir`."""
@@ -74,19 +70,14 @@ def build_optimizer(groups: list[dict], args: argparse.Namespace) -> torch.optim
     fused = groups[0]["params"][0].is_cuda or None  # one kernel a step on a GPU; a CPU keeps its rounding
     if args.optimizer == "adamw":
         return torch.optim.AdamW(groups, weight_decay=args.weight_decay, fused=fused)
-    optimizer = torch.optim.SGD(groups, momentum=args.momentum, weight_decay=args.weight_decay, fused=fused)
-    if fused and args.momentum:  # a first step that fp16 skips would leave the fused kernel's buffers unwritten
-        for parameter in (parameter for group in groups for parameter in group["params"]):
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
+    return torch.optim.SGD(groups, momentum=args.momentum, weight_decay=args.weight_decay, fused=fused)
 
 
-def optimizer_step(loss: torch.Tensor, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
+def optimizer_step(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
     """Backward pass and update."""
     optimizer.zero_grad()
-    scaler.scale(loss).backward()
-    scaler.step(optimizer)
-    scaler.update()
+    loss.backward()
+    optimizer.step()
 
 
 @contextlib.contextmanager
@@ -190,9 +181,6 @@ class Trainer:
         keep_freed_memory(self.device)
         self.optimizer = build_optimizer(self.network.parameter_groups(args.learning_rate, args.head_factor), args)
         self.scheduler = torch.optim.lr_scheduler.PolynomialLR(self.optimizer, self.num_steps, args.poly_power)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=args.amp == "fp16")
-        if self.scaler.is_enabled():  # which may skip the first steps
-            warnings.filterwarnings("ignore", "Detected call of .lr_scheduler.step")
         self.settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
         names = ("backbone", "target_pixels", "target_images", "select")
         self.metadata = {
@@ -237,7 +225,7 @@ class Trainer:
         load_model(self.network, checkpoint, self.latest)
         if self.pseudo_labeler is not None:
             load_model(self.pseudo_labeler, checkpoint, self.latest, "pseudo_labeler")
-        load_schedule(self.optimizer, self.scheduler, self.scaler, checkpoint, self.latest)
+        load_schedule(self.optimizer, self.scheduler, checkpoint, self.latest)
         if self.scheduler.total_iters != self.num_steps:
             raise UserError(
                 f"{self.latest} is of a run of {self.scheduler.total_iters} steps, not {self.num_steps}: give the same "
@@ -397,7 +385,7 @@ class Trainer:
         save_checkpoint(
             self.folder / name, stage=self.stage, step=self.step, model=weights, best=self.best,
             optimizer=self.optimizer.state_dict(), scheduler=self.scheduler.state_dict(),
-            scaler=self.scaler.state_dict(), pseudo_labeler={} if labeler is None else labeler.state_dict(),
+            pseudo_labeler={} if labeler is None else labeler.state_dict(),
             selection=selection, settings=self.settings, metadata=self.metadata,
         )  # fmt: skip
 
