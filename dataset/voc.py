@@ -62,14 +62,12 @@ class VOCFolder:
     def open(cls, data_path: str | Path) -> "VOCFolder":
         """Finds the layout at `data_path`, or below it, see `find_root`. Raises `UserError` if a part is missing."""
         root = find_root(data_path)
-        if root is None:
-            reason = f"has none of {', '.join(IMAGE_FOLDERS)} (it {holds(data_path)})"
-            if not os.path.isdir(data_path):
-                reason = "is not a folder"
-            raise UserError(f"--data-path {data_path} {reason}: give a folder in VOC layout (DATA_PATH.md)")
-        found = find_folders(root, MASK_FOLDERS)
+        found = [] if root is None else find_folders(root, MASK_FOLDERS)
         if not found:
-            raise UserError(f"{root} has none of {', '.join(MASK_FOLDERS)} (it {holds(root)}): put index masks there")
+            raise UserError(
+                f"--data-path {data_path} needs one of {', '.join(IMAGE_FOLDERS)} and beside it one of "
+                f"{', '.join(MASK_FOLDERS)}, and it {holds(root or data_path)}: see DATA_PATH.md"
+            )
         with_masks = (masks for masks in found if list_files(masks, MASK_SUFFIXES) or not os.listdir(masks))
         masks = next(with_masks, found[0])  # labelme writes arrays to SegmentationClass
         return cls(root, find_folders(root, IMAGE_FOLDERS)[0], masks)
@@ -191,7 +189,9 @@ class VOCFolder:
 
 def holds(folder: str | Path) -> str:
     """What a folder holds, for a message."""
-    return f"holds {', '.join(sorted(os.listdir(folder))[:6]) or 'nothing'}" if os.path.isdir(folder) else ""
+    return (
+        f"holds {', '.join(sorted(os.listdir(folder))[:6]) or 'nothing'}" if os.path.isdir(folder) else "is not there"
+    )
 
 
 def find_folders(root: Path, names: Sequence[str]) -> list[Path]:

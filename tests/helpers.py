@@ -220,14 +220,9 @@ class ScriptProcess:
         self._output.unlink(missing_ok=True)
         argv = arguments(data, folder / "runs", *flags, **SHORT | changes)
         paths, method = (self._output, self._record, self._report), multiprocessing.get_start_method()
-        before, os.environ["PYTHONPATH"] = os.environ.get("PYTHONPATH"), os.pathsep.join([str(ROOT), f"{ROOT}/tests"])
-        try:  # the server, which the first call starts, imports this module
-            self.process = _context.Process(target=_run, args=(paths, method, stage, argv, prepare, args, place))
-            self.process.start()
-        finally:
-            os.environ.pop("PYTHONPATH")
-            if before is not None:
-                os.environ["PYTHONPATH"] = before
+        self.process = _context.Process(target=_run, args=(paths, method, stage, argv, prepare, args, place))
+        with mock.patch.dict(os.environ, PYTHONPATH=f"{ROOT}{os.pathsep}{ROOT}/tests"):
+            self.process.start()  # the first call starts a server, which imports this module
 
     def records(self) -> list[str]:
         return self._record.read_text().splitlines() if self._record.exists() else []

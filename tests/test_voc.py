@@ -110,12 +110,12 @@ def test_files_may_have_any_ending_and_masks_a_suffix(tmp_path, images):
 
 def test_the_only_folder_with_images_below_is_taken(tmp_path):
     (tmp_path / "ds0/img").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"has none of SegmentationClassAug, .*masks.*it holds img"):
+    with pytest.raises(UserError, match=r"needs .*one of SegmentationClassAug, .*masks.*, and it holds img"):
         VOCFolder.open(tmp_path)
     (tmp_path / "ds0/masks_machine").mkdir()
     assert VOCFolder.open(tmp_path).root == tmp_path / "ds0"
     (tmp_path / "ds1/img").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"none of JPEGImages, images, img.*it holds ds0, ds1"):
+    with pytest.raises(UserError, match=r"one of JPEGImages, images, img.*, and it holds ds0, ds1"):
         VOCFolder.open(tmp_path)
 
 
