@@ -87,11 +87,12 @@ class ClassIndex:
         before, problems = dict(self.entries), []
         bar = tqdm(total=len(ids), desc=title, unit="file", disable=None if len(ids) > 1 else True)
         try:
-            with bar, ThreadPool() as pool:
+            with bar, ThreadPool(min(16, os.cpu_count() or 1)) as pool:
                 jobs = ((image, image in images, image in masked) for image in ids)
                 for image, (entry, problem) in zip(ids, pool.imap(self._read, jobs, chunksize=16)):
                     self.entries[image] = entry
-                    problems += [problem] if problem is not None else []
+                    if problem is not None:
+                        problems.append(problem)
                     bar.update()
         finally:  # after Ctrl-C, what is done is kept
             if self.keep and self.entries != before:

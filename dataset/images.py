@@ -172,26 +172,22 @@ def colours_to_values(image: np.ndarray, colours: Colours, path: Path) -> np.nda
         path: named in the message.
 
     Raises:
-        UserError: for a colour that no class has, or a grey mask that means two things.
+        UserError: for a colour that no class has.
     """
-    pack = np.array([1 << 16, 1 << 8, 1], np.int32)
-    packed = image.astype(np.int32) @ pack  # [H, W], one number a colour
+    is_grey = not any(colours.values()) and (image == image[..., :1]).all()
+    if is_grey and set(np.unique(image).tolist()) <= {*colours, VOID}:
+        return image[..., 0]
+    packed = image.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)  # [H, W], one number a colour
     present, inverse = np.unique(packed, return_inverse=True)
-    by_colour = {int(np.array(colour) @ pack): value for colour, value in value_of_colours(colours).items()}
-    tables = [by_colour]
-    if not any(colours.values()):
-        tables.append({value * 0x010101: value for value in (*colours, VOID)})
-    found = [[table[key] for key in present.tolist()] for table in tables if table.keys() >= set(present.tolist())]
-    if not found:
-        stranger = int(next(key for key in present.tolist() if key not in by_colour))
-        rgb = (stranger >> 16, stranger >> 8 & 255, stranger & 255)
+    shown = [(number >> 16, number >> 8 & 255, number & 255) for number in present.tolist()]
+    value_of = value_of_colours(colours)
+    unknown = next((colour for colour in shown if colour not in value_of), None)
+    if unknown is not None:
         raise UserError(
-            f"{path} is a colour mask and shows {rgb}, which is no class's colour: write the classes' colours to "
+            f"{path} is a colour mask and shows {unknown}, which is no class's colour: write the classes' colours to "
             "labelmap.txt (NAME:RED,GREEN,BLUE a line), or save the mask without smoothing"
         )
-    if found[0] != found[-1]:
-        raise UserError(f"{path} is grey: levels and colours mean other classes: save class indices as an 8-bit PNG")
-    return np.array(found[0], np.uint8)[inverse].reshape(packed.shape)
+    return np.array([value_of[colour] for colour in shown], np.uint8)[inverse].reshape(packed.shape)
 
 
 def convert_colour_mask(path: Path, colours: Colours, keep: Path) -> bool:

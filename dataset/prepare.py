@@ -48,7 +48,8 @@ from utils.visualize import save_index_png
 
 PUBLISHED = json.loads(Path(__file__).with_name("archives.json").read_text(encoding="utf-8"))
 """Of each data set: its archives in the order in which they are unpacked (`url`, `md5` where a source for it was found,
-and `place`, a key of `PLACES`), where that was found, and how many images published tables train and evaluate on."""
+`convert`, a key of `CONVERT`, and `move`, which of its files go to which folder), where that was found, and how many
+images published tables train and evaluate on."""
 
 # Archives
 
@@ -69,12 +70,6 @@ def find(folder: Path, pattern: str) -> list[Path]:
     return sorted(path for path in folder.rglob(pattern) if not path.name.startswith("."))
 
 
-def move(paths: Iterable[Path], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in paths:
-        path.replace(folder / path.name)
-
-
 def write_list(folder: Path, name: str, ids: Iterable[str]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / f"{name}.txt", "".join(f"{image}\n" for image in ids))
@@ -92,17 +87,10 @@ def read_mat(path: Path, pick: Callable) -> np.ndarray:
     return matrix
 
 
-# What of their content goes where: (folder of the content, folder of the data set)
+# What is made of their content: (folder of the content, folder of the data set)
 
 
-def place_voc(content: Path, root: Path) -> None:
-    """Images, masks and lists of VOC 2012; its masks go to `SegmentationClassAug` too, where SBD's join them."""
-    for name in ("JPEGImages", "SegmentationClass", LIST_FOLDER):
-        move(find(content, f"VOC2012/{name}/*"), root / name)
-    shutil.copytree(root / "SegmentationClass", root / "SegmentationClassAug", dirs_exist_ok=True)
-
-
-def place_sbd(content: Path, root: Path) -> None:
+def convert_sbd(content: Path, root: Path) -> None:
     """SBD's masks for the images that have none of VOC, and the list of what may be trained on.
 
     That list is VOC's training images and all of SBD's, less VOC's evaluation images: SBD divides the images
@@ -119,7 +107,7 @@ def place_sbd(content: Path, root: Path) -> None:
     write_list(root / LIST_FOLDER, "train_aug", sorted(train - val))
 
 
-def place_context(content: Path, root: Path) -> None:
+def convert_context(content: Path, root: Path) -> None:
     """PASCAL Context's .mat, a matrix `LabelMap` of 459 labels, to masks of 59 classes; 0 is everything else."""
     labels_of_classes = PUBLISHED["pascal_context"]["labels"]
     to_class = np.zeros(460, np.uint8)
@@ -131,31 +119,13 @@ def place_context(content: Path, root: Path) -> None:
         save_index_png(to_class[labels], root / "SegmentationClass" / f"{path.stem}.png")
 
 
-def place_voc2010(content: Path, root: Path) -> None:
-    """The annotated images of VOC 2010, and its lists `Main`, which divide them into training and evaluation."""
-    lists = [path for path in find(content, "VOC2010/ImageSets/Main/*.txt") if path.stem in ("train", "val")]
-    wanted = {image for path in lists for image in path.read_text().split()}
-    move((path for path in find(content, "VOC2010/JPEGImages/*.jpg") if path.stem in wanted), root / "JPEGImages")
-    move(lists, root / LIST_FOLDER)
-
-
-def place_coco_images(content: Path, root: Path) -> None:
-    """Images of COCO 2017, of either half; no name is in both."""
-    move(find(content, "*2017/*.jpg"), root / "JPEGImages")
-
-
-def place_coco_maps(content: Path, root: Path) -> None:
-    """COCO-Stuff's pixel maps as they are: a class's value is its id less 1 (0-181 with eleven unused), 255 is void."""
+def list_coco(content: Path, root: Path) -> None:
+    """COCO's lists, after the folders of its pixel maps."""
     for subset in ("train", "val"):
-        maps = find(content, f"{subset}2017/*.png")
-        write_list(root / LIST_FOLDER, subset, (path.stem for path in maps))
-        move(maps, root / "SegmentationClass")
+        write_list(root / LIST_FOLDER, subset, (path.stem for path in find(content, f"{subset}2017/*.png")))
 
 
-PLACES = {
-    "voc": place_voc, "sbd": place_sbd, "voc2010": place_voc2010, "context": place_context,
-    "coco_images": place_coco_images, "coco_maps": place_coco_maps,
-}  # fmt: skip
+CONVERT = {"sbd": convert_sbd, "context": convert_context, "coco_maps": list_coco}
 
 
 def prepare(dataset: str, root: Path) -> None:
@@ -187,7 +157,12 @@ def prepare(dataset: str, root: Path) -> None:
             ) from error
         content = folder / "content"
         extract(folder / name, content)
-        PLACES[archive["place"]](content, root)
+        if "convert" in archive:
+            CONVERT[archive["convert"]](content, root)
+        for pattern, name_of_folder in archive.get("move", {}).items():
+            (root / name_of_folder).mkdir(parents=True, exist_ok=True)
+            for path in find(content, pattern):
+                path.replace(root / name_of_folder / path.name)
         shutil.rmtree(content)
         done.append(name)
         write_text(marker, json.dumps({"unpacked": done}) + "\n")
