@@ -172,14 +172,6 @@ def test_a_pickled_array_has_the_classes_of_voc_in_order(tmp_path, names, protoc
     assert sources == ["fasttext"]
 
 
-def test_a_pickled_array_of_other_classes_needs_their_names(tmp_path):
-    put(tmp_path / "w.pkl", pickle.dumps(np.eye(3)))
-    with fails("classes.txt", "can't be read as text"):
-        load_class_embeddings(["a", "b"], ["w"], tmp_path)
-    (tmp_path / "classes.txt").write_text("a\nb\nc\n")
-    assert load_class_embeddings(["b"], ["w"], tmp_path)[0].tolist() == [[0, 1, 0]]
-
-
 def test_rows_are_found_by_name_whatever_the_spelling_and_the_line_ends(tmp_path):
     write_table(tmp_path, "S", [], [[0, 2], [3, 0]])
     (tmp_path / "classes.txt").write_text("\ufeffCat\r\n\r\npotted plant \r\n", newline="")

@@ -277,8 +277,6 @@ HOSTILE = [
     ("mask with an unknown value", stage1, pixel("mask", 21), ["{mask}", "21", "0-20", "255"]),
     ("mask not there", stage1, gone("mask"), ["{mask}", "missing", "copy the mask"]),
     ("mask that is a folder", evaluation, folder("val_mask"), ["{val_mask}", "can't be read as a mask"]),
-    ("list of nothing", stage1, write("list", b""), ["{list}", "empty", "one image id a line"]),
-    ("list with a image twice", stage1, listed(lambda t, p: f"{t}{p.source}\r\n"), ["{list}", "twice", "remove"]),
     ("list with a image not there", stage1, listed(lambda t, p: f"{t}other\n"), ["{list}", "'other'", "shorten"]),
     ("list of unseen classes alone", stage1, only_unseen, ["shows a seen class", "--split"]),
     ("list by flag not there", stage1, flags("--train-list", "nowhere"), ["nowhere.txt", "{lists}"]),

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dataset.splits import VOID
-from dataset.transforms import FILL, draw_view, training_transform
+from dataset.transforms import FILL, RESIZES, draw_view, training_transform
 
 
 def pair(label: np.ndarray):
@@ -42,15 +42,12 @@ def test_what_the_image_does_not_cover_is_void(seed):
     assert image[:, label == VOID].T.equal(mean.expand((label == VOID).sum(), 3)) and (image[:, label == 7] == 70).all()
 
 
-def test_scales_angles_and_flips_are_drawn_over_their_range():
+def test_scales_are_drawn_over_their_range():
     label = np.zeros((100, 100))
     label[40:60, 40:60] = 1
     transform = training_transform(400, (0.8, 2.5), 0, 0)
     sides = [(drawn(transform, *pair(label), seed)[1] == 1).sum().sqrt().item() / 20 for seed in range(60)]
     assert min(sides) < 1.0 and max(sides) > 2.2 and min(sides) > 0.7 and max(sides) < 2.6
-    halves = pair(np.kron([[0, 1]], np.ones((32, 16))))
-    flips = [drawn(training_transform(32, (1, 1), 0, 0.5), *halves, seed)[1][0, 0].item() for seed in range(40)]
-    assert 8 < sum(flips) < 32
 
 
 @pytest.mark.parametrize("height, width", [(48, 64), (47, 33), (64, 64), (1, 2), (31, 64)])
@@ -117,12 +114,11 @@ def test_a_stretched_image_and_its_label_stay_together(seed):
     assert (image[:, inside(label, 3) & (label == VOID)] == 0).all()  # black outside, as published
 
 
-def test_a_stretched_image_is_rotated_and_flipped():
+@pytest.mark.parametrize("resize", RESIZES)
+def test_flips_and_rotations_are_drawn_over_their_range(resize):
     halves = pair(np.kron([[0, 1]], np.ones((32, 16))))
-    flips = [
-        drawn(training_transform(64, (1, 1), 0, 0.5, "square"), *halves, seed)[1][0, 0].item() for seed in range(40)
-    ]
-    assert 8 < sum(flips) < 32
+    flip = training_transform(32, (1, 1), 0, 0.5, resize)
+    assert 8 < sum(drawn(flip, *halves, seed)[1][0, 0].item() for seed in range(40)) < 32
     void = [(drawn(training_transform(64, resize="square"), *halves, s)[1] == VOID).float().mean() for s in range(20)]
     assert min(void) < 0.03 and 0.04 < max(void) < 0.25
     with pytest.raises(ValueError, match="square, crop"):
