@@ -45,7 +45,7 @@ def class_name(text: str) -> str:
 def read_classes(path: Path) -> dict[str, int]:
     """Class name -> mask value, from a text file with one class a line.
 
-    A line is `VALUE: NAME`, `NAME: VALUE`, or only `NAME`: then its mask value is its place, and the first line has 0.
+    A line is `VALUE: NAME`, or only `NAME`: then its mask value is its place, and the first line has 0.
     Two first lines of labelling tools do not count: labelme's `__ignore__`, which is void, and Roboflow's header.
 
     Raises:
@@ -60,10 +60,8 @@ def parse_classes(lines: Sequence[str], path: Path) -> dict[str, int]:
     """As `read_classes`, of the lines of `path`."""
     classes: dict[str, int] = {}
     for place, line in enumerate(lines):
-        before, after = re.match(r"(\d+)\s*[:,]", line), re.search(r":\s*(\d+)$", line)
-        number = before or after
-        value, name = (int(number[1]), line.replace(number[0], "", 1)) if number else (place, line)
-        name = class_name(name)
+        number = re.match(r"(\d+)\s*[:,]", line)
+        value, name = (int(number[1]), class_name(line[number.end() :])) if number else (place, class_name(line))
         if fold_name(name) in VOID_NAMES:
             raise UserError(
                 f"{path}, line {line!r}: pixels without a class have the value {VOID} in masks and no line here: leave "

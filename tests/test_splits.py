@@ -133,7 +133,6 @@ def test_background_counts_where_there_is_one():
         ("_background_\ncat\n", {"background": 0, "cat": 1}),
         (" Background\r\nCat\r\n", {"background": 0, "Cat": 1}),
         ("cat\n5: BG\n", {"cat": 0, "background": 5}),
-        ("__background__: 0\ncat:2\n", {"background": 0, "cat": 2}),
         ("0, background\n1,cat\n", {"background": 0, "cat": 1}),
         ("__ignore__\n_background_\ncat\n", {"background": 0, "cat": 1}),
     ],
