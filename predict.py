@@ -54,7 +54,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     words.add_argument("--embedding-path", type=Path, metavar="FOLDER", help="as in training (default: embeddings/)")
     model.add_argument("--checkpoint", type=Path, default=SHIPPED, metavar="PATH", help="latest.pth or best.pth of a "
                        "run (default: the shipped one, docs/CHECKPOINT.md)")
-    model.add_argument("--scale-to", "--longest-side", type=number(int, MIN_SIDE), metavar="PIXELS", help="larger "
+    model.add_argument("--longest-side", type=number(int, MIN_SIDE), metavar="PIXELS", help="larger "
                        "images are resized to this for the network (default: the size of the training images)")
     model.add_argument("--scales", type=positive, nargs="+", default=[1.0], metavar="SCALE",
                        help="mean of the softmax over the image at these sizes, such as 0.75 1 1.25")
@@ -109,7 +109,7 @@ def predict_image(predictor: Predictor, path: Path, name: str, args: argparse.Na
     """
     began = time.perf_counter()
     image = read_image(path)
-    mask, confidence = predictor.segment(image, None, args.scale_to, args.scales, args.flip, args.edges)
+    mask, confidence = predictor.segment(image, None, args.longest_side, args.scales, args.flip, args.edges)
     seconds = time.perf_counter() - began
     mask[confidence < args.min_confidence] = VOID
     counts = np.bincount(mask.ravel(), minlength=256) / mask.size
