@@ -7,6 +7,7 @@ On noise: images a second, time until the host is free, peak memory, and the lin
 stands against a plain loop is measured by benchmarks.speed.
 """
 
+import argparse
 import collections
 import json
 import sys
@@ -18,28 +19,19 @@ from pathlib import Path
 
 import torch
 
-import train_split_lambda
-import train_st_split
-from benchmarks.speed import EMBEDDING_SIZE, SPLIT, draw_batches
-from model.backbone import build_backbone
-from model.segmenter import Segmenter
+from benchmarks.speed import build_step
 from utils.config import Parser, parse_settings
-from utils.distributed import choose_amp, choose_device
+from utils.distributed import choose_device
 from utils.errors import one_line_errors
-from utils.trainer import build_optimizer
-
-SCRIPTS = {1: train_split_lambda, 2: train_st_split}
 
 
-def build_step(stage: int, backbone: str, flags: list[str], sizes: tuple[int, int], device: torch.device) -> Callable:
-    """A training step of a script on noise, with its own settings; sizes: images of each kind, and their side."""
-    args = parse_settings(["--backbone", backbone, *flags], stage)
-    network = build_backbone(backbone, checkpoint_activations=args.checkpoint_activations)
-    embeddings, amp = torch.randn(len(SPLIT.names), EMBEDDING_SIZE), choose_amp(args.amp, device)
-    network = Segmenter(network, embeddings, amp=amp, compiled=args.compile).to(device).train()
-    optimizer = build_optimizer(network.parameter_groups(args.learning_rate, args.head_factor), args)
-    source, target = ([t.to(device) for t in batch] for batch in draw_batches(*sizes, SPLIT.num_seen, pin=False))
-    return partial(SCRIPTS[stage].train_step, network, optimizer, source, target, SPLIT.num_seen, args)
+def build(stage: int, backbone: str, flags: list[str], sizes: tuple[int, int], device: torch.device) -> Callable:
+    """A training step of a script with these flags; sizes: images of each kind, and their side."""
+    settings = parse_settings(["--backbone", backbone, *flags], stage)
+    batch_size, input_size = sizes
+    return build_step("ours", argparse.Namespace(
+        stage=stage, settings=settings, device=device.type, batch_size=batch_size, input_size=input_size
+    ))  # fmt: skip
 
 
 def find_waits(step: Callable, device: torch.device) -> dict[str, int]:
@@ -55,11 +47,11 @@ def find_waits(step: Callable, device: torch.device) -> dict[str, int]:
     return dict(collections.Counter(lines))
 
 
-def measure(build: Callable[[], Callable], images: int, device: torch.device, times: int) -> dict:
+def measure(build_it: Callable[[], Callable], images: int, device: torch.device, times: int) -> dict:
     """Builds a step of so many images and takes it; the figures, or the error."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     try:
-        step = build()
+        step = build_it()
         for _ in range(4):
             step()
         wait()
@@ -93,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     plan = [(1, small, []), (1, small, ["--amp", "off"]), (1, small, ["--checkpoint-activations"]), (2, small, []),
             (1, large, []), (1, small, ["--compile"])]  # fmt: skip
     for stage, backbone, flags in plan[: 5 if args.tiny else 6]:
-        figures = measure(partial(build_step, stage, backbone, flags, sizes, device), 2 * sizes[0], device, times)
+        figures = measure(partial(build, stage, backbone, flags, sizes, device), 2 * sizes[0], device, times)
         line = json.dumps({"title": " ".join([f"stage {stage}, {backbone}", *flags]), **figures})
         print(line, flush=True)
         if args.results is not None:

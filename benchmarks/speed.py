@@ -40,6 +40,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 import train_split_lambda
+import train_st_split
 from dataset.drawn import write_dataset
 from dataset.loaders import evaluation_loader
 from dataset.splits import VOID, Split
@@ -54,6 +55,7 @@ from utils.logging import peak_memory
 from utils.metrics import ZeroShotMetrics, evaluate, images_at_once
 from utils.trainer import build_optimizer
 
+SCRIPTS = {1: train_split_lambda, 2: train_st_split}
 SPLIT = Split.named(1)
 EMBEDDING_SIZE = 600  # word2vec and fastText together
 
@@ -166,11 +168,12 @@ def plain_evaluate(model: Segmenter, dataset: PlainEvaluationDataset, device: st
 
 
 def build_network(side: str, args: argparse.Namespace, num_classes: int) -> Segmenter:
-    """Stage 1's network with random weights: ours as the script builds it, plain in float32 and torch's layout."""
+    """The network with random weights: ours as a script with `args.settings` builds it, plain in torch's layout."""
     torch.manual_seed(0)
-    device = choose_device(args.device)
-    amp = choose_amp("auto", device) if side == "ours" else "off"
-    model = Segmenter(build_backbone(args.backbone), torch.randn(num_classes, EMBEDDING_SIZE), amp=amp).to(device)
+    device, settings = choose_device(args.device), args.settings
+    backbone = build_backbone(settings.backbone, checkpoint_activations=settings.checkpoint_activations)
+    amp = choose_amp(settings.amp, device) if side == "ours" else "off"
+    model = Segmenter(backbone, torch.randn(num_classes, EMBEDDING_SIZE), amp=amp, compiled=settings.compile).to(device)
     if side == "ours":
         return model
     torch.backends.cudnn.allow_tf32 = False
@@ -191,16 +194,16 @@ def draw_batches(n: int, size: int, num_seen: int, pin: bool) -> tuple[tuple, tu
 
 
 def build_step(side: str, args: argparse.Namespace, num_classes: int = 20, kind: str = "") -> Callable[[], object]:
-    """A training step; `kind` is a prefix of the names of its sizes."""
+    """A training step of the script of `args.stage` with `args.settings`; `kind` is a prefix of its sizes' names."""
     model, num_seen = build_network(side, args, num_classes).train(), num_classes * 3 // 4  # as in VOC's splits
     sizes = getattr(args, f"{kind}batch_size"), getattr(args, f"{kind}input_size")
     source, target = draw_batches(*sizes, num_seen, pin=args.device == "cuda")
-    settings = parse_settings(["--backbone", args.backbone], 1)
+    settings = args.settings
     groups = model.parameter_groups(settings.learning_rate, settings.head_factor)
     if side == "ours":
         if not kind:  # memory is measured without what a process keeps for the next step
             keep_freed_memory(torch.device(args.device))
-        step, optimizer = partial(train_split_lambda.train_step, args=settings), build_optimizer(groups, settings)
+        step, optimizer = partial(SCRIPTS[args.stage].train_step, args=settings), build_optimizer(groups, settings)
     else:
         step, optimizer = plain_step, [torch.optim.SGD([group], momentum=0.9, weight_decay=5e-4) for group in groups]
         source, target = (normalise(source[0].float()), source[1].long()), (normalise(target[0].float()), target[1])
@@ -313,7 +316,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     args.device = choose_device(args.device).type
     if args.device not in SIZES:
         parser.error(f"--device {args.device} is not measured here: give cpu or cuda")
-    return argparse.Namespace(**vars(args), **COMMON | SIZES[args.device] | (QUICK if args.quick else {}))
+    settings = {"stage": 1, "settings": parse_settings(["--backbone", args.backbone], 1)}
+    return argparse.Namespace(**vars(args), **settings, **COMMON | SIZES[args.device] | (QUICK if args.quick else {}))
 
 
 @one_line_errors
@@ -327,10 +331,10 @@ def main(argv: list[str] | None = None) -> int:
             args.data_path = Path(folder) / "images"
             write_dataset(args.data_path, num_train=20, num_val=max(8, args.images), size=(500, 375))
         report["figures"] = {part: measure(part, args) for part in args.parts}
-    report["settings"] = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    report["settings"] = {name: value for name, value in vars(args).items() if name != "settings"}
     print(format_report(report))
     if args.json is not None:
-        write_text(args.json, json.dumps(report, indent=2) + "\n")
+        write_text(args.json, json.dumps(report, indent=2, default=str) + "\n")
     return 0
 
 
