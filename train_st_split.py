@@ -15,11 +15,9 @@ images/; then run eval.py. With --target-pixels all, the default, no mask of a t
 """
 
 import sys
-from functools import partial
 
 import torch
 
-from dataset.splits import VOID
 from embeddings import imagenet_similarity
 from model.backbone import IMAGENET_CLASSES, build_backbone, imagenet_head
 from model.losses import cross_entropy, pseudo_labels
@@ -28,7 +26,6 @@ from model.segmenter import Segmenter
 from utils.config import parse_settings
 from utils.distributed import all_reduce_sum, rank_zero_first
 from utils.errors import one_line_errors
-from utils.metrics import predict_logits
 from utils.trainer import Trainer, optimizer_step
 
 STAGE = 2
@@ -89,17 +86,6 @@ def episode_pseudo_labeler(args, network: Segmenter, split) -> EpisodePseudoLabe
     ).to(device)  # fmt: skip
 
 
-@torch.no_grad()
-def preview_pseudo_labels(trainer: Trainer, image: torch.Tensor, valid: torch.Tensor, may_show_seen: torch.Tensor):
-    """Pseudo-labels [N, S, S] of a batch of target images, to be drawn at an evaluation."""
-    if trainer.pseudo_labeler is not None:
-        return trainer.pseudo_labeler(image, valid, may_show_seen)
-    args, split = trainer.args, trainer.split
-    logits = predict_logits(trainer.network, image)  # of the scored classes, without an auxiliary background
-    label = pseudo_labels(logits, split.num_seen, valid, args.keep, balanced=args.balance_classes)
-    return torch.where(label == VOID, VOID, label + split.num_auxiliary)
-
-
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
     args = parse_settings(argv, STAGE, __doc__)
@@ -111,7 +97,6 @@ def main(argv: list[str] | None = None) -> int:
         trainer.pseudo_labeler.feature_extractor.load_state_dict(trainer.network.backbone.state_dict())
     trainer.fit_pseudo_labeler()
     num_seen, labeler = trainer.split.num_trained_seen, trainer.pseudo_labeler
-    trainer.preview = partial(preview_pseudo_labels, trainer)
     for source, target in trainer.steps():
         losses = train_step(trainer.replica, trainer.optimizer, source, target, num_seen, args, labeler)
         trainer.end_step(losses)  # logs, saves, evaluates

@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -119,8 +119,6 @@ class Trainer:
     Attributes:
         network: the segmenter; `replica` is what to call in a training step (the same, with one process).
         pseudo_labeler: a module whose state belongs to the run's checkpoint; a script sets it before `restore`.
-        preview: a batch of target images -> training class indices [N, H, W], drawn at an evaluation; a script
-            may set it.
     """
 
     def __init__(self, stage: int, args: argparse.Namespace):
@@ -132,7 +130,6 @@ class Trainer:
         self._load_data()
         self._build_network()
         self.pseudo_labeler: nn.Module | None = None
-        self.preview: Callable[..., torch.Tensor] | None = None
         self.step = 0
         self.best: float | None = None
         self._losses, self._bar = LossMeter(), None
@@ -418,7 +415,7 @@ class Trainer:
             write_log(self.folder, [*read_log(self.folder), entry])
 
     def _draw(self, result: dict) -> dict[str, str]:
-        """Draws into images/ what the network predicts, and in stage 2 the pseudo-labels.
+        """Draws into images/ what the network predicts, and the pseudo-labels of a pseudo-labeller.
 
         Returns {name of an image: path below the folder} of those with the worst and the best figures.
         """
@@ -439,10 +436,10 @@ class Trainer:
                 rows = prediction_rows(self.network, dataset, split, [dataset.ids.index(name)])
                 draw(f"{kind}_{number}", rows, f"{name}: mean IoU {result['per_image'][name][0]:.1%}")
                 drawn[name] = f"images/{kind}_{number}.jpg"
-        if self.preview is not None:
+        if self.pseudo_labeler is not None:
             keys = [(len(self.target) * n // 4, 0) for n in range(min(4, len(self.target)))]
             target = [torch.stack(parts).to(self.device) for parts in zip(*[self.target[key] for key in keys])]
-            image, masks = target[0], split.trained.to_mask(self.preview(*target).cpu().numpy())
+            image, masks = target[0], split.trained.to_mask(self.pseudo_labeler(*target).cpu().numpy())
             images = image.permute(0, 2, 3, 1).cpu().numpy()
             rows = [(image, {"pseudo-label": mask}) for image, mask in zip(images, masks)]
             draw(f"pseudo_labels_{self.step:06d}", rows, title, split.trained)
