@@ -34,7 +34,7 @@ from helpers import (
     start_several,
     target_only,
 )
-from utils.distributed import choose_amp
+from utils.distributed import choose_amp, choose_device
 
 STEPS = 4
 FLAGS = {"batch_size": 5, "target_batch_size": 3, "max_steps": STEPS, "evaluate_every": 2, "learning_rate": 0.05}
@@ -175,3 +175,9 @@ def test_auto_is_bf16_on_a_gpu_that_has_it(device, has_bf16, chosen, monkeypatch
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
     assert choose_amp("auto", torch.device(device)) == chosen
     assert choose_amp("off", torch.device(device)) == "off"
+
+
+def test_deterministic_is_asked_of_torch_until_the_next_run():
+    for asked in (True, False):
+        choose_device("cpu", deterministic=asked)
+        assert torch.are_deterministic_algorithms_enabled() is asked

@@ -114,20 +114,6 @@ def test_another_learning_rate_scales_the_rates_of_the_steps_that_are_left(
     assert load(folder / "latest.pth")["settings"]["learning_rate"] == 0.002
 
 
-def test_deterministic_runs_are_equal(data, tmp_path, monkeypatch, tiny):
-    asked, end_step = [], utils.trainer.Trainer.end_step
-
-    def recording(trainer, losses):
-        asked.append(torch.are_deterministic_algorithms_enabled())
-        end_step(trainer, losses)
-
-    monkeypatch.setattr(utils.trainer.Trainer, "end_step", recording)
-    first, second = (train(2, data, tmp_path / name, "--deterministic", **EPOCHS) for name in "ab")
-    assert same_run(first, second) and set(asked) == {True}
-    train(1, data, tmp_path / "c", **EPOCHS | {"max_steps": 1})
-    assert asked[-1] is False  # another run in the same process is free again
-
-
 def test_continue_at_the_end_does_nothing(finished, tmp_path, capsys):
     shutil.copytree(finished.output, tmp_path / "runs")
     before = (tmp_path / "runs/split1/stage1/latest.pth").read_bytes()
@@ -477,13 +463,6 @@ def test_a_dry_run_leaves_a_run_that_is_there_alone(after_two_steps, finished, t
     assert contents(after_two_steps) == before and "altogether about" in capsys.readouterr().out
 
 
-DRY_FAULTS = [(1, {"train_list": "LIST"}, "names no image"), (2, {"restore_from_where": "saved"}, "run stage 1 first"),
-              (1, {"learning_rate": "1e30"}, "lower --learning-rate")]  # fmt: skip
-
-
-@pytest.mark.parametrize("stage, changes, words", DRY_FAULTS)
-def test_a_dry_run_finds_what_is_wrong(data, tmp_path, tiny, capsys, stage, changes, words):
-    (tmp_path / "list.txt").write_text("missing\n")
-    changes = {name: tmp_path / "list.txt" if value == "LIST" else value for name, value in changes.items()}
-    argv = arguments(data, tmp_path / "runs", "--dry-run", **SHORT | changes)
-    assert words in failure(capsys, STAGES[stage].main, argv) and not (tmp_path / "runs").exists()
+def test_a_dry_run_finds_a_rate_that_is_too_high(data, tmp_path, tiny, capsys):
+    argv = arguments(data, tmp_path / "runs", "--dry-run", **SHORT | {"learning_rate": "1e30"})
+    assert "lower --learning-rate" in failure(capsys, STAGES[1].main, argv) and not (tmp_path / "runs").exists()
