@@ -102,22 +102,13 @@ def main(argv: list[str] | None = None) -> int:
             "selection": checkpoint["selection"], "protocol": describe_protocol(checkpoint["metadata"]),
             "images": len(dataset), **views, "calibration": args.calibration,
         }  # fmt: skip
-        report(args, about, result)
+        if args.json is not None:
+            overlays = args.save_dir.resolve() / "overlays" if args.save_dir else None
+            drawn = {name: str(overlays / f"{name}.png") for name in dataset.ids} if overlays else {}
+            write_text(args.json, json_lines({**result, **about, "drawn": drawn}))
+        print("\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in about.items()))
+        print(f"\n{format_table(result)}")
     return 0
-
-
-def report(args: argparse.Namespace, about: dict, result: dict) -> None:
-    """Writes JSON if asked for, and prints the table."""
-    if args.json is not None:
-        overlays = args.save_dir.resolve() / "overlays" if args.save_dir else None
-        drawn = {name: str(overlays / f"{name}.png") for name in result["per_image"]} if overlays else {}
-        write_text(args.json, json_lines({**result, **about, "drawn": drawn}))
-    print(f"{about['checkpoint']}: stage {about['stage']}, step {about['step']}, selection: {about['selection']}")
-    views = f" at scales {' '.join(f'{scale:g}' for scale in args.scales)}" if args.scales != [1.0] else ""
-    views += " with flips" * args.flip + " along edges" * args.edges
-    views += f", {args.calibration:g} subtracted from the softmax of the seen classes" if args.calibration else ""
-    print(f"{about['protocol']}; {about['images']} images{views}\n")
-    print(format_table(result))
 
 
 if __name__ == "__main__":

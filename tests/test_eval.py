@@ -54,7 +54,7 @@ def test_views_are_averaged(varied, data, tmp_path, capsys):
     assert plain["confusion"] != flipped["confusion"] != several["confusion"] != plain["confusion"]
     assert (plain["scales"], plain["flip"]) == ([1.0], False) and several["scales"] == [0.75, 1.0, 1.25]
     printed = capsys.readouterr().out
-    assert "8 images\n" in printed and "8 images at scales 0.75 1 1.25 with flips\n" in printed
+    assert "flip: False" in printed and "scales: [0.75, 1.0, 1.25]\nflip: True" in printed
 
 
 def test_saved_masks_are_the_calibrated_prediction(finished, tmp_path, capsys):
@@ -62,7 +62,7 @@ def test_saved_masks_are_the_calibrated_prediction(finished, tmp_path, capsys):
     flags = ["--calibration", 1, "--save-dir", tmp_path / "out"]
     result = figures(finished.stage2 / "latest.pth", finished.data, tmp_path, *flags)
     assert result["calibration"] == 1 and result["bias"] == result["miou_seen"] == 0.0
-    assert "1 subtracted from the softmax" in capsys.readouterr().out
+    assert "calibration: 1" in capsys.readouterr().out
     setting = load(finished.stage2 / "latest.pth")["metadata"]
     shown = {int(v) for path in (tmp_path / "out" / "masks").iterdir() for v in np.unique(read_values(path))}
     assert shown and shown <= set(setting["mask_values"][len(setting["seen"]) :])
