@@ -11,7 +11,7 @@ from PIL import Image
 from dataset.drawn import write_dataset
 from dataset.splits import VOID, Split
 from dataset.voc import VOCFolder, evaluation_dataset
-from helpers import copy_of, mask_path, train, write_values
+from helpers import copy_of, mask_path, tiny_network, train, use_network, write_values
 
 torch.set_num_threads(1)
 
@@ -58,6 +58,12 @@ def mixed(own_data):
                 turned = image.transpose(Image.Transpose.ROTATE_90)
             turned.save(path)
     return own_data
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """`--backbone small` is the smallest network."""
+    use_network(tiny_network, monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -39,9 +39,7 @@ PLAN = SHORT | {"batch_size": 12, "target_batch_size": 12, "max_steps": 1}
 """One step that sees every image."""
 
 
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch):
-    use_network(tiny_network, monkeypatch)
+pytestmark = pytest.mark.usefixtures("tiny")
 
 
 @pytest.fixture(scope="module")

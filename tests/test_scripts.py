@@ -20,20 +20,13 @@ from helpers import (
     load,
     read_log,
     same,
-    tiny_network,
     train,
-    use_network,
     weights,
 )
 
 SPLIT = Split.named(1)
 FIGURES = {"miou_seen", "miou_unseen", "hiou", "miou_zsl", "bias", "pixel_accuracy", "mean_accuracy", "fwiou"}
 MOST_FILES = {"train_split_lambda": 20, "train_st_split": 24}
-
-
-@pytest.fixture
-def tiny(monkeypatch):
-    use_network(tiny_network, monkeypatch)
 
 
 def start(stage, finished, output, *flags, **changes):

@@ -11,7 +11,6 @@ import train_split_lambda
 from benchmarks import speed
 from dataset.loaders import evaluation_loader
 from dataset.voc import evaluation_dataset
-from helpers import failure
 from utils.config import parse_settings
 from utils.metrics import ZeroShotMetrics, evaluate
 from utils.trainer import build_optimizer
@@ -80,11 +79,3 @@ def test_the_plain_evaluation_counts_the_same_pixels(args, data):
     for matrix, counts in zip(speed.plain_evaluate(plain, plain_dataset, "cpu", 0), (metrics.gzsl, metrics.zsl)):
         assert matrix.sum() == counts.sum() > 1000
         assert np.abs(matrix - counts.numpy()).sum() <= 0.01 * matrix.sum()  # logits that are equal but for rounding
-
-
-@pytest.mark.parametrize(
-    "flags, words",
-    [(["--backbone", "x"], "--backbone"), (["--device", "meta"], "--device"), (["--part", "eval"], "--parts")],
-)
-def test_bad_flags_are_one_line(flags, words, capsys):
-    assert words in failure(capsys, speed.main, flags)

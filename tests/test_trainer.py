@@ -40,12 +40,6 @@ from helpers import (
 from utils.errors import UserError
 from utils.logging import LossMeter
 
-
-@pytest.fixture
-def tiny(monkeypatch):
-    use_network(tiny_network, monkeypatch)
-
-
 # --- resuming -------------------------------------------------------------------------------------------
 
 EPOCHS = SHORT | {"max_steps": 8, "batch_size": 9, "evaluate_every": 3, "save_every": 1}
