@@ -92,13 +92,6 @@ def evaluate(
     return {**metrics.compute(), **metrics.details(loader.dataset.ids)}
 
 
-@torch.inference_mode()
-def predict_logits(model: nn.Module, image: Tensor) -> Any:
-    """`pixel_logits` of images uint8 [N, 3, H, W] in evaluation mode; the model's mode is restored."""
-    with evaluation_mode(model):
-        return model.pixel_logits(image.to(next(model.parameters()).device))
-
-
 def images_at_once(batch_size: int | None, device: torch.device) -> int:
     """Images of one size to evaluate together: `batch_size`, or what is fast on `device`.
 
@@ -173,7 +166,7 @@ class ZeroShotMetrics:
         return as_json({
             "miou_seen": seen,
             "miou_unseen": unseen,
-            "hiou": harmonic_mean(seen, unseen),
+            "hiou": 2 * seen * unseen / (seen + unseen) if seen + unseen != 0 else 0.0,
             "miou_zsl": float(iou_zsl.nanmean()),
             "bias": float(matrix[num_seen:, :num_seen].sum() / labelled[num_seen:].sum()),
             "pixel_accuracy": float(hits.sum() / matrix.sum()),
@@ -238,11 +231,6 @@ def image_figures(counts: Tensor) -> Tensor:
     """Mean IoU of the classes an image shows or is given, and pixel accuracy: [N, C, C] -> float64 [N, 2]."""
     accuracy = counts.diagonal(dim1=-2, dim2=-1).sum(-1).double() / counts.sum((-2, -1))
     return torch.stack([class_iou(counts).nanmean(-1), accuracy], dim=1)
-
-
-def harmonic_mean(seen: float, unseen: float) -> float:
-    """2 s u / (s + u); 0 where s + u is 0, NaN where one of them is undefined."""
-    return 0.0 if seen + unseen == 0 else 2 * seen * unseen / (seen + unseen)
 
 
 def extremes(per_image: Mapping[str, Sequence], number: int = 3) -> dict[str, list[str]]:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 from torch.utils.data import Dataset
 
 from utils.errors import atomic_write
-from utils.metrics import predict_logits
+from utils.metrics import evaluation_mode
 
 VOID_COLOUR = (224, 224, 224)  # light grey: VOC's own colour of 255 looks like one more class
 TEXT, MUTED, LINE, PAPER = (56, 56, 56), (128, 128, 128), (176, 176, 176), (255, 255, 255)
@@ -203,10 +204,12 @@ def prediction_rows(model: nn.Module, dataset: Dataset, split: Any, indices: Ite
         split: its `to_mask` turns class indices into mask values.
         indices: of the images.
     """
-    rows = []
-    for index in indices:
-        image, label, _ = dataset[index]
-        (prediction,) = predict_logits(model, image[None]).map_pixels(lambda logits: (logits.argmax(dim=1),))
-        masks = (split.to_mask(classes.cpu().numpy()) for classes in (label, prediction[0]))
-        rows.append((image.permute(1, 2, 0).numpy(), dict(zip(("label", "prediction"), masks))))
+    rows, device = [], next(model.parameters()).device
+    with torch.inference_mode(), evaluation_mode(model):
+        for index in indices:
+            image, label, _ = dataset[index]
+            logits = model.pixel_logits(image[None].to(device))
+            (prediction,) = logits.map_pixels(lambda block: (block.argmax(dim=1),))
+            masks = (split.to_mask(classes.cpu().numpy()) for classes in (label, prediction[0]))
+            rows.append((image.permute(1, 2, 0).numpy(), dict(zip(("label", "prediction"), masks))))
     return rows
