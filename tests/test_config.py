@@ -22,11 +22,6 @@ def parse(stage: int, *argv) -> argparse.Namespace:
     return parse_settings(list(map(str, argv)), stage)
 
 
-def message(capsys, stage: int, *argv) -> str:
-    """The one line that the settings `argv` end in."""
-    return failure(capsys, STAGES[stage].main, argv)
-
-
 @pytest.mark.parametrize("script", [train_split_lambda, train_st_split, evaluation_script, predict, report])
 def test_help_has_the_docstring_and_commands_that_parse(script, capsys, monkeypatch):
     with pytest.raises(SystemExit, match="0"):
@@ -178,7 +173,7 @@ BAD_FLAGS = [
 
 @pytest.mark.parametrize("argv, expected", BAD_FLAGS, ids=lambda value: " ".join(value))
 def test_bad_flags_end_in_one_line(capsys, argv, expected):
-    line = message(capsys, 1, *argv)
+    line = failure(capsys, STAGES[1].main, argv)
     assert all(words in line for words in expected), line
 
 
@@ -203,11 +198,11 @@ def test_a_bad_config_ends_in_one_line(capsys, tmp_path, stage, content, expecte
     """Of either stage: what stage 2 could not use is refused before stage 1 runs."""
     path = tmp_path / "own.toml"
     path.write_text(content)
-    line = message(capsys, stage, "--config", path)
+    line = failure(capsys, STAGES[stage].main, ["--config", path])
     assert all(words in line for words in expected), line
 
 
 @pytest.mark.parametrize("name", ["none.toml", "."])
 def test_a_config_that_is_not_there_ends_in_one_line(capsys, tmp_path, name):
-    line = message(capsys, 1, "--config", tmp_path / name)
+    line = failure(capsys, STAGES[1].main, ["--config", tmp_path / name])
     assert f"--config {tmp_path / name} can't be read" in line

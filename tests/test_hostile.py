@@ -303,7 +303,6 @@ HOSTILE = [
     ("checkpoint of other numbers", evaluation, weight(WEIGHT, torch.ones(1).double()), ["{latest}", WEIGHT]),
     ("checkpoint with NaN", evaluation, weight(WEIGHT, torch.full((100, 4, 1, 1), torch.nan)), ["not finite"]),
     ("checkpoint with another momentum", go_on, checkpoint(other_momentum), NO_OPTIMISER),
-    ("checkpoint of the other stage", go_on, put("stage", value=2), ["{latest}", "stage 2", "--output-dir"]),
     ("image that the index does not have", stage1, never_indexed, ["{target}", "--target-images all"]),
     ("mask not there, oracle", stage1, oracle_without_mask, ["{target}", "missing"]),
     ("images without an unseen class", stage1, only_seen, ["unseen class", "--target-images all"]),

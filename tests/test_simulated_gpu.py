@@ -111,13 +111,9 @@ def gpu(monkeypatch):
         yield mode
 
 
-def settings(stage: int, *flags: str):
-    return parse_settings(["--backbone", "small", *flags], stage)
-
-
 def build(stage: int, *flags: str) -> SimpleNamespace:
     """Settings, network and optimiser, as `Trainer` builds them."""
-    args = settings(stage, *flags)
+    args = parse_settings(["--backbone", "small", *flags], stage)
     network = Segmenter(build_backbone("small"), torch.randn(20, 8), 0, args.loss_stride, args.amp).to(CUDA).train()
     optimizer = build_optimizer(network.parameter_groups(args.learning_rate, args.head_factor), args)
     return SimpleNamespace(args=args, network=network, optimizer=optimizer)

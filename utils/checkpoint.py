@@ -23,7 +23,7 @@ import torch
 
 from utils.errors import UserError, atomic_write
 
-SAME_NETWORK = ("split", "background", "backbone", "embedding")
+SAME_NETWORK = ("split", "background", "backbone", "embedding", "supervised")
 """Metadata that a checkpoint and the run that starts from it must share."""
 
 SAME_RUN = (*SAME_NETWORK, "target_pixels", "target_images")

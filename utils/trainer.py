@@ -214,8 +214,6 @@ class Trainer:
     def _resume(self) -> None:
         """Takes everything from latest.pth, to continue exactly where it stopped."""
         checkpoint = load_checkpoint(self.latest, "begin with --restore-from-where pretrained or saved")
-        if checkpoint["stage"] != self.stage:
-            raise UserError(f"{self.latest} is of stage {checkpoint['stage']}: give another --output-dir")
         before = checkpoint["settings"]
         check_settings(self.latest, checkpoint["metadata"], self.metadata, SAME_RUN)
         check_settings(self.latest, before, self.settings, SAME_SCHEDULE)
@@ -248,8 +246,6 @@ class Trainer:
         checkpoint = load_checkpoint(path, "run stage 1 first, or give --stage1-checkpoint")
         saved = checkpoint["metadata"]
         check_settings(path, saved, self.metadata, SAME_NETWORK)
-        if saved["supervised"]:
-            raise UserError(f"{path} was trained with --supervised, which is not zero-shot: give another checkpoint")
         if saved["target_pixels"] == "oracle":  # otherwise the result would be reported without the oracle
             check_settings(path, saved, self.metadata, ["target_pixels"])
         load_model(self.network, checkpoint, path)
