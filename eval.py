@@ -54,7 +54,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     model.add_argument("--flip", action="store_true", help="mean of the softmax over the image and its mirror image")
     model.add_argument("--edges", action="store_true", help="let borders between classes follow the edges of the image")
     output.add_argument("--json", type=Path, metavar="PATH", help="write the figures to PATH too, with the confusion "
-                        "matrix and the figures of each image for python -m utils.report")
+                        "matrix, for python -m utils.report")
     output.add_argument("--save-dir", type=Path, metavar="FOLDER", help="write masks/<id>.png (palette PNG) and "
                         "overlays/<id>.png (image, label, prediction)")
     # fmt: on
@@ -103,9 +103,7 @@ def main(argv: list[str] | None = None) -> int:
             "images": len(dataset), **views, "calibration": args.calibration,
         }  # fmt: skip
         if args.json is not None:
-            overlays = args.save_dir.resolve() / "overlays" if args.save_dir else None
-            drawn = {name: str(overlays / f"{name}.png") for name in dataset.ids} if overlays else {}
-            write_text(args.json, json_lines({**result, **about, "drawn": drawn}))
+            write_text(args.json, json_lines({**result, **about}))
         print("\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in about.items()))
         print(f"\n{format_table(result)}")
     return 0

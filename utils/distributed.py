@@ -12,7 +12,7 @@ import ctypes
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -194,15 +194,6 @@ def all_reduce_max(number: int) -> int:
     found = torch.tensor(number)
     dist.all_reduce(found, op=dist.ReduceOp.MAX)
     return int(found)
-
-
-def gather_list(items: Sequence) -> list:
-    """All processes' items, those of rank 0 first."""
-    if not dist.is_initialized():
-        return list(items)
-    lists: list = [None] * dist.get_world_size()
-    dist.all_gather_object(lists, list(items))
-    return [item for part in lists for item in part]
 
 
 def broadcast(module: nn.Module) -> None:

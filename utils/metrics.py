@@ -27,9 +27,6 @@ HEADLINES = (
 )  # fmt: skip
 """Title and key of the figures in a table."""
 
-DETAILS = ("seen", "unseen", "confusion", "per_image")
-"""What `ZeroShotMetrics.details` adds to the figures of `compute`: for a report, not for a log."""
-
 IGNORED = 255
 """Label of the pixels that do not count."""
 
@@ -78,18 +75,18 @@ def evaluate(
     model: nn.Module, loader: DataLoader, metrics: "ZeroShotMetrics", device: torch.device, gamma: float = 0.0,
     save: Callable | None = None, **options: Any,
 ) -> dict:  # fmt: skip
-    """One pass: all the figures and details of `metrics`. For the arguments see `predictions` and `best_classes`.
+    """One pass: all the figures of `metrics`. For the arguments see `predictions` and `best_classes`.
 
-    The loader's dataset has the names of its images in `ids`. Where several processes divide the images among them,
-    each gets the figures of all images. `save(image, label, index, prediction)` is called for each batch.
+    Where several processes divide the images among them, each gets the figures of all images.
+    `save(image, label, index, prediction)` is called for each batch.
     """
     for image, label, index, logits in predictions(model, loader, device, **options):
         best, best_unseen = logits.map_pixels(partial(best_classes, num_seen=metrics.num_seen, gamma=gamma))
-        metrics.update(best, best_unseen, label, index)
+        metrics.update(best, best_unseen, label)
         if save is not None:
             save(image, label, index, best)
     metrics.all_reduce()
-    return {**metrics.compute(), **metrics.details(loader.dataset.ids)}
+    return metrics.compute()
 
 
 def images_at_once(batch_size: int | None, device: torch.device) -> int:
@@ -118,34 +115,27 @@ class ZeroShotMetrics:
         self.names, self.num_seen = tuple(names), num_seen
         self.gzsl = torch.zeros(len(names), len(names), dtype=torch.int64)
         self.zsl = torch.zeros(len(names) - num_seen, len(names) - num_seen, dtype=torch.int64)
-        self._figures: list[Tensor] = []  # [N, 2] each
-        self._order: list[int] = []
 
     @torch.no_grad()
-    def update(self, best: Tensor, best_unseen: Tensor, label: Tensor, index: Tensor) -> None:
+    def update(self, best: Tensor, best_unseen: Tensor, label: Tensor) -> None:
         """Counts one batch, integer [N, H, W] each.
 
         Args:
             best: the predicted class among all K, for GZSL.
             best_unseen: the predicted class among the unseen ones, from 0, for ZSL; counted where the label is unseen.
             label: from 0 to K - 1, and 255 for pixels that do not count.
-            index: of the images, [N] on the CPU.
         """
         if not best.shape == best_unseen.shape == label.shape:
             raise ValueError(f"shapes differ: {list(best.shape)}, {list(best_unseen.shape)}, {list(label.shape)}")
         label = torch.where(label == IGNORED, -1, label.long())
         counts = count_pixels(label, best, len(self.gzsl))
         unseen_counts = count_pixels(label - self.num_seen, best_unseen, len(self.zsl))  # seen labels are negative
-        self.gzsl = self.gzsl.to(counts.device) + counts.sum(0)
-        self.zsl = self.zsl.to(counts.device) + unseen_counts.sum(0)
-        self._figures.append(image_figures(counts))
-        self._order += index.tolist()
+        self.gzsl = self.gzsl.to(counts.device) + counts
+        self.zsl = self.zsl.to(counts.device) + unseen_counts
 
     def all_reduce(self) -> None:
         """Adds what all processes counted; each counts images of its own."""
         self.gzsl, self.zsl = (distributed.all_reduce_sum(counts.cpu()) for counts in (self.gzsl, self.zsl))
-        self._figures = distributed.gather_list([figures.cpu() for figures in self._figures])
-        self._order = distributed.gather_list(self._order)
 
     def compute(self) -> dict:
         """All numbers as plain floats in [0, 1]; None is "undefined".
@@ -159,11 +149,12 @@ class ZeroShotMetrics:
         fwiou:           IoU weighted by each class's share of the labelled pixels, GZSL
         per_class:       {name: IoU}, GZSL, in the order of `names`
         per_class_zsl:   {unseen name: IoU}, ZSL
+        confusion:       pixel counts, a row a labelled class, GZSL
         """
         matrix, num_seen = self.gzsl.cpu().double(), self.num_seen
         iou, iou_zsl, hits, labelled = class_iou(matrix), class_iou(self.zsl.cpu()), matrix.diagonal(), matrix.sum(1)
         seen, unseen = float(iou[:num_seen].nanmean()), float(iou[num_seen:].nanmean())
-        return as_json({
+        figures = {
             "miou_seen": seen,
             "miou_unseen": unseen,
             "hiou": 2 * seen * unseen / (seen + unseen) if seen + unseen != 0 else 0.0,
@@ -174,24 +165,8 @@ class ZeroShotMetrics:
             "fwiou": float((labelled * iou.nan_to_num(0.0)).sum() / matrix.sum()),
             "per_class": dict(zip(self.names, iou.tolist())),
             "per_class_zsl": dict(zip(self.names[num_seen:], iou_zsl.tolist())),
-        })  # fmt: skip
-
-    def details(self, ids: Sequence[str]) -> dict:
-        """What a report needs besides `compute`, in plain types.
-
-        Args:
-            ids: the names of all images, by index.
-
-        seen, unseen: class names; confusion: pixel counts, a row a labelled class
-        per_image: {name: [mean IoU of the classes that it shows or is given, pixel accuracy]}
-        """
-        figures = torch.cat(self._figures).tolist() if self._figures else []
-        return {
-            "seen": list(self.names[: self.num_seen]),
-            "unseen": list(self.names[self.num_seen :]),
-            "confusion": self.gzsl.tolist(),
-            "per_image": {ids[index]: as_json(figure) for index, figure in sorted(zip(self._order, figures))},
         }
+        return {**_none_for_nan(figures), "confusion": self.gzsl.tolist()}
 
 
 def best_classes(logits: Tensor, num_seen: int, gamma: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -214,39 +189,25 @@ def best_classes(logits: Tensor, num_seen: int, gamma: float = 0.0) -> tuple[Ten
 
 
 def count_pixels(label: Tensor, prediction: Tensor, num_classes: int) -> Tensor:
-    """Confusion matrix of each image: int64 [N, H, W] twice -> int64 [N, C, C]. Negative labels do not count."""
+    """Confusion matrix: int64 [N, H, W] twice -> int64 [C, C]. Negative labels do not count."""
     index = torch.where(label < 0, num_classes**2, label * num_classes + prediction).flatten(1)  # [N, H * W]
     # torch.bincount would wait for the GPU to learn the highest index.
     counts = torch.zeros(len(index), num_classes**2 + 1, dtype=torch.int64, device=index.device)
-    return counts.scatter_add_(1, index, torch.ones_like(index))[:, :-1].unflatten(1, (num_classes, num_classes))
+    return counts.scatter_add_(1, index, torch.ones_like(index)).sum(0)[:-1].unflatten(0, (num_classes, num_classes))
 
 
 def class_iou(matrix: Tensor) -> Tensor:
-    """IoU_c = TP_c / (TP_c + FP_c + FN_c), [..., C, C] -> float64 [..., C]; NaN where the union is empty."""
-    hits = matrix.diagonal(dim1=-2, dim2=-1).double()
-    return hits / (matrix.sum(-2) + matrix.sum(-1) - hits)  # 0 / 0 is NaN, as wanted
+    """IoU_c = TP_c / (TP_c + FP_c + FN_c), [C, C] -> float64 [C]; NaN where the union is empty."""
+    hits = matrix.diagonal().double()
+    return hits / (matrix.sum(0) + matrix.sum(1) - hits)  # 0 / 0 is NaN, as wanted
 
 
-def image_figures(counts: Tensor) -> Tensor:
-    """Mean IoU of the classes an image shows or is given, and pixel accuracy: [N, C, C] -> float64 [N, 2]."""
-    accuracy = counts.diagonal(dim1=-2, dim2=-1).sum(-1).double() / counts.sum((-2, -1))
-    return torch.stack([class_iou(counts).nanmean(-1), accuracy], dim=1)
-
-
-def extremes(per_image: Mapping[str, Sequence], number: int = 3) -> dict[str, list[str]]:
-    """The images with the worst and with the best mean IoU, {"worst": names, "best": names}, the extreme first."""
-    scored = sorted((iou, name) for name, (iou, _) in per_image.items() if iou is not None)
-    number = min(number, len(scored) // 2)
-    return {"worst": [name for _, name in scored[:number]], "best": [name for _, name in scored[::-1][:number]]}
-
-
-def as_json(result):
-    """The same dict (or list, or number) with None for NaN, which JSON does not have."""
-    if isinstance(result, dict):
-        return {key: as_json(value) for key, value in result.items()}
-    if isinstance(result, (list, tuple)):
-        return [as_json(value) for value in result]
-    return None if isinstance(result, float) and math.isnan(result) else result
+def _none_for_nan(figures: dict) -> dict:
+    """The same with None for NaN, which JSON does not have."""
+    return {
+        key: _none_for_nan(value) if isinstance(value, dict) else None if math.isnan(value) else value
+        for key, value in figures.items()
+    }
 
 
 def percent(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""One page that compares runs: figures, curves, classes, confusions, worst and best images, and what differs.
+"""One page that compares runs: figures, curves, classes, confusions, images, and what differs.
 
     python -m utils.report runs/split1/stage1 runs/split1/stage2
     python -m utils.report runs/*/split1/stage2 --output report.html
@@ -23,10 +23,10 @@ import numpy as np
 from utils.config import Parser
 from utils.errors import UserError, one_line_errors, write_text
 from utils.logging import read_log
-from utils.metrics import HEADLINES, extremes, format_rows, percent
+from utils.metrics import HEADLINES, format_rows, percent
 
 PAGE = Path(__file__).with_suffix(".html")
-NEEDED = {"seen", "unseen", "confusion", "per_image", "per_class", *(key for _, key in HEADLINES)}
+NEEDED = {"confusion", "per_class", "per_class_zsl", *(key for _, key in HEADLINES)}
 
 
 def read_run(path: Path) -> SimpleNamespace:
@@ -38,7 +38,7 @@ def read_run(path: Path) -> SimpleNamespace:
     is_folder = path.is_dir()
     result = _read_json(path / "evaluation.json" if is_folder else path)
     kept = _read_json(path / "args.json") if is_folder else {}
-    classes = [*result.get("seen", ()), *(f"{name}*" for name in result.get("unseen", ()))]
+    classes = [name + "*" * (name in result.get("per_class_zsl", ())) for name in result.get("per_class", ())]
     if not set(result) >= NEEDED or np.shape(result["confusion"]) != (len(classes), len(classes)):
         raise UserError(f"{path} lacks figures or the confusion matrix of its classes: evaluate the run again")
     facts = {key: result.get(key) for key in ("step", "selection", "protocol")} | kept.get("arguments", {})
@@ -137,23 +137,20 @@ def confusion(run: SimpleNamespace) -> str:
         axes.set_xticks(ticks, run.classes, rotation=90, fontsize=min(9, 250 / len(ticks)))
         axes.set_yticks(ticks, run.classes, fontsize=min(9, 250 / len(ticks)))
         for line in (axes.axhline, axes.axvline):
-            line(len(run.result["seen"]) - 0.5, color="#888", linewidth=0.8)
+            line(len(ticks) - len(run.result["per_class_zsl"]) - 0.5, color="#888", linewidth=0.8)
 
-    return f"<figure>{chart('confusion matrix', 6, 6, draw)}<figcaption>{escape(run.name)}</figcaption></figure>"
+    return figure(run, chart("confusion matrix", 6, 6, draw))
 
 
-def extreme_images(run: SimpleNamespace) -> str:
-    """The images with the lowest and the highest mean IoU, as far as they were drawn, and their figures."""
-    content = ""
-    for kind, names in extremes(run.result["per_image"]).items():
-        for name in names:
-            iou, accuracy = map(percent, run.result["per_image"][name])
-            drawn = run.folder / run.result.get("drawn", {}).get(name, "")
-            kind_of_file = drawn.suffix[1:].replace("jpg", "jpeg")
-            image = image_tag(drawn.read_bytes(), kind_of_file, name) if drawn.is_file() else ""
-            text = f"{kind}: {name}, mean IoU {iou} %, {accuracy} % of the pixels right"
-            content += f"<figure>{image}<figcaption>{escape(text)}</figcaption></figure>"
-    return f'<h3>{escape(run.name)}</h3><div class="grid">{content}</div>'
+def images(run: SimpleNamespace) -> str:
+    """The sheet of a run's last evaluation: images that show its unseen classes, labels and predictions."""
+    sheets = sorted(run.folder.glob("images/evaluation_*.jpg"))
+    return figure(run, image_tag(sheets[-1].read_bytes(), "jpeg", "predictions")) if sheets else ""
+
+
+def figure(run: SimpleNamespace, image: str) -> str:
+    """An image with the name of its run below it."""
+    return f"<figure>{image}<figcaption>{escape(run.name)}</figcaption></figure>"
 
 
 def facts_tables(runs: Sequence[SimpleNamespace]) -> str:
@@ -175,7 +172,7 @@ def page(runs: Sequence[SimpleNamespace]) -> str:
         ("IoU of each class", class_bars(runs), 'Percent; * unseen class; "-": neither labelled nor predicted.'),
         ("Confusion", f'<div class="grid">{"".join(map(confusion, runs))}</div>', "Rows: labelled classes. Columns: "
          "predicted classes, dark for many pixels (square root of the share)."),
-        ("Worst and best images", "".join(map(extreme_images, runs)), ""),
+        ("Images", "".join(map(images, runs)), "Of the last evaluation; * unseen class."),
         ("What differs", facts_tables(runs), ""),
     ]  # fmt: skip
     body = "\n".join(

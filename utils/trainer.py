@@ -393,7 +393,7 @@ class Trainer:
             "stage": self.stage, "step": self.step,
             **{key: self.metadata[key] for key in ("target_pixels", "target_images", "background")},
             **{f"loss_{name}": value for name, value in self._losses.last.items()},
-            **{key: value for key, value in result.items() if key not in metrics.DETAILS},
+            **{key: value for key, value in result.items() if key != "confusion"},
         }  # fmt: skip
         self._bar.clear()
         print(f"\nstage {self.stage}, step {self.step}: {about}")
@@ -404,42 +404,33 @@ class Trainer:
             self.save("best.pth", f"highest {SELECTED_BY} on the evaluation images")
             self.save()  # with the new best score
         if distributed.is_main():
-            details = {key: result[key] for key in metrics.DETAILS}
-            content = {**entry, "selection": "last", "protocol": about, **details, "drawn": self._draw(result)}
+            self._draw(result)
+            content = {**entry, "selection": "last", "protocol": about, "confusion": result["confusion"]}
             write_text(self.folder / "evaluation.json", json_lines(content))
             # Last: a run that resumes repeats an evaluation that is not in the log.
             write_log(self.folder, [*read_log(self.folder), entry])
 
-    def _draw(self, result: dict) -> dict[str, str]:
-        """Draws into images/ what the network predicts, and the pseudo-labels of a pseudo-labeller.
-
-        Returns {name of an image: path below the folder} of those with the worst and the best figures.
-        """
+    def _draw(self, result: dict) -> None:
+        """Draws into images/ what the network predicts, and the pseudo-labels of a pseudo-labeller."""
         from utils.visualize import contact_sheet, images_showing, prediction_rows, save_image  # with fonts: if needed
 
-        split, dataset, drawn = self.split, self.evaluation.dataset, {}
+        split, dataset = self.split, self.evaluation.dataset
 
-        def draw(name: str, rows: list, title: str, split: Any = split) -> None:
+        def draw(name: str, rows: list, split: Any) -> None:
             sheet = contact_sheet(rows, title=title, **split.drawing)
-            save_image(sheet, self.folder / "images" / f"{name}.jpg")
+            save_image(sheet, self.folder / "images" / f"{name}_{self.step:06d}.jpg")
 
         figures = ", ".join(f"{title} {metrics.percent(result[key])} %" for title, key in metrics.HEADLINES[:3])
         title = f"stage {self.stage}, step {self.step}: {figures}"
         indices = images_showing(dataset, range(split.num_seen, len(split.names)))  # the same ones each time
-        draw(f"evaluation_{self.step:06d}", prediction_rows(self.network, dataset, split, indices), title)
-        for kind, names in metrics.extremes(result["per_image"]).items():
-            for number, name in enumerate(names, start=1):
-                rows = prediction_rows(self.network, dataset, split, [dataset.ids.index(name)])
-                draw(f"{kind}_{number}", rows, f"{name}: mean IoU {result['per_image'][name][0]:.1%}")
-                drawn[name] = f"images/{kind}_{number}.jpg"
+        draw("evaluation", prediction_rows(self.network, dataset, split, indices), split)
         if self.pseudo_labeler is not None:
             keys = [(len(self.target) * n // 4, 0) for n in range(min(4, len(self.target)))]
             target = [torch.stack(parts).to(self.device) for parts in zip(*[self.target[key] for key in keys])]
             image, masks = target[0], split.trained.to_mask(self.pseudo_labeler(*target).cpu().numpy())
             images = image.permute(0, 2, 3, 1).cpu().numpy()
             rows = [(image, {"pseudo-label": mask}) for image, mask in zip(images, masks)]
-            draw(f"pseudo_labels_{self.step:06d}", rows, title, split.trained)
-        return drawn
+            draw("pseudo_labels", rows, split.trained)
 
     def finish(self) -> int:
         """Ends a run; after a dry run prints how long the run will take and what it needs. Returns exit code 0."""
