@@ -90,6 +90,7 @@ def test_file_of_eval_is_a_run_too(finished, tmp_path):
 
 BROKEN = [
     (lambda run: (run / "evaluation.json").unlink(), ["evaluation.json is missing", "has been evaluated"]),
+    (lambda run: (run / "log.jsonl").write_text("{"), ["log.jsonl has a line that is no JSON", "delete"]),
     (lambda run: (run / "evaluation.json").write_text("{"), ["evaluation.json holds no JSON object"]),
     (lambda run: (run / "evaluation.json").write_text('{"per_class": {}}'), ["lacks", "evaluate the run again"]),
     (lambda run: (run / "evaluation.json").write_text(json.dumps(result(confusion=[[1]]))), ["confusion matrix"]),

@@ -50,9 +50,12 @@ def _commit() -> str | None:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The lines of log.jsonl, an evaluation each."""
+    """The lines of log.jsonl, an evaluation each. Raises `UserError` for one that is no JSON."""
     path = folder / "log.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    except ValueError as error:
+        raise UserError(f"{path} has a line that is no JSON ({error}): delete that line") from error
 
 
 def write_log(folder: Path, entries: Iterable[dict[str, Any]]) -> None:
