@@ -109,22 +109,12 @@ def curves(runs: Sequence[SimpleNamespace]) -> str:
     return chart("figures over the steps", 14, 2.6 + 0.25 * len(runs), draw, columns=5) if several else ""
 
 
-def class_bars(runs: Sequence[SimpleNamespace]) -> str:
-    """A bar a run for each class, in the order of the first run's classes; classes of other runs follow."""
-    names = list(dict.fromkeys(name for run in runs for name in run.classes))
-
-    def draw(axes) -> None:
-        for number, run in enumerate(runs):
-            iou = dict(zip(run.classes, run.result["per_class"].values()))
-            values = [iou.get(name) for name in names]
-            places = np.arange(len(names)) + (number - (len(runs) - 1) / 2) * 0.8 / len(runs)
-            bars = axes.barh(places, [100 * (value or 0) for value in values], 0.8 / len(runs), label=run.name)
-            axes.bar_label(bars, [percent(value) for value in values], padding=3, fontsize=7)
-        axes.set_yticks(range(len(names)), names)
-        axes.invert_yaxis()
-        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
-
-    return chart("IoU of each class", 10, 1 + len(names) * (0.12 + 0.15 * len(runs)), draw)
+def class_table(runs: Sequence[SimpleNamespace]) -> str:
+    """IoU in percent, a row a class, in the order of the first run's classes; classes of other runs follow."""
+    iou = [dict(zip(run.classes, run.result["per_class"].values())) for run in runs]
+    names = dict.fromkeys(name for of_run in iou for name in of_run)
+    rows = [[name, *(percent(of_run.get(name)) for of_run in iou)] for name in names]
+    return table([["", *(run.name for run in runs)], *rows])
 
 
 def confusion(run: SimpleNamespace) -> str:
@@ -169,7 +159,7 @@ def page(runs: Sequence[SimpleNamespace]) -> str:
          "harmonic mean; ZSL: unseen pixels, unseen classes alone; bias: share of unseen pixels given a seen class, "
          "where less is better."),
         ("During training", curves(runs), ""),
-        ("IoU of each class", class_bars(runs), 'Percent; * unseen class; "-": neither labelled nor predicted.'),
+        ("IoU of each class", class_table(runs), 'Percent; * unseen class; "-": neither labelled nor predicted.'),
         ("Confusion", f'<div class="grid">{"".join(map(confusion, runs))}</div>', "Rows: labelled classes. Columns: "
          "predicted classes, dark for many pixels (square root of the share)."),
         ("Images", "".join(map(images, runs)), "Of the last evaluation; * unseen class."),
