@@ -47,7 +47,7 @@ def save_sheet(root: Path, data: Path, seed: int, path: Path) -> None:
         rows = rows or [(image, {"label": masks["label"]}) for image, masks in found]
         for (_, masks), (_, predicted) in zip(rows, found):
             masks[row.name] = predicted["prediction"]
-    save_image(contact_sheet(rows, **{**split.drawing, "fade": False}), path)
+    save_image(contact_sheet(rows, **split.drawing), path)
 
 
 @one_line_errors

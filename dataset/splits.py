@@ -238,10 +238,9 @@ class Split:
 
     @property
     def drawing(self) -> dict:
-        """Keywords with which `utils` draws masks of this split: a background that does not count is faded."""
-        ignored = {"ignore": (0, VOID), "fade": False} if BACKGROUND in self.names else {"ignore": (VOID,)}
+        """Keywords with which `utils` draws masks of this split."""
         names = {v: name + "*" * (name in self.unseen) for v, name in zip(self.mask_values, self.names)}
-        return {"names": names, **ignored}
+        return {"names": names, "ignore": (0, VOID) if BACKGROUND in self.names else (VOID,)}
 
     def to_labels(self, mask: np.ndarray) -> np.ndarray:
         """Mask values (uint8, any shape) -> class indices; what is no class of the split becomes `VOID`."""

@@ -57,11 +57,10 @@ def test_overlay_leaves_ignored_pixels_and_tints_the_others():
     assert (image == copies[0]).all() and (mask == copies[1]).all()
 
 
-def test_overlay_bleaches_pixels_that_are_not_evaluated():
-    image, mask = noise(10, 12), halves(10, 12, 15, 15)
-    drawn = overlay(image, mask, faded=halves(10, 12, 0, 1).astype(bool))
-    assert (drawn[:, :5] == overlay(image, mask)[:, :5]).all() and (drawn[:, 5] == visualize.CONTOUR).all()
-    assert drawn[:, 6:].min() >= 178 and (drawn[:, 6:].max(2) == drawn[:, 6:].min(2)).all()
+def test_sheet_shows_no_prediction_where_the_label_is_void():
+    image, label = noise(260, 260), halves(260, 260, 8, 255)
+    sheets = [contact_sheet([(image, {"label": label, "stage 1": halves(260, 260, 8, n)})], NAMES) for n in (255, 7)]
+    assert sheets[0] == sheets[1]
 
 
 def test_sheet_has_a_column_a_method_and_a_row_an_image():

@@ -23,7 +23,7 @@ OPACITY = 0.6  # of a class colour over its image
 MARGIN, GAP = 20, 10  # pixels
 TITLE_SIZE, HEADING_SIZE, LEGEND_SIZE = 22, 17, 16  # pixels
 COLUMN = 256  # pixels; a narrower image is enlarged
-UNSEEN_NOTE, FADED_NOTE = "* not labelled in training", "bleached: not evaluated"
+UNSEEN_NOTE = "* not labelled in training"
 MAX_SEARCHED = 200  # images that `images_showing` opens at most
 
 Row = tuple[np.ndarray, Mapping[str, np.ndarray]]
@@ -60,25 +60,19 @@ def save_image(image: Image.Image, path: Path) -> None:
         image.save(temporary, format=Image.registered_extensions()[path.suffix], quality=90)
 
 
-def overlay(
-    image: np.ndarray, mask: np.ndarray, ignore: Collection[int] = (0, 255), faded: np.ndarray | None = None
-) -> np.ndarray:
+def overlay(image: np.ndarray, mask: np.ndarray, ignore: Collection[int] = (0, 255)) -> np.ndarray:
     """A mask laid over its image, with thin light contours between regions: uint8 [H, W, 3].
 
     Args:
         image: uint8 [H, W, 3].
         mask: uint8 [H, W].
         ignore: mask values that get no colour; the image shows there.
-        faded: bool [H, W]: pixels that are not evaluated. The image is bleached there, whatever the mask says.
     """
     plain = np.isin(mask, list(ignore))
     grey = image.mean(axis=2, keepdims=True)
     # Black parts of an image would make every class colour the same dark one: begin at a quarter of white.
     drawn = np.where(plain[..., None], image, (1 - OPACITY) * (64 + 0.75 * grey) + OPACITY * COLOURS[mask])
     region = np.where(plain, -1, mask.astype(np.int16))
-    if faded is not None:
-        drawn = np.where(faded[..., None], 0.3 * grey + 0.7 * 255, drawn)
-        region = np.where(faded, -2, region)
     edge = np.zeros(region.shape, dtype=bool)
     for step in range(1, max(1, round(max(mask.shape) / 400)) + 1):  # thickness in pixels
         edge[:, :-step] |= region[:, :-step] != region[:, step:]
@@ -88,32 +82,32 @@ def overlay(
 
 def contact_sheet(
     rows: Sequence[Row], names: Mapping[int, str], title: str = "", ignore: Collection[int] = (0, 255),
-    fade: bool = True, longest: int = 512,
+    longest: int = 512,
 ) -> Image.Image:  # fmt: skip
     """Several images, a row each, and their masks laid over them, with headings and one legend.
+
+    Pixels whose "label" is void are not evaluated, and have no colour in any mask.
 
     Args:
         rows: with the same headings, see `Row`.
         names: mask value -> name, in the order of the legend; it shows the values that occur. "*" marks unseen ones.
         title: above all rows.
         ignore: values without a colour. By default VOC's background and void.
-        fade: bleach the pixels whose "label" is in `ignore`, which are not evaluated, in all masks.
         longest: pixels; an image whose longer side exceeds it is shrunk.
     """
-    cells, shown, any_faded = [], set(), False
+    cells, shown = [], set()
     for image, masks in rows:
-        faded = np.isin(masks["label"], list(ignore)) if fade and "label" in masks else None
         cells.append([_resize(image, longest, Image.Resampling.BICUBIC)])
         for mask in masks.values():
-            shown |= set(np.unique(mask if faded is None else mask[~faded]).tolist()) - set(ignore)
+            mask = np.where(masks.get("label", mask) == 255, np.uint8(255), mask)
+            shown |= set(np.unique(mask).tolist()) - set(ignore)
             # Resized first, so that contours are thin and sharp whatever the size of the image.
-            small_fade = None if faded is None else _resize(faded.view(np.uint8), longest).astype(bool)
-            cells[-1].append(overlay(cells[-1][0], _resize(mask, longest), ignore, small_fade))
-        any_faded = any_faded or (faded is not None and bool(faded.any()))
+            cells[-1].append(overlay(cells[-1][0], _resize(mask, longest), ignore))
     order = [value for value in names if value in shown] + sorted(shown - set(names))
     legend = [(value, names.get(value, str(value))) for value in order]
-    notes = [UNSEEN_NOTE] * any("*" in name for _, name in legend) + [FADED_NOTE] * any_faded
-    return _page(["image", *rows[0][1]], cells, title, [*legend, *((None, note) for note in notes)])
+    if any("*" in name for _, name in legend):
+        legend.append((None, UNSEEN_NOTE))
+    return _page(["image", *rows[0][1]], cells, title, legend)
 
 
 def _page(headings, cells, title: str, legend) -> Image.Image:
