@@ -18,14 +18,13 @@ from utils import distributed
 from utils.errors import UserError, remove_leftovers, write_text
 
 
-def open_run_folder(folder: Path, first_step: int, arguments: dict[str, Any], **more: Any) -> None:
+def open_run_folder(folder: Path, first_step: int, arguments: dict[str, Any]) -> None:
     """Prepares a run's folder: clears what a killed process left, drops later log lines, writes args.json.
 
     Args:
         folder: made if it is not there.
         first_step: the step that the run begins with; 0 for a new run.
         arguments: every setting, in plain types.
-        more: further entries of args.json.
 
     Raises:
         UserError: if a file can't be written.
@@ -36,7 +35,7 @@ def open_run_folder(folder: Path, first_step: int, arguments: dict[str, Any], **
     if first_step == 0:
         (folder / "best.pth").unlink(missing_ok=True)
     versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
-    content = {"arguments": arguments, "versions": versions, "commit": _commit(), **more}
+    content = {"arguments": arguments, "versions": versions, "commit": _commit()}
     write_text(folder / "args.json", json.dumps(content, indent=2, default=str) + "\n")
 
 

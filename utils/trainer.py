@@ -314,8 +314,7 @@ class Trainer:
 
     def _open_folder(self) -> None:
         if distributed.is_main() and not self.args.dry_run:
-            more = {"continued_at": self.step} if self.step else {}
-            open_run_folder(self.folder, self.step, self.settings, metadata=self.metadata, **more)
+            open_run_folder(self.folder, self.step, self.settings)
 
     def _stop_if_asked(self, signals: list[int]) -> None:
         stop = distributed.all_reduce_max(signals[0] if signals else 0)
