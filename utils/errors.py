@@ -20,7 +20,7 @@ class UserError(ValueError):
 HINTS = {
     r"shared memory": "lower --num-workers, or give the machine more of it (docker run --shm-size 8g)",
     r"gloo/transport|NCCL": "another process of this run has ended: start all of them again, with continue",
-    r"DataLoader worker|Connection re": "a process that reads images died: lower --num-workers or free some memory",
+    r"DataLoader worker|^\[Errno \d+\] Connection re": "a process that reads images died: lower --num-workers",
     r"out of memory|allocate memory|MemoryError": "in training lower --batch-size or --input-size, in evaluation and "
     "prediction --longest-side; eval.py evaluates a finished training",
     r"does not have a deterministic implementation": "leave out --deterministic, or give --device cpu",
