@@ -17,3 +17,8 @@ def segmenter(checkpoint=SHIPPED) -> Predictor:
     `network.segment(image, class_names)` gives the mask of one image of any size.
     """
     return Predictor(checkpoint)
+
+
+def segment(image, class_names=None, checkpoint=SHIPPED):
+    """Mask and confidence, uint8 and float32 [H, W], of an image uint8 [H, W, 3]; see `Predictor.segment`."""
+    return segmenter(checkpoint).segment(image, class_names)

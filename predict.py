@@ -3,6 +3,7 @@
     python predict.py --images photo.jpg
     python predict.py --images holiday/ --classes "cat, dog, zebra, sofa" --confidence --min-confidence 0.5
     python predict.py --images photo.jpg --checkpoint runs/split1/stage2/latest.pth
+    python predict.py --export model.onnx --classes "cat, dog, zebra"
 
 A network that scores pixels against word vectors takes any word that has one. Every pixel gets one of the classes that
 compete: give those that the image may show. What none of them fits is background, if the checkpoint knows it.
@@ -24,7 +25,8 @@ from tqdm import tqdm
 
 from dataset.images import IMAGE_SUFFIXES, read_image
 from dataset.splits import BACKGROUND, VOID
-from model.predictor import SHIPPED, Predictor, save_head
+from model.export import export
+from model.predictor import SHIPPED, Predictor
 from model.segmenter import MIN_SIDE
 from utils.checkpoint import describe_protocol
 from utils.config import Parser, add_settings, fraction, number, positive
@@ -44,8 +46,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     # fmt: off
     task.add_argument("--images", type=Path, nargs="+", default=[], metavar="PATH",
                       help="images of any size, or folders of images")
-    task.add_argument("--export", type=Path, metavar="FILE", help="write the checkpoint to FILE without its frozen "
-                      "trunk, in half precision: 0.3 MB")
+    task.add_argument("--export", type=Path, metavar="FILE", help="write the network with its classes as FILE: .pt2 "
+                      "(torch.export), .onnx (pip install onnx onnxscript), or .pth (without a frozen trunk)")
     words.add_argument("--classes", nargs="+", metavar="WORD", help="what the images may show, separated by commas: "
                        '"cat, dog, traffic light" (default: the classes of the checkpoint)')
     words.add_argument("--vocabulary", type=Path, nargs="+", default=[], metavar="FILE", help="files of the word "
@@ -54,7 +56,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     words.add_argument("--embedding-path", type=Path, metavar="FOLDER", help="as in training (default: embeddings/)")
     model.add_argument("--checkpoint", type=Path, default=SHIPPED, metavar="PATH", help="latest.pth or best.pth of a "
                        "run (default: the shipped one, docs/CHECKPOINT.md)")
-    model.add_argument("--longest-side", type=number(int, MIN_SIDE), metavar="PIXELS", help="larger "
+    model.add_argument("--scale-to", "--longest-side", type=number(int, MIN_SIDE), metavar="PIXELS", help="larger "
                        "images are resized to this for the network (default: the size of the training images)")
     model.add_argument("--scales", type=positive, nargs="+", default=[1.0], metavar="SCALE",
                        help="mean of the softmax over the image at these sizes, such as 0.75 1 1.25")
@@ -79,15 +81,21 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     """The images named by `paths`, and those in the folders among them, in order.
 
     Raises:
-        UserError: if a path does not exist, or is a folder without images.
+        UserError: if there is none, or a path does not exist.
     """
     found = []
     for path in paths:
-        inside = sorted(path.iterdir()) if path.is_dir() else []
-        images = [p for p in inside if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
-        if not images and not path.is_file():
-            raise UserError(f"--images {path}: no images there: give images, or a folder of JPEG or PNG files")
-        found += images or [path]
+        if path.is_dir():
+            inside = sorted(
+                p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
+            )
+            if not inside:
+                raise UserError(f"--images {path} holds no images: give a folder of JPEG or PNG files")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise UserError(f"--images {path} is missing: give images, or a folder of them")
     return list(dict.fromkeys(found))
 
 
@@ -109,7 +117,7 @@ def predict_image(predictor: Predictor, path: Path, name: str, args: argparse.Na
     """
     began = time.perf_counter()
     image = read_image(path)
-    mask, confidence = predictor.segment(image, None, args.longest_side, args.scales, args.flip, args.edges)
+    mask, confidence = predictor.segment(image, None, args.scale_to, args.scales, args.flip, args.edges)
     seconds = time.perf_counter() - began
     mask[confidence < args.min_confidence] = VOID
     counts = np.bincount(mask.ravel(), minlength=256) / mask.size
@@ -165,7 +173,7 @@ def main(argv: list[str] | None = None) -> int:
         names = [name for name, its_kind in predictor.kinds.items() if its_kind == kind]
         print(f"{f'{kind} ({meaning})':<32}{', '.join(names) or '-'}")
     if args.export is not None:
-        save_head(args.checkpoint, args.export)
+        export(predictor, args.checkpoint, args.export)
         print(f"{args.export}, {args.export.stat().st_size / 1e6:.1f} MB")
     if args.images:
         predict_images(predictor.to(device), args)

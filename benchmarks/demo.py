@@ -4,7 +4,8 @@
     python -m benchmarks.demo --seeds 1 2 3     # mean and standard deviation
 
 A frozen EfficientNet-Lite0 with ImageNet weights and the shipped word vectors; settings: configs/demo.toml. All rows
-share them, the images and the number of steps; no target mask is opened. What is done already is not done again.
+share them, the images and the number of steps; no target mask is opened. What is done already is not done again. If
+the repository has a trained checkpoint, it then segments the photos of docs/photos/.
 """
 
 import os
@@ -13,16 +14,17 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks.runs import PAPER, PAPER2, Row, format_results, logged_figures
+from benchmarks.runs import PAPER, PAPER2, ROOT, Row, command, format_results, logged_figures
 from dataset.drawn import write_dataset
 from dataset.splits import Split
 from dataset.voc import evaluation_dataset
-from model.predictor import load_segmenter
+from model.predictor import SHIPPED, load_segmenter
 from utils.config import Parser
 from utils.errors import one_line_errors, write_text
 from utils.visualize import contact_sheet, images_showing, prediction_rows, save_image
 
 CONFIG = "configs/demo.toml"
+PHOTOS = ROOT / "docs" / "photos"
 SPLIT = 4
 NUM_TRAIN, NUM_EVALUATION, SIDE = 800, 120, 160
 PROCESSES = 2
@@ -71,6 +73,9 @@ def main(argv: list[str] | None = None) -> int:
     print(f"seen class, no target mask was opened, the last checkpoint counts\n\n{table}\n")
     write_text(root / "table.md", table + "\n")
     print(f"Predictions: {root / 'predictions.png'}\n{time.monotonic() - began:.0f} s")
+    if SHIPPED.is_file() and PHOTOS.is_dir():
+        command(["predict.py", "--images", PHOTOS, "--output-dir", root / "photos"], root / "photos.log")
+        print(f"Photos: {root / 'photos' / 'overlays'}")
     return 0
 
 

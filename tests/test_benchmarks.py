@@ -115,7 +115,7 @@ def test_an_unknown_row_is_one_line_with_the_rows_that_there_are(tmp_path, capsy
 
 
 def test_the_demo_gives_a_table_and_a_sheet_and_repeats_no_training(tmp_path, monkeypatch, capsys):
-    changes = {"NUM_TRAIN": 40, "NUM_EVALUATION": 20, "SIDE": 48, "PROCESSES": 1}
+    changes = {"NUM_TRAIN": 40, "NUM_EVALUATION": 20, "SIDE": 48, "PROCESSES": 1, "PHOTOS": tmp_path / "none"}
     for name, value in changes.items():
         monkeypatch.setattr(demo, name, value)
     monkeypatch.setattr(demo, "CONFIG", tiny_config(tmp_path / "tiny.toml", demo.CONFIG, monkeypatch))

@@ -1,6 +1,7 @@
-"""What is made of a checkpoint: the file without its trunk, and the network of torch.hub."""
+"""What is made of a checkpoint: the file without its trunk, exported networks, torch.hub."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 
@@ -16,6 +17,10 @@ from model.segmenter import Segmenter
 from utils.checkpoint import save_checkpoint
 
 HAS_EFFICIENTNET = importlib.util.find_spec("efficientnet_lite_pytorch") is not None
+
+
+def noise(*size):
+    return torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def export(checkpoint, path, *flags):
@@ -40,11 +45,41 @@ def frozen(finished, tmp_path_factory):
     return path
 
 
+def load_pt2(path):
+    files = {"classes.json": ""}
+    module = torch.export.load(path, extra_files=files).module()
+    return module, files["classes.json"]
+
+
+def load_onnx(path):
+    session = pytest.importorskip("onnxruntime").InferenceSession(path)
+    (name,) = (given.name for given in session.get_inputs())
+    module = lambda image: torch.from_numpy(session.run(None, {name: image.numpy()})[0])  # noqa: E731
+    return module, session.get_modelmeta().custom_metadata_map["classes"]
+
+
+@pytest.mark.parametrize("ending, load_exported, words", [
+    (".pt2", load_pt2, []), (".pt2", load_pt2, ["cat", "zebra", "traffic light"]), (".onnx", load_onnx, [])
+])  # fmt: skip
+def test_exported_network_gives_the_logits_at_any_size(finished, tmp_path, ending, load_exported, words):
+    if ending == ".onnx":
+        pytest.importorskip("onnxscript")
+    checkpoint = finished.stage2 / "latest.pth"
+    path = export(checkpoint, tmp_path / f"model{ending}", *(["--classes", ", ".join(words)] if words else []))
+    exported, classes = load_exported(path)
+    network = Predictor(checkpoint)
+    network.set_classes(words or network.split.names)
+    assert json.loads(classes) == network.classes
+    for size in ((96, 128), (33, 64), (160, 75)):
+        with torch.no_grad():
+            torch.testing.assert_close(exported(noise(*size)), network(noise(*size)), atol=1e-4, rtol=0)
+
+
 def test_checkpoint_without_its_trunk_predicts_the_same(frozen, tmp_path):
     head = export(frozen, tmp_path / "head.pth")
     assert head.stat().st_size < 1e6 and "data_path" not in load(head)["settings"]
     one, other = Predictor(frozen), Predictor(head)
-    image = np.random.default_rng(0).integers(0, 256, (64, 80, 3), dtype=np.uint8)
+    image = noise(64, 80)[0].permute(1, 2, 0).numpy()
     (mask, confidence), (same, nearly) = (network.segment(image) for network in (one, other))
     assert (mask == same).mean() > 0.98 and np.abs(confidence - nearly).max() < 0.01
     other.set_classes(["cat", "zebra"])  # the vectors of other words fit those of the classes
@@ -70,6 +105,7 @@ def test_trained_trunk_is_not_left_out(frozen, tmp_path, capsys):
     torch.save(checkpoint, tmp_path / "latest.pth")
     command = ["--checkpoint", tmp_path / "latest.pth", "--export", tmp_path / "head.pth", "--device", "cpu"]
     assert "--freeze-backbone" in failure(capsys, predict.main, command)
+    assert "ends in .pt2" in failure(capsys, predict.main, [*command, "--export", "model.bin"])
 
 
 def test_torch_hub_loads_it_from_another_folder(finished, tmp_path):

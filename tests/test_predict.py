@@ -111,7 +111,7 @@ def test_confidence_maps_and_a_lowest_confidence(finished, photo, tmp_path):
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (7, 5), (33, 500), (700, 900)])
 def test_any_size(finished, tmp_path, size):
     random_image(*size).save(tmp_path / "p.png")
-    run(finished, tmp_path / "out", tmp_path / "p.png", "--longest-side", 64, "--classes", "cat, boat")
+    run(finished, tmp_path / "out", tmp_path / "p.png", "--scale-to", 64, "--classes", "cat, boat")
     assert read_mask(tmp_path / "out" / "masks" / "p.png").shape == size
 
 
@@ -179,9 +179,9 @@ BAD = [
     (["--classes", "cat, zebbra"], ["no vector for 'zebbra'", "--vocabulary"]),
     (["--classes", "cat, zebra", "--vocabulary", "missing.txt"], ["missing.txt", "No such file"]),
     (["--images", "missing.jpg"], ["--images", "missing.jpg"]),
-    (["--images", "."], ["--images", "no images there"]),
+    (["--images", "."], ["--images", "holds no images"]),
     (["--checkpoint", "missing.pth"], ["no checkpoint at missing.pth"]),
-    (["--longest-side", "8"], ["--longest-side", "at least 32"]),
+    (["--scale-to", "8"], ["--scale-to", "at least 32"]),
     (["--min-confidence", "2"], ["--min-confidence", "at most 1"]),
     (["--image", "x"], ["did you mean --images"]),
 ]
