@@ -22,7 +22,6 @@ from embeddings import imagenet_similarity
 from model.backbone import IMAGENET_CLASSES, build_backbone, imagenet_head
 from model.losses import cross_entropy, pseudo_labels
 from model.pseudo_labels import EpisodePseudoLabeler
-from model.segmenter import Segmenter
 from utils.config import parse_settings
 from utils.distributed import all_reduce_sum, rank_zero_first
 from utils.errors import one_line_errors
@@ -66,24 +65,21 @@ def train_step(network, optimizer, source, target, num_seen: int, args, pseudo_l
     return {"total": total, "ce": ce, "self_training": self_training}
 
 
-def episode_pseudo_labeler(args, network: Segmenter, split) -> EpisodePseudoLabeler:
+def episode_pseudo_labeler(args, split, device: torch.device) -> EpisodePseudoLabeler:
     """The labeller of `--pseudo-labels episodes`, with a trunk of its own that keeps ImageNet's weights."""
     weights = "none" if args.restore_from_where == "continue" else args.backbone_weights  # else the checkpoint's
     cache = args.cache_features if args.freeze_backbone else None
     with rank_zero_first():
         extractor = build_backbone(args.backbone, weights, frozen=True, cache=cache)
-    device, imagenet = next(network.parameters()).device, None
-    if args.imagenet_names:
 
-        def similarity(classes: list[int]) -> torch.Tensor:
-            names = [split.trained.names[c] for c in classes]
-            return torch.from_numpy(imagenet_similarity(IMAGENET_CLASSES, names, HIGHEST_SIMILARITY))
+    def similarity(classes: list[int]) -> torch.Tensor:
+        names = [split.trained.names[c] for c in classes]
+        return torch.from_numpy(imagenet_similarity(IMAGENET_CLASSES, names, HIGHEST_SIMILARITY))
 
-        imagenet = imagenet_head(args.backbone, args.backbone_weights).to(device), similarity
+    imagenet, num_seen = imagenet_head(args.backbone, args.backbone_weights).to(device), split.num_trained_seen
     return EpisodePseudoLabeler(
-        extractor, network.projection.class_embeddings, split.num_trained_seen, split.num_auxiliary,
-        split.background != "ignore", imagenet,
-    ).to(device)  # fmt: skip
+        extractor, num_seen, len(split.unseen), split.background != "ignore", (imagenet, similarity)
+    ).to(device)
 
 
 @one_line_errors
@@ -91,10 +87,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_settings(argv, STAGE, __doc__)
     trainer = Trainer(STAGE, args)  # data, network, optimiser, run folder
     if args.pseudo_labels == "episodes":
-        trainer.pseudo_labeler = episode_pseudo_labeler(args, trainer.network, trainer.split)
+        trainer.pseudo_labeler = episode_pseudo_labeler(args, trainer.split, trainer.device)
     trainer.restore()
-    if args.pseudo_labels == "episodes" and args.backbone_weights == "none" and trainer.step == 0:  # no ImageNet
-        trainer.pseudo_labeler.feature_extractor.load_state_dict(trainer.network.backbone.state_dict())
     trainer.fit_pseudo_labeler()
     num_seen, labeler = trainer.split.num_trained_seen, trainer.pseudo_labeler
     for source, target in trainer.steps():

@@ -30,7 +30,6 @@ ROWS = (
     Row("best", "best", (), ()),
     Row("supervised, all 20 labels", "supervised", (*SOURCE_ONLY, "--supervised")),
     # The best setting with one thing changed:
-    Row("no ImageNet names", "best", (), ("--no-imagenet-names",)),
     Row("labels may be incomplete", "best", (), ("--no-complete-labels",)),
     Row("background scored", "background", ("--background", "score"), ("--background", "score")),
 )

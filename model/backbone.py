@@ -229,6 +229,13 @@ def small(_network: nn.Module) -> Backbone:
     return Backbone(trunk, nn.Sequential(block(128, 128), nn.Dropout(0.1)), 128)
 
 
+def _small_head(_network: nn.Module) -> nn.Module:
+    """128 of 1,000 categories are the channels."""
+    head = nn.utils.skip_init(nn.Linear, 128, 1000, bias=False)
+    nn.init.eye_(head.weight)
+    return head
+
+
 class Architecture(NamedTuple):
     """How a backbone is built, and what belongs to its classifier of ImageNet."""
 
@@ -257,7 +264,7 @@ ARCHITECTURES = {
     "efficientnet_lite0": Architecture(
         efficientnet_lite0, _efficientnet_lite0_classifier, _efficientnet_lite0_weights, _efficientnet_lite0_head
     ),
-    "small": Architecture(small),
+    "small": Architecture(small, head=_small_head),
 }  # fmt: skip
 
 BACKBONES = tuple(ARCHITECTURES)
@@ -299,19 +306,18 @@ def build_backbone(
     return backbone.train()
 
 
+def has_classifier(name: str, weights: str) -> bool:
+    """Whether `imagenet_head` can be had: the backbone `small` does without weights."""
+    return name in WITH_CLASSIFIER and (weights != "none" or ARCHITECTURES[name].weights is None)
+
+
 def imagenet_head(name: str, weights: str = "imagenet") -> nn.Module:
     """What the ImageNet classifier makes of a trunk's features: rows [P, C] -> logits [P, 1000], frozen.
 
     Args:
         name: one of `BACKBONES` whose classifier looks at one cell at a time (not VGG16's, which needs 7 x 7).
         weights: "imagenet" or the path of a state dict, as for `build_backbone`.
-
-    Raises:
-        UserError: for a backbone without such a classifier, and for weights that lack it.
     """
-    if name not in WITH_CLASSIFIER or weights == "none":
-        able = ", ".join(WITH_CLASSIFIER)
-        raise UserError(f"imagenet_names needs ImageNet weights and one of {able}: give those, or leave it out")
     return _with_weights(name, weights, ARCHITECTURES[name].head).eval().requires_grad_(False)
 
 

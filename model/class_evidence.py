@@ -1,13 +1,4 @@
-"""How well each unseen class fits a cell's features, without a label of it: three sources.
-
-Word regression maps features to seen classes and on to unseen ones by their word vectors:
-
-    W = (X'DX + a I)^-1 X'DY         features -> seen classes, every class weighing the same (D)
-    A = (S S' + b I)^-1 S U'         seen classes -> unseen ones, by how near their words are
-
-The score of unseen class u for a feature x is x W A_u. This is ESZSL (Romera-Paredes & Torr, "An embarrassingly simple
-approach to zero-shot learning", ICML 2015), written with words as a kernel. It is solved in closed form, so that no
-seed moves it.
+"""Evidence for unseen classes without a label of them: ImageNet's names, and a multiple-instance classifier.
 
 ImageNet names come from ConSE (Norouzi et al., ICLR 2014): an image of a class that a classifier does not know lies, in
 the space of words, among the classes that it takes the image for. Here for every cell of the trunk's features.
@@ -27,63 +18,6 @@ CHUNK = 8192
 
 BATCH = 4096
 """Cells a step, at most, of whatever is fitted by steps."""
-
-
-class WordRegression(nn.Module):
-    """Word regression as a map of features.
-
-    Args:
-        weight: float [C + 1, U]; its last row goes with a constant feature of 1.
-    """
-
-    def __init__(self, weight: torch.Tensor):
-        super().__init__()
-        self.register_buffer("weight", weight)
-
-    @classmethod
-    def fit(
-        cls,
-        features: torch.Tensor,
-        label: torch.Tensor,
-        class_embeddings: torch.Tensor,
-        num_seen: int,
-        num_auxiliary: int = 0,
-        feature_ridge: float = 0.1,
-        word_ridge: float = 1.0,
-    ) -> "WordRegression":
-        """Solves the equations above.
-
-        Args:
-            features: [P, C], all of the same length.
-            label: integer [P] in [0, num_auxiliary + num_seen).
-            class_embeddings: [K, D], unit rows, seen classes first.
-            num_seen: how many of them are seen.
-            num_auxiliary: classes without a word, the first in `label`: cells of other classes are distinguished from
-                theirs, and nothing is learnt about a word.
-            feature_ridge, word_ridge: a and b above.
-        """
-        features = cls._inputs(features)
-        target = F.one_hot(label.long(), num_auxiliary + num_seen).to(features.dtype)
-        count = target.sum(dim=0)
-        weight = target @ (1 / count.clamp(min=1)) / (count > 0).sum()  # [P]: each class weighs as much as another
-        weighted = features * weight[:, None]
-        gram = weighted.T @ features
-        gram.diagonal().add_(feature_ridge)
-        to_seen = torch.linalg.solve(gram, weighted.T @ target)[:, num_auxiliary:]  # [C + 1, num_seen]
-        seen, unseen = class_embeddings[:num_seen], class_embeddings[num_seen:]
-        kernel = seen @ seen.T
-        kernel.diagonal().add_(word_ridge)
-        return cls(to_seen @ torch.linalg.solve(kernel, seen @ unseen.T))
-
-    @staticmethod
-    def _inputs(features: torch.Tensor) -> torch.Tensor:
-        """[P, C] -> [P, C + 1], each number of about unit size, with a last feature of 1."""
-        scaled = F.normalize(features, dim=1) * features.shape[1] ** 0.5
-        return torch.cat([scaled, scaled.new_ones(len(scaled), 1)], dim=1)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Features [P, C] -> evidence [P, 2 U], twice the same: see `ImageNetNames`."""
-        return centred(self._inputs(features) @ self.weight).repeat(1, 2)
 
 
 class ImageNetNames(nn.Module):

@@ -29,7 +29,6 @@ from model.backbone import Backbone
 from model.class_evidence import (
     BATCH,
     ImageNetNames,
-    WordRegression,
     fit_by_steps,
     fit_multiple_instance,
     in_chunks,
@@ -63,11 +62,11 @@ class Cells:
     valid: torch.Tensor  # bool [N, P], not padding
     target: torch.Tensor  # bool [N], the image shows an unseen class
     cluster: torch.Tensor  # int64 [N, P]
-    word_input: torch.Tensor  # float16 [N, P, W]: the likeliest categories of ImageNet, or the features
+    categories: torch.Tensor  # float16 [N, P, 2 M]: the likeliest categories of ImageNet and their probabilities
     size: tuple[int, int]  # h, w
 
     def __getitem__(self, images: torch.Tensor | slice) -> "Cells":
-        fields = (self.features, self.label, self.valid, self.target, self.cluster, self.word_input)
+        fields = (self.features, self.label, self.valid, self.target, self.cluster, self.categories)
         return Cells(*(field[images] for field in fields), self.size)
 
 
@@ -91,12 +90,13 @@ class Evidence(nn.Module):
         channels: C of the features.
         num_known: background (if it is trained on) and seen classes.
         has_background: known class 0 is the background.
-        by_words: word evidence for the U unseen (or held-out) classes, `Cells.word_input` [R, W] -> [R, 2 U].
+        names: of the U unseen (or held-out) classes.
     """
 
-    def __init__(self, channels: int, num_known: int, num_unseen: int, has_background: bool, by_words: nn.Module):
+    def __init__(self, channels: int, num_known: int, has_background: bool, names: ImageNetNames):
         super().__init__()
-        self.has_background, self.by_words = has_background, by_words
+        num_unseen = names.similarity.shape[1]
+        self.has_background, self.names = has_background, names
         self.known = nn.Linear(channels, num_known)
         self.objectness = nn.Linear(channels, 1)
         self.unseen = nn.Linear(channels, num_unseen)
@@ -123,7 +123,7 @@ class Evidence(nn.Module):
         in_target, in_others = ((count / count.sum() + 1e-5).log() for count in counts)
         self.log_ratio.copy_(in_target - in_others)
         own = sample[masks[0].flatten()[sample]]
-        evidence = in_chunks(self.by_words, cells.word_input.flatten(0, 1)[own])
+        evidence = in_chunks(self.names, cells.categories.flatten(0, 1)[own])
         self.word_mean.copy_(PART_OF_MEAN * evidence.mean(dim=0))
         self.word_std.copy_(evidence.std(dim=0).clamp(min=1e-6))
         evidence = ((evidence - self.word_mean) / self.word_std).chunk(2, dim=1)[0]
@@ -184,7 +184,7 @@ class Evidence(nn.Module):
         """
         known = in_chunks(lambda x: self.known(x).softmax(dim=-1).amax(dim=-1, keepdim=True), cells.features)[..., 0]
         weight = cells.valid * torch.sigmoid((self.log_ratio[cells.cluster] + torch.log(1 - known + 1e-3)) / 2)
-        own = (in_chunks(self.by_words, cells.word_input) - self.word_mean) / self.word_std  # [N, P, 2 U]
+        own = (in_chunks(self.names, cells.categories) - self.word_mean) / self.word_std  # [N, P, 2 U]
         evidence = own.chunk(2, dim=-1)[1] + 4 * self.cluster_evidence[cells.cluster]  # [N, P, U]
         total = (evidence * weight[..., None]).sum(dim=1)
         return self.evidence_scale * total / weight.sum(dim=1, keepdim=True).clamp(min=1e-6)
@@ -229,37 +229,29 @@ class EpisodePseudoLabeler(nn.Module):
 
     Args:
         feature_extractor: its trunk has ImageNet's weights, and no training moves it.
-        class_embeddings: float [K, D], unit rows, seen classes first.
-        num_known: labels below it are of the background or a seen class, those from it on of the unseen ones.
-        num_auxiliary: the first labels, which have no row in `class_embeddings`.
+        num_known: labels below it are of the background or a seen class, the U = `num_unseen` next of the unseen ones.
         has_background: label 0 is the background.
-        imagenet: the ImageNet classifier, features [P, C] -> logits [P, 1000], and a function from labels to the
-            similarity [1000, U] of its categories to these classes; None: word vectors alone.
+        imagenet: the ImageNet classifier, features [P, C] -> logits [P, 1000], and a function from U labels to the
+            similarity [1000, U] of the names of its categories to those of these classes.
     """
 
     def __init__(
         self,
         feature_extractor: Backbone,
-        class_embeddings: torch.Tensor,
         num_known: int,
-        num_auxiliary: int,
+        num_unseen: int,
         has_background: bool,
-        imagenet: tuple[nn.Module, Callable[[Sequence[int]], torch.Tensor]] | None = None,
+        imagenet: tuple[nn.Module, Callable[[Sequence[int]], torch.Tensor]],
     ):
         super().__init__()
         channels, self.imagenet = feature_extractor.trunk_channels, imagenet
-        self.num_known, self.num_auxiliary, self.has_background = num_known, num_auxiliary, has_background
-        self.unseen = list(range(num_known, num_auxiliary + len(class_embeddings)))
+        self.num_known, self.has_background = num_known, has_background
+        self.unseen = list(range(num_known, num_known + num_unseen))
         self.feature_extractor = feature_extractor
-        self.register_buffer("class_embeddings", class_embeddings.clone())
         self.register_buffer("feature_mean", torch.zeros(channels))
         self.register_buffer("feature_std", torch.ones(channels))
         self.register_buffer("centroids", torch.zeros(CLUSTERS, channels))
-        if imagenet is None:
-            by_words = WordRegression(torch.zeros(channels + 1, len(self.unseen)))
-        else:
-            by_words = ImageNetNames(imagenet[1](self.unseen))
-        self.evidence = Evidence(channels, num_known, len(self.unseen), has_background, by_words)
+        self.evidence = Evidence(channels, num_known, has_background, ImageNetNames(imagenet[1](self.unseen)))
         self.scorer = nn.Sequential(  # features of a cell -> logit of "it shows the unseen class of its image"
             nn.BatchNorm1d(NUM_FEATURES, affine=False, momentum=None),
             nn.Linear(NUM_FEATURES, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1),
@@ -320,18 +312,9 @@ class EpisodePseudoLabeler(nn.Module):
 
     def _fit_evidence(self, cells: Cells, unseen: list[int], sample: torch.Tensor, draw: torch.Generator) -> Evidence:
         """The evidence of the task in which `unseen` are the unseen classes; arguments as in `Evidence.fit`."""
-        background = int(self.has_background)
-        known = [c for c in range(background, self.num_known) if c not in unseen]
-        if self.imagenet is None:
-            embeddings = self.class_embeddings[[c - self.num_auxiliary for c in known + unseen]]
-            features, label = cells.word_input.flatten(0, 1)[sample].float(), cells.label.flatten()[sample]
-            labelled = label != VOID
-            by_words = WordRegression.fit(features[labelled], label[labelled], embeddings, len(known), background)
-        else:
-            by_words = ImageNetNames(self.imagenet[1](unseen))
-        evidence = Evidence(
-            cells.features.shape[2], background + len(known), len(unseen), self.has_background, by_words
-        ).to(sample.device)
+        num_known = self.num_known - sum(c < self.num_known for c in unseen)
+        names = ImageNetNames(self.imagenet[1](unseen))
+        evidence = Evidence(cells.features.shape[2], num_known, self.has_background, names).to(sample.device)
         evidence.fit(cells, sample, draw)
         return evidence
 
@@ -385,14 +368,13 @@ class EpisodePseudoLabeler(nn.Module):
         """Cells of what `_look` gives; it overwrites the features, of which a copy could be gigabytes."""
         size = label.shape[1:]
         features, label, valid = features.flatten(1, 2), label.flatten(1), valid.flatten(1)
-        categories = None if self.imagenet is None else in_chunks(self._likeliest_categories, features)
+        categories = in_chunks(self._likeliest_categories, features)
         cluster = torch.empty_like(label)
         for n in range(len(features)):
             unit = self._normalise(features[n].float())
             cluster[n] = (unit @ self.centroids.T).argmax(dim=-1)
             features[n] = SCALE * unit
-        word_input, target = features if categories is None else categories, torch.zeros_like(valid[:, 0])
-        return Cells(features, label, valid, target, cluster, word_input, tuple(size))
+        return Cells(features, label, valid, torch.zeros_like(valid[:, 0]), cluster, categories, tuple(size))
 
     def _likeliest_categories(self, features: torch.Tensor) -> torch.Tensor:
         """Raw features [R, C] -> input of `ImageNetNames`, float16 [R, 2 M]."""

@@ -85,8 +85,7 @@ def compute(folder: Path) -> dict:
     for name in SPLITS:
         split = Split.named(name)
         values["splits"][str(name)] = [len(split.names), split.num_seen, split.unseen[:5], split.names[-1]]
-    plan = {"paper": ("small", PAPER), "best, no ImageNet names": ("small", [*BEST, "imagenet_names=false"]),
-            "best": ("efficientnet", BEST)}  # fmt: skip
+    plan = {"paper": ("small", PAPER), "best, small backbone": ("small", BEST), "best": ("efficientnet", BEST)}
     for name, (network, settings) in plan.items():
         values["runs"][name] = run_stages(data, folder / name.replace(" ", "_"), NETWORKS[network], settings)
     index = next(data.glob("class_index_*.json"))

@@ -104,7 +104,6 @@ def test_failed_download_names_the_file_to_fetch(monkeypatch, fault):
     (build_backbone, ("resnet18",), "--backbone resnet18: choose one of vgg16"),
     (build_backbone, ("small", "imagenet"), "small has no ImageNet weights: add --backbone-weights none"),
     (build_backbone, ("small", "none", False, "folder"), "add --freeze-backbone"),
-    (imagenet_head, ("vgg16",), "imagenet_names needs"),
 ])  # fmt: skip
 def test_what_can_not_be_built_names_the_flag(build, arguments, words):
     with pytest.raises(UserError, match=words):

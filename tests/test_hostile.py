@@ -3,6 +3,7 @@
 import io
 import os
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -259,6 +260,7 @@ def blocked(place):
 
 BOMB = bomb()
 WEIGHT = "projection.project.weight"
+BEST = Path(__file__).parents[1] / "configs/best_cpu.toml"
 NO_OPTIMISER = ["{latest}", "does not fit the optimiser"]
 
 HOSTILE = [
@@ -320,6 +322,7 @@ HOSTILE = [
     ("run of another length", go_on, flags("--max-steps", 9), ["{latest}", "--max-steps"]),
     ("run not there", go_on, flags("--output-dir", "none"), ["none/split1/stage1/latest.pth", "pretrained"]),
     ("no weights of ImageNet", stage1, flags("--backbone-weights", "imagenet"), ["--backbone small"]),
+    ("backbone that stage 2 can't use", stage1, flags("--config", BEST, "--backbone", "vgg16"), ["labels episodes"]),
     ("record that is a folder", stage1, blocked, ["{root}/new/split1/stage1"]),
 ]  # fmt: skip
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from helpers import same
 from model import class_evidence, pseudo_labels
-from model.backbone import build_backbone
+from model.backbone import build_backbone, imagenet_head
 from model.class_evidence import fit_by_steps
 from model.pseudo_labels import Cells, EpisodePseudoLabeler, Evidence, hold_out, kmeans
 from utils.errors import UserError
@@ -53,7 +53,9 @@ def cells(num_images=12, channels=8, num_known=4):
 
 def evidence_of_two():
     """Evidence for classes 1 and 2 of `cells`, whose words tell them apart."""
-    return Evidence(8, num_known=2, num_unseen=2, has_background=True, by_words=nn.Identity())
+    names = nn.Identity()
+    names.similarity = torch.zeros(1000, 2)
+    return Evidence(8, num_known=2, has_background=True, names=names)
 
 
 def test_held_out_cells_are_void_and_their_images_the_target():
@@ -96,12 +98,18 @@ MAY = torch.ones(6, dtype=torch.bool)
 LABEL = (1 + torch.arange(6)[:, None, None] % 3) * (IMAGES[:, 0] > 127)  # background 0, one of three seen classes each
 
 
-def labeler(**options):
+def similarity(classes):
+    """Of 1,000 categories to classes."""
+    return torch.rand(1000, 9, generator=torch.Generator().manual_seed(1))[:, classes]
+
+
+def labeler(similarity=similarity, **options):
     """Of background, three seen and two unseen classes."""
     torch.manual_seed(0)
-    words = F.normalize(torch.randn(5, 4), dim=1)
-    options = {"num_known": 4, "num_auxiliary": 1, "has_background": True} | options
-    return EpisodePseudoLabeler(build_backbone("small"), words, **options)
+    options = {"num_known": 4, "num_unseen": 2, "has_background": True} | options
+    return EpisodePseudoLabeler(
+        build_backbone("small"), imagenet=(imagenet_head("small", "none"), similarity), **options
+    )
 
 
 def fitted(**options):
@@ -132,9 +140,8 @@ def test_fit_is_reproducible_and_its_state_restores_the_labels():
     assert torch.equal(first(IMAGES, ALL, MAY), second(IMAGES, ALL, MAY))
 
 
-@pytest.mark.parametrize("without_background", [{"num_known": 3, "num_auxiliary": 0, "has_background": False}])
-def test_no_background_class(without_background):
-    found = labeler(**without_background)
+def test_no_background_class():
+    found = labeler(num_known=3, has_background=False)
     label = torch.where(LABEL == 0, VOID, LABEL - 1).byte()
     found.fit([(IMAGES, ALL)], [], [(IMAGES, label)])
     assert set(found(IMAGES, ALL, MAY).unique().tolist()) <= {0, 1, 2, 3, 4}
@@ -143,11 +150,11 @@ def test_no_background_class(without_background):
 def test_imagenet_names_are_asked_for_the_classes_of_each_task():
     asked = []
 
-    def similarity(classes):
+    def recorded(classes):
         asked.append(list(classes))
-        return torch.rand(40, len(classes))
+        return similarity(classes)
 
-    fitted(imagenet=(nn.Linear(128, 40), similarity))
+    fitted(similarity=recorded)
     assert asked == [[4, 5], [1], [2], [3], [4, 5]]
 
 

@@ -107,7 +107,7 @@ def test_the_best_setting_runs_with_nothing_switched_off(tmp_path, capsys):
         assert module.main(list(map(str, [*argv, "--num-workers", 0]))) == 0
     checkpoint = load(tmp_path / "split4/stage2/latest.pth")
     settings, labeler = checkpoint["settings"], checkpoint["pseudo_labeler"]
-    assert settings["imagenet_names"] and settings["pseudo_labels"] == "episodes" and settings["freeze_backbone"]
+    assert settings["complete_labels"] and settings["pseudo_labels"] == "episodes" and settings["freeze_backbone"]
     assert labeler and checkpoint["metadata"]["background"] == "auxiliary"
     assert evaluate(tmp_path / "split4/stage2/latest.pth", tmp_path / "data") == 0
     assert "background trained, not evaluated" in capsys.readouterr().out

@@ -136,8 +136,6 @@ SETTINGS: dict[str, list[Setting]] = {
                 "like"),
         Setting("complete_labels", bool, False, "every image that shows a seen class is a source image, so "
                 "other target images show only background and an unseen class (with --pseudo-labels episodes)"),
-        Setting("imagenet_names", bool, False, "use the names of the ImageNet classes as evidence for a class (with "
-                "--pseudo-labels episodes)"),
     ],
     "optimiser": [
         Setting("optimizer", ("sgd", "adamw"), "sgd", "sgd as published; adamw learns rare classes in fewer steps"),
@@ -186,7 +184,7 @@ TABLE = {setting.name: setting for group in SETTINGS.values() for setting in gro
 ONLY_STAGE = {
     1: {"lambda", "supervised"},
     2: {"stage1_checkpoint", "self_training_weight", "keep", "balance_classes", "pseudo_labels",
-        "complete_labels", "imagenet_names"},
+        "complete_labels"},
 }  # fmt: skip
 """Settings that one stage alone has."""
 
