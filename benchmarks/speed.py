@@ -173,7 +173,7 @@ def build_network(side: str, args: argparse.Namespace, num_classes: int) -> Segm
     device, settings = choose_device(args.device), args.settings
     backbone = build_backbone(settings.backbone, checkpoint_activations=settings.checkpoint_activations)
     amp = choose_amp(settings.amp, device) if side == "ours" else "off"
-    model = Segmenter(backbone, torch.randn(num_classes, EMBEDDING_SIZE), amp=amp, compiled=settings.compile).to(device)
+    model = Segmenter(backbone, torch.randn(num_classes, EMBEDDING_SIZE), amp=amp).to(device)
     if side == "ours":
         return model
     torch.backends.cudnn.allow_tf32 = False

@@ -1,7 +1,6 @@
 """Backbone and projection together: images in, a score for each class and pixel out."""
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +9,6 @@ from torchvision.transforms.v2.functional import resize
 
 from model.backbone import Backbone, start_new_layer
 from model.upsampling import PixelLogits
-from utils.errors import UserError
 
 AMP = {"off": None, "bf16": torch.bfloat16}
 """The precision of the convolutions in training, by the names of --amp."""
@@ -46,12 +44,6 @@ class EmbeddingProjection(nn.Module):
         return logits if self.auxiliary is None else torch.cat([self.auxiliary(features), logits], dim=1)
 
 
-@functools.cache
-def _compiled() -> Callable[[Backbone, torch.Tensor], torch.Tensor]:
-    """backbone(image), compiled. A free function: the network's weights keep their names, and it can be copied."""
-    return torch.compile(lambda backbone, image: backbone(image), dynamic=False)
-
-
 class Segmenter(nn.Module):
     """A network that scores pixels against word vectors.
 
@@ -61,23 +53,13 @@ class Segmenter(nn.Module):
         num_auxiliary: classes without a word, before the K others: trained on, but no part of evaluation mode.
         loss_stride: in training mode, logits of every loss_stride-th row and column of pixels only.
         amp: one of `AMP`, the precision of the backbone in training; weights and projection are float32 always.
-        compiled: in training mode, run the backbone through torch.compile.
-
-    Raises:
-        UserError: if the backbone can't be compiled.
     """
 
-    def __init__(
-        self, backbone: Backbone, class_embeddings: torch.Tensor, num_auxiliary: int = 0, loss_stride: int = 1,
-        amp: str = "off", compiled: bool = False,
-    ):  # fmt: skip
+    def __init__(self, backbone: Backbone, class_embeddings: torch.Tensor, num_auxiliary=0, loss_stride=1, amp="off"):
         super().__init__()
-        if compiled and backbone.checkpoint_activations:
-            raise UserError("--compile can't be used with --checkpoint-activations: leave one of them out")
         self.backbone = backbone
         self.projection = EmbeddingProjection(backbone.channels, class_embeddings, num_auxiliary)
         self.num_auxiliary, self.loss_stride, self.amp = num_auxiliary, loss_stride, AMP[amp]
-        self.compiled = compiled and backbone.cache is None  # a compiler can't read files
         # Convolutions are fastest with the channels innermost, upsampling and the losses with the pixels: a
         # frozen EfficientNet-Lite0 step takes 0.8 of the time that it takes with either layout throughout.
         self.to(memory_format=torch.channels_last)
@@ -98,9 +80,8 @@ class Segmenter(nn.Module):
         image = image.contiguous(memory_format=torch.channels_last)
         if not self.training:
             return self.projection(self.backbone(image))[:, self.num_auxiliary :].contiguous()
-        run = _compiled() if self.compiled else nn.Module.__call__
         with torch.autocast(image.device.type, self.amp, enabled=self.amp is not None):
-            features = run(self.backbone, image).float()  # [N, C, h, w]
+            features = self.backbone(image).float()  # [N, C, h, w]
         return self.projection(features).contiguous()
 
     @torch.no_grad()

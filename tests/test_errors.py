@@ -41,7 +41,6 @@ DESCRIBED = [
     (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), ["--batch-size"]),
     (RuntimeError("x does not have a deterministic implementation"), ["--deterministic"]),
     (RuntimeError("[/gloo/transport/tcp/pair.cc] Connection closed"), ["another process of this run", "continue"]),
-    (RuntimeError("BackendCompilerFailed Set TORCHDYNAMO_VERBOSE=1 for the stack"), ["leave out --compile"]),
 ]
 
 

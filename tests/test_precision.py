@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from helpers import SHORT, STAGES, arguments, failure, train, use_network
-from model import backbone, segmenter
+from helpers import STAGES, train, use_network
+from model import backbone
 from utils.trainer import Trainer
 
 RATE = {"learning_rate": 1e-4}  # the published one; at a high one, runs drift apart after any rounding
 
 
-def losses_of(patch, stage, data, output, *flags, **changes) -> torch.Tensor:
+def losses_of(patch, stage, data, output, **changes) -> torch.Tensor:
     """The loss of each of a run's first 20 steps, without dropout, which draws other pixels in another precision."""
 
     def build():
@@ -27,7 +27,7 @@ def losses_of(patch, stage, data, output, *flags, **changes) -> torch.Tensor:
     use_network(build, patch)
     with patch.context() as inner:
         inner.setattr(Trainer, "end_step", recording)
-        train(stage, data, output, *flags, **{"max_steps": 20, "evaluate_every": 0} | RATE | changes)
+        train(stage, data, output, **{"max_steps": 20, "evaluate_every": 0} | RATE | changes)
     return torch.tensor(totals)
 
 
@@ -44,21 +44,3 @@ def test_losses_agree_with_full_precision(stage, full, data, tmp_path, monkeypat
     assert not torch.equal(losses, full[stage]) and len(losses) == 20
     difference = (losses / full[stage] - 1).abs()
     assert difference.mean() < 0.005 and difference.max() < 0.05
-
-
-def test_losses_agree_with_those_of_the_compiled_network(full, data, tmp_path, monkeypatch):
-    """As the compiler traces it, without the code that it would generate: that takes minutes."""
-    traced = torch.compile(lambda backbone, image: backbone(image), backend="aot_eager", dynamic=False)
-    monkeypatch.setattr(segmenter, "_compiled", lambda: traced)
-    losses = losses_of(monkeypatch, 1, data, tmp_path, "--compile", amp="off")
-    torch.testing.assert_close(losses, full[1], rtol=1e-3, atol=0)
-
-
-def test_a_network_that_cannot_be_compiled_ends_in_one_line(data, tmp_path, monkeypatch, capsys):
-    def lacking(*_):
-        raise RuntimeError("No working C++ compiler found")
-
-    broken = torch.compile(lambda backbone, image: backbone(image), backend=lacking)
-    monkeypatch.setattr(segmenter, "_compiled", lambda: broken)
-    line = failure(capsys, STAGES[1].main, arguments(data, tmp_path, "--compile", **SHORT))
-    assert "No working C++ compiler found" in line and "leave out --compile" in line and "VERBOSE" not in line

@@ -6,7 +6,6 @@ import torch
 from model.backbone import build_backbone
 from model.segmenter import Segmenter, guided_filter
 from model.upsampling import PixelLogits
-from utils.errors import UserError
 
 WORDS = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
 
@@ -31,11 +30,6 @@ def test_every_pixel_has_logits_and_a_gradient_reaches_every_weight_but_the_clas
     assert all(parameter.grad.any() for parameter in model.parameters())
     assert torch.equal(model.projection.class_embeddings, before)
     assert model.eval()(images(2, 65, 49)).shape == (2, 5, 65, 49)  # without the auxiliary class
-
-
-def test_compiling_excludes_checkpointed_activations():
-    with pytest.raises(UserError, match="--compile can't be used with --checkpoint-activations"):
-        Segmenter(build_backbone("small", checkpoint_activations=True), WORDS, compiled=True)
 
 
 @pytest.mark.parametrize(

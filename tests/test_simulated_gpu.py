@@ -5,7 +5,7 @@
 - the backward pass, whose engine needs a CUDA device: here it gives each parameter a gradient of its form;
 - operations whose shape depends on numbers (`nonzero`, an index by a mask, `bincount`): where they are allowed, `Gpu`
   gives a result of some shape;
-- kernels and their results, streams, pinned memory, NCCL, torch.compile, cuDNN's choice of algorithms.
+- kernels and their results, streams, pinned memory, NCCL, cuDNN's choice of algorithms.
 
 `benchmarks/gpu_check.sh` runs all of this on a real GPU.
 """

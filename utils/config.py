@@ -154,7 +154,6 @@ SETTINGS: dict[str, list[Setting]] = {
     "speed and memory": [
         Setting("amp", ("auto", "off", "bf16"), "auto", "precision of the convolutions; auto: bf16 on a GPU "
                 "that has it, else off; weights and losses are always float32"),
-        Setting("compile", bool, False, "compile the network first: takes minutes, pays in long runs on a GPU"),
         Setting("checkpoint_activations", bool, False, "compute the backbone's activations again in the backward "
                 "pass: less memory, a third more time"),
         Setting("num_workers", natural, min(4, os.cpu_count() or 1), "processes that read images, for each process of "

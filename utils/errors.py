@@ -24,7 +24,6 @@ HINTS = {
     r"out of memory|allocate memory|MemoryError": "in training lower --batch-size or --input-size, in evaluation and "
     "prediction --longest-side; eval.py evaluates a finished training",
     r"does not have a deterministic implementation": "leave out --deterministic, or give --device cpu",
-    r"TORCHDYNAMO_VERBOSE": "leave out --compile, or install what it lacks",
 }
 """Patterns of error messages that tell of the machine, not of a mistake in the code."""
 
@@ -77,7 +76,7 @@ def describe_error(error: Exception) -> str | None:
         return text
     hint = next((hint for pattern, hint in HINTS.items() if re.search(pattern, text)), None)
     if hint is not None:
-        return f"{text.split(' Set TORCHDYNAMO_VERBOSE')[0][:200]}: {hint}"
+        return f"{text[:200]}: {hint}"
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or text}: check that it is there, may be used and has room"

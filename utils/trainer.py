@@ -181,9 +181,8 @@ class Trainer:
                 args.backbone, weights, args.freeze_backbone, args.cache_features, args.checkpoint_activations
             )
         self.network = Segmenter(
-            backbone, torch.from_numpy(class_embeddings), self.split.num_auxiliary, args.loss_stride, args.amp,
-            args.compile,
-        ).to(self.device)  # fmt: skip
+            backbone, torch.from_numpy(class_embeddings), self.split.num_auxiliary, args.loss_stride, args.amp
+        ).to(self.device)
         self.replica = self.network
         self.folder = stage_folder(args.output_dir, args.split, self.stage)
         check_writable(self.folder, f"--output-dir {args.output_dir}")
