@@ -2,51 +2,47 @@
 
 import itertools
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from utils.errors import UserError
 
 
-class StepSampler(Sampler[list[tuple[int, int]]]):
+@dataclass(frozen=True)
+class StepSampler:
     """Batches of (index, seed) for the steps `first_step` ... `last_step` - 1.
 
     The dataset is gone through in a new random order again and again; an order that ends inside a batch is followed by
     the next one. The seed that goes with an index draws that image's augmentation, so a run that begins at step k
     sees exactly what an uninterrupted one sees from step k on.
 
-    Args:
-        num_items: length of the dataset.
-        batch_size: indices a step.
-        first_step: the step to begin with.
-        last_step: the step to stop before.
-        seed: what all orders and augmentations derive from.
-        share: (k, n) gives of each batch the k-th of n shares, see `shared`; the batches stay what they are.
-
     Raises:
         UserError: if a share would be empty.
     """
 
-    def __init__(
-        self, num_items: int, batch_size: int, first_step: int, last_step: int, seed: int,
-        share: tuple[int, int] = (0, 1),
-    ):  # fmt: skip
-        self.num_items, self.batch_size, self.seed, self.share = num_items, batch_size, seed, share
-        self.steps = range(first_step, last_step)
-        if batch_size < share[1]:
+    num_items: int  # length of the dataset
+    batch_size: int
+    first_step: int
+    last_step: int
+    seed: int  # what all orders and augmentations derive from
+    share: tuple[int, int] = (0, 1)  # of each batch the k-th of n shares, see `shared`
+
+    def __post_init__(self):
+        if self.batch_size < self.share[1]:
             raise UserError(
-                f"--batch-size or --target-batch-size {batch_size} can't be shared by {share[1]} processes: give more "
-                "images a step, or start fewer processes"
+                f"--batch-size or --target-batch-size {self.batch_size} can't be shared by {self.share[1]} processes: "
+                "give more images a step, or start fewer processes"
             )
 
     def __len__(self) -> int:
-        return len(self.steps)
+        return self.last_step - self.first_step
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, order = -1, []
-        for step in self.steps:
+        for step in range(self.first_step, self.last_step):
             batch = []
             for position in range(step * self.batch_size, (step + 1) * self.batch_size):
                 if position // self.num_items != epoch:
@@ -105,7 +101,7 @@ def batches_by_size(sizes: Sequence[tuple[int, int]], batch_size: int) -> list[l
     return [indices[i : i + batch_size] for indices in alike.values() for i in range(0, len(indices), batch_size)]
 
 
-def _loader(dataset: Dataset, num_workers: int, batches: Sampler | Sequence) -> DataLoader:
+def _loader(dataset: Dataset, num_workers: int, batches: Iterable) -> DataLoader:
     return DataLoader(
         dataset,
         batch_sampler=batches,

@@ -42,22 +42,19 @@ def class_name(text: str) -> str:
     return BACKGROUND if fold_name(text) in (BACKGROUND, "bg") else text.strip()
 
 
-def read_classes(path: Path) -> dict[str, int]:
-    """Class name -> mask value, from a text file with one class a line.
+def read_classes(path: Path, lines: Sequence[str] | None = None) -> dict[str, int]:
+    """Class name -> mask value, from a text file with one class a line, or from `lines` made of what it says.
 
     A line is `VALUE: NAME`, or only `NAME`: then its mask value is its place, and the first line has 0.
-    Two first lines of labelling tools do not count: labelme's `__ignore__`, which is void, and Roboflow's header.
+    First lines of labelling tools do not count: labelme's `__ignore__`, which is void, and Roboflow's header.
 
     Raises:
         UserError: a file that can't be read, no class, a name or value twice, a name that means void, or a value
             outside 0 ... 254.
     """
-    lines = read_lines(path)
-    return parse_classes(lines[1:] if lines[:1] in (["__ignore__"], ["Pixel Value, Class"]) else lines, path)
-
-
-def parse_classes(lines: Sequence[str], path: Path) -> dict[str, int]:
-    """As `read_classes`, of the lines of `path`."""
+    lines = read_lines(path) if lines is None else lines
+    if lines[:1] in (["__ignore__"], ["Pixel Value, Class"]):
+        lines = lines[1:]
     classes: dict[str, int] = {}
     for place, line in enumerate(lines):
         number = re.match(r"(\d+)\s*[:,]", line)
@@ -80,40 +77,30 @@ def parse_classes(lines: Sequence[str], path: Path) -> dict[str, int]:
 VOC_CLASSES = tuple(name for name in read_classes(NAMES / "voc.txt") if name != BACKGROUND)
 """The classes of PASCAL VOC in the order of their mask values, which begin at 1 (0 is the background)."""
 
-VOC_SPLITS = (1, 2, 3, 4)
-"""The splits of the paper: split k makes classes 5k-4 ... 5k unseen."""
-
-SPLITS = (*VOC_SPLITS, *sorted(path.stem for path in NAMED_SPLITS.glob("*.json") if not path.stem.isdecimal()))
-"""Every named split."""
-
 BACKGROUND_CHOICES = ("ignore", "score", "auxiliary")
 """The background is void; or a seen class; or a class that is trained on and not scored."""
 
 
 def split_name(text: str) -> int | str:
-    """A split as it is called on the command line: the paper's have a number, the others a name."""
+    """A split as it is called on the command line: the paper's have a number, 1 to 4, the others a name."""
     return int(text) if text.isdecimal() else text
+
+
+STEMS = sorted((path.stem for path in NAMED_SPLITS.glob("*.json")), key=lambda stem: (not stem.isdecimal(), stem))
+SPLITS = tuple(map(split_name, STEMS))
+"""Every named split, those of the paper first."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """A set of classes divided into seen and unseen ones. All but `trained` describes the scored classes.
+    """A set of classes divided into seen and unseen ones. All but `trained` describes the scored classes."""
 
-    Args:
-        seen: names of the classes that source images label, in order.
-        unseen: names of the classes that nothing labels, in order.
-        mask_values: the mask value of every name in `seen + unseen`; other values become `VOID`.
-        known_values: every value that a mask may hold besides `VOID` (a superset of `mask_values`).
-        auxiliary_value: the mask value of a background that is trained on and not scored; None: there is none.
-        name: what the split is called.
-    """
-
-    seen: tuple[str, ...]
-    unseen: tuple[str, ...]
-    mask_values: tuple[int, ...]
-    known_values: tuple[int, ...]
-    auxiliary_value: int | None = None
-    name: int | str = field(default="", compare=False)
+    seen: tuple[str, ...]  # names of the classes that source images label, in order
+    unseen: tuple[str, ...]  # names of the classes that nothing labels, in order
+    mask_values: tuple[int, ...]  # of every name in `seen + unseen`; other values become `VOID`
+    known_values: tuple[int, ...]  # all that a mask may hold besides `VOID` (a superset of `mask_values`)
+    auxiliary_value: int | None = None  # of a background that is trained on and not scored; None: there is none
+    name: int | str = field(default="", compare=False)  # what the split is called
 
     def __post_init__(self):
         values = (*self.mask_values, *([] if self.auxiliary_value is None else [self.auxiliary_value]))
@@ -126,8 +113,8 @@ class Split:
 
     @classmethod
     def named(cls, name: int | str, background: str = "ignore") -> "Split":
-        """The split of a file in `named_splits/`: `dataset`, `unseen` and `source`, and where they differ from
-        "all other classes are seen": `seen` names them, `left_out` are void, `background` counts as seen.
+        """The split of a file in `named_splits/`: `dataset`, `unseen` and `source`, and where not all other classes are
+        seen: `seen` names them, `left_out` are void, `background` counts as seen.
 
         Args:
             name: one of `SPLITS`; k = 1 ... 4 makes VOC's classes 5k-4 ... 5k unseen.
@@ -140,10 +127,9 @@ class Split:
         if name not in SPLITS:
             raise ValueError(f"split {name}: choose one of {', '.join(map(str, SPLITS))}")
         facts = read_named_split(name)
-        return cls.of(
-            read_classes(NAMES / f"{facts['dataset']}.txt"), facts["unseen"],
-            "score" if facts.get("background") else background, facts.get("seen"), facts.get("left_out", ()), name,
-        )  # fmt: skip
+        classes = read_classes(NAMES / f"{facts['dataset']}.txt")
+        background = "score" if facts.get("background") else background
+        return cls.of(classes, facts["unseen"], background, facts.get("seen"), facts.get("left_out", ()), name)
 
     @classmethod
     def of(
@@ -154,9 +140,8 @@ class Split:
 
         Args:
             classes: name -> mask value, of everything that a mask may show.
-            unseen: the unseen classes.
+            unseen, seen: names; None for `seen`: all the others.
             background: one of `BACKGROUND_CHOICES`, of the class `BACKGROUND`.
-            seen: the seen classes; None: all the others.
             left_out: classes that are neither: their pixels are void, in training and in evaluation.
             name: what the split is called.
 

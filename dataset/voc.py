@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 
 from dataset.checks import ClassIndex, describe_lists, lack_of_masks, overlap, raise_first
 from dataset.images import IMAGE_SUFFIXES, MASK_SUFFIXES, Colours, opened, read_image, read_mask
-from dataset.splits import BACKGROUND, NAMES, VOID, Split, class_name, parse_classes, read_classes
+from dataset.splits import BACKGROUND, NAMES, VOID, Split, class_name, read_classes
 from utils.errors import UserError, read_lines
 
 IMAGE_FOLDERS = ("JPEGImages", "images", "img")
@@ -46,17 +46,11 @@ EVALUATION_LISTS = ("val",)
 
 @dataclass(frozen=True)
 class VOCFolder:
-    """Where images, masks and lists lie below a folder in VOC layout.
+    """Where images, masks and lists lie below a folder in VOC layout."""
 
-    Args:
-        root: the folder that holds the others.
-        images: the folder of images.
-        masks: the folder of index masks, one for each image.
-    """
-
-    root: Path
+    root: Path  # the folder that holds the others
     images: Path
-    masks: Path
+    masks: Path  # index masks, one for each image
 
     @classmethod
     def open(cls, data_path: str | Path) -> "VOCFolder":
@@ -117,7 +111,7 @@ class VOCFolder:
         colours = read_colours(path)
         is_grey = all(len(set(colour)) == 1 for colour in colours.values())
         rows = [f"{colour[0] if is_grey else place}: {name}" for place, (name, colour) in enumerate(colours.items())]
-        return parse_classes(rows, path)
+        return read_classes(path, rows)
 
     @cached_property
     def colours(self) -> Colours:
@@ -143,7 +137,7 @@ class VOCFolder:
             defaults: the names to try in turn where `name` is None.
 
         Raises:
-            UserError: for a list that is missing or unreadable, for lines that name no image, and for doubled images.
+            UserError: for a list that is missing, unreadable or empty, lines that name no image, and doubled images.
         """
         path = self.list_path(name, defaults)
         lines = read_lines(path)
@@ -223,8 +217,7 @@ def list_files(folder: Path, suffixes: Sequence[str]) -> dict[str, str]:
 def read_colours(path: Path) -> dict[str, tuple[int, int, int]]:
     """Class name -> colour, from one of `COLOUR_FILES`, in its order; the background is black if it has no line.
 
-    Raises:
-        UserError: if it can't be read.
+    Raises `UserError` if it can't be read.
     """
     text = "\n".join(read_lines(path))
     try:
@@ -243,10 +236,9 @@ def read_colours(path: Path) -> dict[str, tuple[int, int, int]]:
 def choose_split(
     data_path: str | Path, name: int | str, unseen: Sequence[str] | None, background: str = "ignore"
 ) -> Split:
-    """The split `name`, or with `unseen` these classes of the folder against all its others, see `Split.named`.
+    """The split `name`, see `Split.named`, or with `unseen` these classes of the folder against all its others.
 
-    Raises:
-        UserError: for a class that the folder does not have.
+    Raises `UserError` for a class that the folder does not have.
     """
     if unseen is None:
         return Split.named(name, background)
@@ -258,13 +250,10 @@ def choose_split(
 
 
 def choose_source(shown: dict[str, frozenset[int] | None], split: Split, supervised: bool = False) -> list[str]:
-    """Ids of the images that show a seen class (`supervised`: or an unseen one), in order.
+    """Ids of the images that show a seen class (`supervised`: or an unseen one), in order. Raises `UserError` for none.
 
     The background does not count here even where it is a seen class: else every image would be a source image, and
     training would open the masks of those that show only unseen classes.
-
-    Raises:
-        UserError: if there is none.
     """
     labelled = split.seen_values | (split.unseen_values if supervised else frozenset())
     source = [image for image, values in shown.items() if values and values & labelled]
@@ -276,8 +265,7 @@ def choose_source(shown: dict[str, frozenset[int] | None], split: Split, supervi
 def choose_target(shown: dict[str, frozenset[int] | None], split: Split, images: str) -> list[str]:
     """Ids of the unlabelled images to train on: "all", or those known to show an "unseen" class.
 
-    Raises:
-        UserError: if there is none, or if "unseen" meets an image of which nothing is known.
+    Raises `UserError` if there is none, or if "unseen" meets an image of which nothing is known.
     """
     if images == "all":
         return list(shown)
@@ -286,9 +274,8 @@ def choose_target(shown: dict[str, frozenset[int] | None], split: Split, images:
         raise UserError(lack_of_masks(unknown, len(shown)))
     target = [image for image, values in shown.items() if values & split.unseen_values]
     if not target:
-        raise UserError(
-            "no training image shows an unseen class: check --split (--target-images all is another protocol)"
-        )
+        advice = "check --split (--target-images all is another protocol)"
+        raise UserError(f"no training image shows an unseen class: {advice}")
     return target
 
 
@@ -405,8 +392,7 @@ def training_datasets(
 ) -> tuple[SourceDataset, TargetDataset]:  # fmt: skip
     """The source and target images of a folder in VOC layout; for the arguments see what they are given to.
 
-    Raises:
-        UserError: for whatever is wrong with the folder, its list or its masks.
+    Raises `UserError` for whatever is wrong with the folder, its list or its masks.
     """
     folder = VOCFolder.open(data_path)
     folder.check_split(split)
@@ -428,8 +414,7 @@ def check_datasets(
 ) -> None:
     """Reads every file that training and evaluation will read, and prints what is odd about the lists.
 
-    Raises:
-        UserError: for the first file that can't be used, with the number of such files.
+    Raises `UserError` for the first file that can't be used, with the number of such files.
     """
     index = ClassIndex(evaluation.folder)
     sources, targets = ([] if images is None else images.ids for images in (source, target))

@@ -53,9 +53,9 @@ def spellings(word: str) -> tuple[str, ...]:
 def read_names(path: Path) -> tuple[str, ...]:
     """Names, one a line, without blank lines. Raises `UserError`: no file, not UTF-8, no names, or a name twice."""
     names = tuple(re.sub(r"^\d+\s*:\s*", "", line) for line in read_lines(path))  # a data set's 'VALUE: NAME' too
-    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    twice = ", ".join(sorted(repr(name) for name, count in Counter(names).items() if count > 1))
     if twice or not names:
-        fault = f"{', '.join(map(repr, twice))} twice" if twice else "no names"
+        fault = f"{twice} twice" if twice else "no names"
         raise UserError(f"{path}: {fault}: write each class once, one a line, in the order of the rows")
     return names
 
@@ -70,8 +70,7 @@ def is_word_file(path: Path) -> bool:
 def read_table(path: Path) -> dict[str, np.ndarray]:
     """Name -> row, float [D], of an array with classes.txt or words.txt beside it. A pickle without it has VOC's names.
 
-    Raises:
-        UserError: a file is missing or damaged, or the two have different lengths.
+    Raises `UserError`: a file is missing or damaged, or the two have different lengths.
     """
     try:
         if path.suffix == ".pkl":
@@ -193,8 +192,7 @@ def find_source(source: str, folder: Path) -> Path:
 def choose_sources(embedding: Sequence[str] | None, folder: Path | None) -> list[str]:
     """`embedding`, else word2vec and fastText where both are, else the only source of `folder`, else the shipped one.
 
-    Raises:
-        UserError: a source given twice, or a folder with no source or no obvious one: it never means the shipped one.
+    Raises `UserError`: a source twice, or a folder with no source or no obvious one: it never means the shipped one.
     """
     there = sorted(sources_in(folder or PACKAGE))
     if folder is not None and not there:
@@ -240,12 +238,9 @@ def load_class_embeddings(
 
 
 def embed_words(
-    names: Sequence[str],
-    known: Mapping[str, np.ndarray],
-    embedding: Sequence[str],
-    embedding_path: Path | None = None,
-    vocabulary: Sequence[Path] = (),
-) -> np.ndarray:
+    names: Sequence[str], known: Mapping[str, np.ndarray], embedding: Sequence[str],
+    embedding_path: Path | None = None, vocabulary: Sequence[Path] = (),
+) -> np.ndarray:  # fmt: skip
     """The embeddings of any words: those of a checkpoint's classes as it has them, others from the same vectors.
 
     Args:
@@ -272,7 +267,7 @@ def embed_words(
         both = [name for name in known if all(name in vectors for vectors in found)]
         tables = [np.stack([vectors[name] for name in (*free, *both)]) for vectors in found]
         results = [concatenate(tables, weighting) for weighting in ("raw", "equal")]
-        agreement = [agreement_with(result[len(free) :], [known[name] for name in both]) for result in results]
+        agreement = [_agreement(result[len(free) :], [known[name] for name in both]) for result in results]
         if max(agreement) < SAME_VECTORS:
             files = ", ".join(map(str, paths))
             raise UserError(f"{files}: not the checkpoint's vectors: give --vocabulary or --embedding-path with them")
@@ -280,7 +275,7 @@ def embed_words(
     return np.stack([rows[fold_name(name)] for name in names]).astype(np.float32)
 
 
-def agreement_with(rows: np.ndarray, known: Sequence[np.ndarray]) -> float:
+def _agreement(rows: np.ndarray, known: Sequence[np.ndarray]) -> float:
     """The median cosine (a few classes may differ) of unit rows [N, D] and `known`; 1 for N = 0, 0 for another D."""
     if len(known) and rows.shape[1] != len(known[0]):
         return 0.0

@@ -166,8 +166,7 @@ class _WithInput(nn.Sequential):
 def efficientnet_lite0(network: nn.Module) -> Backbone:
     """What the strided last stage of EfficientNet-Lite0 reads and what it makes of it, then one 1x1 convolution.
 
-    The stride of that stage is traded for dilation: the ImageNet weights see the same neighbourhoods, only more of
-    them, at stride 16.
+    The stride of that stage is traded for dilation: the ImageNet weights see more of the same neighbourhoods.
     """
     blocks = list(network._blocks)
     convolutions = [block._depthwise_conv for block in blocks]
@@ -185,10 +184,6 @@ def efficientnet_lite0(network: nn.Module) -> Backbone:
     # 1x1, not 3x3: the trunk sees the neighbourhood already, and a CPU takes three times the steps in the time.
     classifier = nn.Sequential(nn.Conv2d(channels, 256, 1), nn.ReLU(inplace=True), nn.Dropout(0.1))
     return Backbone(trunk, classifier, 256, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
-
-
-def _efficientnet_lite0_classifier() -> nn.Module:
-    return _optional("efficientnet_lite_pytorch").EfficientNet.from_name("efficientnet-lite0")
 
 
 class _LastStage(nn.Module):
@@ -262,7 +257,9 @@ ARCHITECTURES = {
         partial(download_weights, models.MobileNet_V3_Large_Weights.IMAGENET1K_V1), attrgetter("classifier"),
     ),
     "efficientnet_lite0": Architecture(
-        efficientnet_lite0, _efficientnet_lite0_classifier, _efficientnet_lite0_weights, _efficientnet_lite0_head
+        efficientnet_lite0,
+        lambda: _optional("efficientnet_lite_pytorch").EfficientNet.from_name("efficientnet-lite0"),
+        _efficientnet_lite0_weights, _efficientnet_lite0_head,
     ),
     "small": Architecture(small, head=_small_head),
 }  # fmt: skip
@@ -314,9 +311,7 @@ def has_classifier(name: str, weights: str) -> bool:
 def imagenet_head(name: str, weights: str = "imagenet") -> nn.Module:
     """What the ImageNet classifier makes of a trunk's features: rows [P, C] -> logits [P, 1000], frozen.
 
-    Args:
-        name: one of `BACKBONES` whose classifier looks at one cell at a time (not VGG16's, which needs 7 x 7).
-        weights: "imagenet" or the path of a state dict, as for `build_backbone`.
+    `name` is one of `WITH_CLASSIFIER` (not vgg16, whose classifier needs 7 x 7 cells), `weights` as `build_backbone`'s.
     """
     return _with_weights(name, weights, ARCHITECTURES[name].head).eval().requires_grad_(False)
 

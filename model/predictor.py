@@ -28,8 +28,7 @@ MAX_CLASSES = 200
 def load_segmenter(path: Path) -> tuple[Segmenter, Split, dict]:
     """The network of a checkpoint on the CPU, the split that it is scored by, and the checkpoint without the weights.
 
-    Raises:
-        UserError: if the file is not a complete checkpoint of this project, or the trunk that it needs is missing.
+    Raises `UserError` if the file is no complete checkpoint of this project, or the trunk that it needs is missing.
     """
     checkpoint = load_checkpoint(path)
     metadata, weights = checkpoint["metadata"], checkpoint["model"]
@@ -54,8 +53,7 @@ def load_segmenter(path: Path) -> tuple[Segmenter, Split, dict]:
 def save_head(checkpoint_path: Path, path: Path) -> None:
     """Writes a checkpoint without its frozen trunk, in half precision. It can be evaluated and predict, not continue.
 
-    Raises:
-        UserError: if the trunk was trained, so that it can't be left out, or the disk refuses the file.
+    Raises `UserError` if the trunk was trained, so that it can't be left out, or the disk refuses the file.
     """
     checkpoint = load_checkpoint(checkpoint_path)
     metadata, weights = checkpoint["metadata"], checkpoint["model"]
@@ -76,8 +74,7 @@ def save_head(checkpoint_path: Path, path: Path) -> None:
 def _trunk(metadata: dict) -> dict[str, torch.Tensor]:
     """The ImageNet weights of the trunk, with the names that they have in a segmenter.
 
-    Raises:
-        UserError: if they are missing or not those of `metadata["trunk_sha256"]`, where there is one.
+    Raises `UserError` if they are missing or not those of `metadata["trunk_sha256"]`, where there is one.
     """
     advice = f"pip install {metadata['trunk_packages']}"
     try:
@@ -110,14 +107,10 @@ class Predictor(nn.Module):
     def set_classes(
         self, names: Sequence[str], vocabulary: Sequence[Path] = (), embedding_path: Path | None = None
     ) -> None:
-        """Says which classes compete for a pixel.
+        """Says which classes compete for a pixel: words or phrases; for the other arguments see `embed_words`.
 
         A class of the checkpoint keeps its mask value, others get unused ones. Where the checkpoint knows the
         background, it always competes: what no class fits is background.
-
-        Args:
-            names: words or phrases.
-            vocabulary, embedding_path: where the vectors of new words are, see `embeddings.embed_words`.
 
         Raises:
             UserError: for one class alone, too many, one named twice, or one without a word vector.

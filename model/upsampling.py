@@ -25,17 +25,12 @@ class PixelLogits:
 
     Upsampling is two products with small matrices, along rows and along columns. On a CPU the backward pass is several
     times as fast as that of `F.interpolate`, which it equals to rounding.
-
-    Args:
-        coarse: [N, K, h, w].
-        height, width: of the images.
-        stride: every stride-th row and column of pixels counts, from the first on.
     """
 
-    coarse: torch.Tensor
-    height: int
+    coarse: torch.Tensor  # [N, K, h, w]
+    height: int  # of the images, as the width
     width: int
-    stride: int = 1
+    stride: int = 1  # every stride-th row and column of pixels counts, from the first on
 
     @property
     def shape(self) -> torch.Size:

@@ -53,25 +53,15 @@ fraction, weight, positive = number(float, 0.0, 1.0), number(float, 0.0), number
 
 @dataclass(frozen=True)
 class Setting:
-    """One row of the table.
+    """One row of the table."""
 
-    Args:
-        name: the key in a TOML file; the flag has - for _.
-        kind: a type for argparse, `bool`, or a tuple of choices; {stage: kind} where stages differ.
-        default: likewise.
-        help: one sentence, with advice.
-        metavar: what the help shows for the value.
-        nargs: number of values, as in argparse.
-        flag: False where the setting is written with `--set`.
-    """
-
-    name: str
-    kind: Any
-    default: Any
-    help: str
-    metavar: str | tuple | None = None
-    nargs: int | str | None = None
-    flag: bool = True
+    name: str  # the key in a TOML file; the flag has - for _
+    kind: Any  # a type for argparse, `bool`, or a tuple of choices; {stage: kind} where stages differ
+    default: Any  # or {stage: default}
+    help: str  # one sentence, with advice
+    metavar: str | tuple | None = None  # what the help shows for the value
+    nargs: int | str | None = None  # number of values, as in argparse
+    flag: bool = True  # False: the setting is written with `--set`
 
 
 RARE = {"flag": False}
@@ -208,13 +198,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_settings(parser: Any, names: Iterable[str], stage: int = 1, suppress: bool = False) -> None:
-    """Adds the flags of some settings to an argparse parser or group.
+    """Adds the flags of the settings `names` to an argparse parser or group, as `stage` has them.
 
-    Args:
-        parser: the parser or group.
-        names: keys of the table.
-        stage: whose choices and defaults they have.
-        suppress: leave no attribute where a flag is not given, instead of the default.
+    suppress: leave no attribute where a flag is not given, instead of the default.
     """
     for setting in map(TABLE.get, names):
         flags = ["--" + setting.name.replace("_", "-")]
@@ -246,10 +232,7 @@ def parse_settings(argv: Sequence[str] | None, stage: int, description: str = ""
         description: the script's docstring.
 
     Returns:
-        Every setting as an attribute (`lambda` as `lambda_`).
-
-    Raises:
-        UserError: for a flag, a file or a value that can't be used.
+        Every setting as an attribute (`lambda` as `lambda_`). Raises `UserError` for a flag, a file or a bad value.
     """
     parser, names = Parser(description), _names(stage)
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings of both stages, such as "

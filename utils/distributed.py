@@ -53,11 +53,8 @@ def is_main() -> bool:
 def connect(device: str = "auto") -> None:
     """Waits for the other processes, and silences all but rank 0 until `disconnect`.
 
-    Tensors on a GPU go through NCCL, those on the CPU through Gloo. Without a GPU for each process of this machine
-    there is Gloo alone, since NCCL connects at once and fails.
-
-    Args:
-        device: the setting; "cpu" needs no NCCL.
+    Tensors on a GPU go through NCCL, those on the CPU through Gloo. With the setting `device` "cpu", or without a GPU
+    for each process of this machine, there is Gloo alone, since NCCL connects at once and fails.
     """
     global _store
     if world_size() == 1:
@@ -75,11 +72,7 @@ def connect(device: str = "auto") -> None:
 
 
 def disconnect(failed: bool) -> None:
-    """Lets the process print again and leaves the group.
-
-    Args:
-        failed: do not wait for the others: they notice when this process ends.
-    """
+    """Lets the process print again and leaves the group; if it `failed`, without waiting for the others."""
     global _store
     if _silenced:
         sys.stdout, sys.stderr, nowhere = _silenced
@@ -115,14 +108,13 @@ def is_first_failure() -> bool:
     return True
 
 
-# --- devices ------------------------------------------------------------------------------------------
+# Devices
 
 
 def choose_device(name: str, deterministic: bool = False) -> torch.device:
     """The device `name`; "auto" is cuda, else mps, else cpu. Of several processes each takes its own GPU.
 
-    Raises:
-        UserError: if it can't be used here.
+    Raises `UserError` if it can't be used here.
     """
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
@@ -175,7 +167,7 @@ def keep_freed_memory(device: torch.device) -> None:
             mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink it
 
 
-# --- sums over all processes ----------------------------------------------------------------------------
+# Sums over all processes
 
 
 def all_reduce_sum(part: torch.Tensor) -> torch.Tensor:
@@ -203,7 +195,7 @@ def broadcast(module: nn.Module) -> None:
             dist.broadcast(tensor, src=0)
 
 
-# --- the network ----------------------------------------------------------------------------------------
+# The network
 
 
 def replicate(model: nn.Module) -> nn.Module:

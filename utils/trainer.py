@@ -20,7 +20,6 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -156,10 +155,10 @@ class Trainer:
         supervised = getattr(args, "supervised", False)
         if supervised:
             args.lambda_ = 0.0
-        source_only = self.stage == 1 and args.lambda_ == 0
+        self._source_only = self.stage == 1 and args.lambda_ == 0
         with distributed.rank_zero_first():  # it lists once which classes the images show
             self.source, self.target = training_datasets(
-                args.data_path, self.split, transform, "all" if source_only else args.target_images,
+                args.data_path, self.split, transform, "all" if self._source_only else args.target_images,
                 args.target_pixels, args.train_list, supervised, getattr(args, "complete_labels", False),
             )  # fmt: skip
             images = evaluation_dataset(args.data_path, self.split, args.evaluation_list)
@@ -168,7 +167,6 @@ class Trainer:
         self.evaluation = evaluation_loader(images, args.num_workers, at_once, distributed.place())
         steps = -(-args.num_epochs * len(self.source) // args.batch_size)
         self.num_steps = min(steps, args.max_steps or steps)
-        self._source_only = source_only
 
     def _build_network(self) -> None:
         args = self.args
@@ -183,7 +181,6 @@ class Trainer:
         self.network = Segmenter(
             backbone, torch.from_numpy(class_embeddings), self.split.num_auxiliary, args.loss_stride, args.amp
         ).to(self.device)
-        self.replica = self.network
         self.folder = stage_folder(args.output_dir, args.split, self.stage)
         check_writable(self.folder, f"--output-dir {args.output_dir}")
         keep_freed_memory(self.device)
@@ -201,8 +198,7 @@ class Trainer:
     def restore(self) -> None:
         """Does what `--restore-from-where` says, then shares the weights with the other processes.
 
-        Raises:
-            UserError: if the checkpoint is missing or does not fit, or the folder holds another run.
+        Raises `UserError` if the checkpoint is missing or does not fit, or the folder holds another run.
         """
         args = self.args
         if args.restore_from_where == "continue":
@@ -262,10 +258,7 @@ class Trainer:
         load_model(self.network, checkpoint, path)
 
     def fit_pseudo_labeler(self) -> None:
-        """Shows the pseudo-labeller the data, unless a checkpoint brought its state.
-
-        Rank 0 looks, and the others receive the result.
-        """
+        """Shows rank 0's pseudo-labeller the data, for all processes, unless a checkpoint brought its state."""
         labeler, args = self.pseudo_labeler, self.args
         if labeler is None or self.step > 0:
             return
@@ -333,19 +326,15 @@ class Trainer:
             return
         if not self.args.dry_run:
             self.save()
-            print(
-                f"stopped: {self.latest} has step {self.step} of {self.num_steps}; --restore-from-where continue "
-                "resumes there",
-                flush=True,
-            )
+            done = f"stopped: {self.latest} has step {self.step} of {self.num_steps}"
+            print(f"{done}; --restore-from-where continue resumes there", flush=True)
         distributed.disconnect(failed=False)
         raise SystemExit(128 + stop)
 
     def end_step(self, losses: dict[str, torch.Tensor]) -> None:
         """Counts a step as done: lowers the rate, and logs, saves and evaluates where that is due.
 
-        Args:
-            losses: scalars on the device; they are read at the log interval only.
+        The scalars `losses` on the device are read at the log interval only.
         """
         args = self.args
         rate = self.optimizer.param_groups[0]["lr"]
@@ -366,10 +355,7 @@ class Trainer:
         self._times.append(time.perf_counter())
 
     def is_due(self, every: int) -> bool:
-        """Whether something done `every` so many steps, and at the end, is due now; 0: only at the end.
-
-        In a dry run nothing is.
-        """
+        """Whether what is done `every` so many steps (0: at the end only) is due now. In a dry run nothing is."""
         due = self.step == self.num_steps or (every > 0 and self.step % every == 0)
         return due and not self.args.dry_run
 
@@ -425,30 +411,25 @@ class Trainer:
         from utils.visualize import contact_sheet, images_showing, prediction_rows, save_image  # with fonts: if needed
 
         split, dataset = self.split, self.evaluation.dataset
-
-        def draw(name: str, rows: list, split: Any) -> None:
-            sheet = contact_sheet(rows, title=title, **split.drawing)
-            save_image(sheet, self.folder / "images" / f"{name}_{self.step:06d}.jpg")
-
-        figures = ", ".join(f"{title} {metrics.percent(result[key])} %" for title, key in metrics.HEADLINES[:3])
-        title = f"stage {self.stage}, step {self.step}: {figures}"
         indices = images_showing(dataset, range(split.num_seen, len(split.names)))  # the same ones each time
-        draw("evaluation", prediction_rows(self.network, dataset, split, indices), split)
+        sheets = {"evaluation": (split, prediction_rows(self.network, dataset, split, indices))}
         if self.pseudo_labeler is not None:
             keys = [(len(self.target) * n // 4, 0) for n in range(min(4, len(self.target)))]
             target = [torch.stack(parts).to(self.device) for parts in zip(*[self.target[key] for key in keys])]
             image, masks = target[0], split.trained.to_mask(self.pseudo_labeler(*target).cpu().numpy())
             images = image.permute(0, 2, 3, 1).cpu().numpy()
             rows = [(image, {"pseudo-label": mask}) for image, mask in zip(images, masks)]
-            draw("pseudo_labels", rows, split.trained)
+            sheets["pseudo_labels"] = split.trained, rows
+        figures = ", ".join(f"{title} {metrics.percent(result[key])} %" for title, key in metrics.HEADLINES[:3])
+        title = f"stage {self.stage}, step {self.step}: {figures}"
+        for name, (shown, rows) in sheets.items():
+            sheet = contact_sheet(rows, title=title, **shown.drawing)
+            save_image(sheet, self.folder / "images" / f"{name}_{self.step:06d}.jpg")
 
     def finish(self) -> int:
         """Ends a run; after a dry run prints how long the run will take and what it needs. Returns exit code 0."""
-        if self._times and self.args.dry_run and distributed.is_main():
-            self._print_estimate()
-        return 0
-
-    def _print_estimate(self) -> None:
+        if not (self._times and self.args.dry_run and distributed.is_main()):
+            return 0
         times = []
         for *_, logits in itertools.islice(
             metrics.predictions(self.network, self.evaluation, self.device), DRY_RUN_STEPS
@@ -468,6 +449,7 @@ class Trainer:
             f"{'of the GPU' if self.device.type == 'cuda' else 'of this process'}\n"
             f"altogether about {training + evaluations * evaluation} on {self.device.type}"
         )
+        return 0
 
 
 def _mean_interval(times: list[float]) -> float:
