@@ -1,5 +1,6 @@
 """The drawn set that tests of data and scripts run on, and a finished run of both stages on it."""
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from PIL import Image
 from dataset.drawn import write_dataset
 from dataset.splits import VOID, Split
 from dataset.voc import VOCFolder, evaluation_dataset
-from helpers import copy_of, mask_path, tiny_network, train, use_network, write_values
+from helpers import mask_path, tiny_network, train, use_network, write_values
 
 torch.set_num_threads(1)
 
@@ -27,7 +28,7 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture
 def own_data(data, tmp_path) -> Path:
     """A copy of the drawn set for a test that changes its files."""
-    return copy_of(data, tmp_path / "data")
+    return shutil.copytree(data, tmp_path / "data")  # with its times of change, so its index stays good
 
 
 @pytest.fixture

@@ -11,10 +11,7 @@ from dataset.drawn import write_dataset
 from helpers import ROOT, failure
 from utils.errors import UserError
 
-SCRIPTS = {
-    "train_split_lambda.py": train_split_lambda,
-    "train_st_split.py": train_st_split,
-}
+SCRIPTS = {"train_split_lambda.py": train_split_lambda, "train_st_split.py": train_st_split}
 
 
 def figures(seen, unseen):

@@ -19,7 +19,6 @@ from helpers import (
     ROOT,
     STAGES,
     arguments,
-    copy_of,
     evaluation_arguments,
     fail_in_step,
     load,
@@ -87,14 +86,13 @@ def test_the_evaluation_script_gives_the_figures_of_one_process(mixed, tmp_path)
     assert paths[0].read_text() == paths[1].read_text()
 
 
-def test_masks_are_indexed_once_and_no_process_opens_a_target_mask(data, tmp_path):
+def test_masks_are_indexed_once_and_no_process_opens_a_target_mask(own_data, tmp_path):
     """Rank 0 makes the index while the others wait for it."""
-    own = copy_of(data, tmp_path / "data")
-    targets = {str(mask_path(own, image)) for image in target_only(own, Split.named(1))}
-    for index in own.glob("class_index_*.json"):
+    targets = {str(mask_path(own_data, image)) for image in target_only(own_data, Split.named(1))}
+    for index in own_data.glob("class_index_*.json"):
         index.unlink()
     for folder, first in (("first", targets), ("second", set())):
-        processes = run_several(2, tmp_path / folder, 1, own, prepare=record_opened, **FLAGS | {"num_workers": 1})
+        processes = run_several(2, tmp_path / folder, 1, own_data, prepare=record_opened, **FLAGS | {"num_workers": 1})
         opened = [[record.split(" ", 2)[2] for record in process.records()] for process in processes]
         assert targets and [set(paths) & targets for paths in opened] == [first, set()]
         assert all(any("JPEGImages" in path for path in paths) for paths in opened)
@@ -123,32 +121,36 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(data, tmp_path):
     assert "step 3 of 50" in first.output() and second.output() == ""
 
 
+def only_error(processes) -> str:
+    """The one line of an error that the processes printed together."""
+    printed = "".join(process.output() for process in processes)
+    errors = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in printed and len(errors) == 1, printed
+    return errors[0]
+
+
 @pytest.mark.parametrize("dying", [0, 1])
 @pytest.mark.parametrize("how", [signal.SIGKILL, "the disk is gone"])
 def test_a_process_that_dies_ends_the_others_with_one_line(data, tmp_path, dying, how):
     flags = FLAGS | {"max_steps": 50, "evaluate_every": 0, "save_every": 1}
     processes = start_several(2, tmp_path, 1, data, prepare=fail_in_step, args={dying: (3, how)}, **flags)
     codes = [process.end(120) for process in processes]
-    printed = "".join(process.output() for process in processes)
-    errors = [line for line in printed.splitlines() if line.startswith("error: ")]
-    assert "Traceback" not in printed and len(errors) == 1, printed
+    line = only_error(processes)
     if how == signal.SIGKILL:
         assert codes[dying] == -signal.SIGKILL and codes[1 - dying] == 2
-        assert "another process of this run has ended" in errors[0] and "continue" in errors[0]
+        assert "another process of this run has ended" in line and "continue" in line
     else:
-        assert codes == [2, 2] and how in errors[0]
+        assert codes == [2, 2] and how in line
     assert load(processes[0].folder / "latest.pth")["step"] == 2
 
 
-@pytest.mark.parametrize(
-    "flags, words",
-    [({"batch_size": 1}, ["--batch-size", "1", "2 processes"]), ({"data_path": "nowhere"}, ["nowhere"])],
-)
+MISTAKES = [({"batch_size": 1}, ["--batch-size", "1", "2 processes"]), ({"data_path": "nowhere"}, ["nowhere"])]
+
+
+@pytest.mark.parametrize("flags, words", MISTAKES)
 def test_a_mistake_is_one_line_of_one_process(data, tmp_path, flags, words):
-    processes = run_several(2, tmp_path, 1, data, code=2, **FLAGS | flags)
-    printed = "".join(process.output() for process in processes)
-    errors = [line for line in printed.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and "Traceback" not in printed and all(word in errors[0] for word in words), printed
+    line = only_error(run_several(2, tmp_path, 1, data, code=2, **FLAGS | flags))
+    assert all(word in line for word in words), line
 
 
 def test_torchrun_trains_and_stops(data, tmp_path):

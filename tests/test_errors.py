@@ -3,14 +3,7 @@
 import pytest
 import torch
 
-from utils.errors import (
-    UserError,
-    atomic_write,
-    describe_error,
-    one_line,
-    one_line_errors,
-    write_text,
-)
+from utils.errors import UserError, atomic_write, describe_error, one_line, one_line_errors, write_text
 
 WRAPPED = """Caught ValueError in DataLoader worker process 0.
 Original Traceback (most recent call last):

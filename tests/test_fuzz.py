@@ -1,24 +1,20 @@
 """Files of any bytes: they are read, or they end in one line that names the file."""
 
 import gzip
-import io
 import pickle
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dataset.images import read_image, read_mask
 from dataset.splits import read_classes
 from dataset.voc import VOCFolder
 from embeddings.loading import find_class_vectors
+from helpers import stored
+from utils.checkpoint import FORMAT, KEYS, load_checkpoint
 from utils.errors import UserError
-
-
-def stored(save) -> bytes:
-    stream = io.BytesIO()
-    save(stream)
-    return stream.getvalue()
 
 
 def vectors(path):
@@ -32,6 +28,9 @@ def image_list(path):
 
 
 ROWS = b"2 3\ncat 1 -0.5 1e3\ndog 0 1 2\n"
+NETWORK = torch.nn.Linear(2, 2)
+CHECKPOINT = {key: {} for key in KEYS} | {"format": FORMAT, "stage": 1, "step": 1, "best": None, "selection": "last"}
+CHECKPOINT |= {"model": NETWORK.state_dict(), "optimizer": torch.optim.SGD(NETWORK.parameters()).state_dict()}
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 20, (32, 40), dtype=np.uint8))
 FILES = {
     # a good file, and what reads it
@@ -44,6 +43,7 @@ FILES = {
     "list.txt": (b"\xef\xbb\xbfa.jpg a.png\r\nb c\n", image_list),
     "classes.txt": (b"background\n3: cat\ndog\n", read_classes),
     "a.jpg": (stored(lambda stream: IMAGE.save(stream, "JPEG")), read_image),
+    "latest.pth": (stored(lambda stream: torch.save(CHECKPOINT, stream)), load_checkpoint),
     "a.png": (stored(lambda stream: IMAGE.save(stream, "PNG")), lambda path: read_mask(path, dict.fromkeys(range(21)))),
 }
 PIECES = [
@@ -52,9 +52,11 @@ PIECES = [
 
 
 def broken(content: bytes):
-    """The file cut off in many places, and with some bytes replaced."""
+    """The file cut off in many places, and with some bytes replaced; a pickle of each first code, and a web page."""
     rng = np.random.default_rng(0)
     yield from (content[:n] for n in range(0, len(content), max(1, len(content) // 100)))
+    yield from (b"\x80\x02" + bytes([code]) + rng.bytes(8) + b"." for code in range(256))
+    yield b"<html>404</html>"
     for _ in range(300):
         changed = content
         for at in rng.integers(0, len(content), rng.integers(1, 4)):
@@ -63,6 +65,7 @@ def broken(content: bytes):
         yield changed
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("name", FILES)
 def test_any_bytes_are_read_or_refused_in_one_line(tmp_path, name):
     for folder in ("images", "masks"):

@@ -4,13 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset.images import (
-    colours_to_values,
-    convert_colour_mask,
-    orientation,
-    read_image,
-    read_mask,
-)
+from dataset.images import colours_to_values, convert_colour_mask, orientation, read_image, read_mask
 from dataset.splits import VOID
 from utils.errors import UserError
 from utils.visualize import voc_palette

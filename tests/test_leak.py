@@ -15,7 +15,6 @@ from dataset.splits import VOID, Split
 from dataset.voc import SourceDataset, VOCFolder
 from helpers import (
     classes_shown,
-    copy_of,
     evaluate,
     load,
     mask_path,
@@ -26,8 +25,6 @@ from helpers import (
     same,
     source_and_target,
     target_only,
-    tiny_network,
-    use_network,
     write_values,
 )
 
@@ -80,7 +77,7 @@ def scramble(data, ids, seed=0):
     "stage, images, num_workers", [(1, "all", 0), (1, "unseen", 2), (2, "unseen", 0), (2, "all", 2)]
 )
 def test_no_target_mask_is_opened_and_without_them_the_bits_are_the_same(
-    data, stage1, tmp_path, stage, images, num_workers
+    data, own_data, stage1, tmp_path, stage, images, num_workers
 ):
     """The same with the target masks deleted, and with other unseen labels in the source masks."""
     process = start(stage, data, tmp_path / "own", stage1, target_images=images, num_workers=num_workers)
@@ -93,24 +90,22 @@ def test_no_target_mask_is_opened_and_without_them_the_bits_are_the_same(
     assert allowed | {str(data / "JPEGImages" / f"{image}.jpg") for image in targets} <= reader
     assert {path for path in paths if path.startswith(str(data / "SegmentationClassAug"))} == allowed
 
-    changed = copy_of(data, tmp_path / "data")
-    scramble(changed, source_and_target(changed, SPLIT))
-    for path in masks(changed, targets):
+    scramble(own_data, source_and_target(own_data, SPLIT))
+    for path in masks(own_data, targets):
         Path(path).unlink()
-    again = start(stage, changed, tmp_path / "changed", stage1, target_images=images)
+    again = start(stage, own_data, tmp_path / "changed", stage1, target_images=images)
     before, after = (load(run.folder / "latest.pth") for run in (process, again))
     assert all(same(before[part], after[part]) for part in TRAINED)
 
 
-def test_the_oracle_opens_target_masks_and_seen_pixels_change_bits(data, stage1, tmp_path):
+def test_the_oracle_opens_target_masks_and_seen_pixels_change_bits(data, own_data, stage1, tmp_path):
     """The controls: the hook sees a leak, and the runs do look at source masks."""
     process = start(1, data, tmp_path / "oracle", target_pixels="oracle", num_workers=2)
     assert masks(data, target_only(data, SPLIT)) <= set(opened(process, ("worker",)))
-    changed = copy_of(data, tmp_path / "data")
-    for image in source_and_target(changed, SPLIT):
-        mask = read_values(mask_path(changed, image))
-        write_values(mask_path(changed, image), np.where(np.isin(mask, list(SPLIT.seen_values)), VOID, mask))
-    other = start(1, changed, tmp_path / "other")
+    for image in source_and_target(own_data, SPLIT):
+        mask = read_values(mask_path(own_data, image))
+        write_values(mask_path(own_data, image), np.where(np.isin(mask, list(SPLIT.seen_values)), VOID, mask))
+    other = start(1, own_data, tmp_path / "other")
     assert not same(load(other.folder / "latest.pth")["model"], load(stage1)["model"])
 
 
@@ -151,11 +146,10 @@ def test_a_source_label_holds_no_unseen_class_whatever_the_mask(own_data, number
     assert set(labels[0].unique().tolist()) <= {*range(split.num_trained_seen), VOID}
 
 
-def test_evaluation_masks_choose_the_best_checkpoint_alone_which_says_so(data, stage1, tmp_path):
+def test_evaluation_masks_choose_the_best_checkpoint_alone_which_says_so(data, own_data, stage1, tmp_path):
     """`latest.pth` is the checkpoint to report, and where stage 2 starts; `best.pth` names what chose it."""
-    changed = copy_of(data, tmp_path / "data")
-    scramble(changed, classes_shown(changed, "val"), seed=1)
-    folders = [stage1.parent, start(1, changed, tmp_path / "after").folder]
+    scramble(own_data, classes_shown(own_data, "val"), seed=1)
+    folders = [stage1.parent, start(1, own_data, tmp_path / "after").folder]
     latest = [load(folder / "latest.pth") for folder in folders]
     assert all(same(latest[0][part], latest[1][part]) for part in (*TRAINED, "selection"))
     assert latest[0]["selection"] == "last"
@@ -166,8 +160,7 @@ def test_evaluation_masks_choose_the_best_checkpoint_alone_which_says_so(data, s
 
 
 @pytest.mark.parametrize("pixels, words", [("all", "no target mask opened"), ("oracle", "ORACLE")])
-def test_log_checkpoint_and_eval_have_the_protocol_of_training(data, tmp_path, capsys, monkeypatch, pixels, words):
-    use_network(tiny_network, monkeypatch)
+def test_log_checkpoint_and_eval_have_the_protocol_of_training(data, tmp_path, tiny, capsys, pixels, words):
     folder = start(1, data, tmp_path, target_pixels=pixels, target_images="all").folder
     evaluate(folder / "latest.pth", data)
     line = capsys.readouterr().out

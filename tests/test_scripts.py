@@ -12,17 +12,7 @@ import torch
 
 from dataset.drawn import write_dataset
 from dataset.splits import Split
-from helpers import (
-    ROOT,
-    SHORT,
-    STAGES,
-    evaluate,
-    load,
-    read_log,
-    same,
-    train,
-    weights,
-)
+from helpers import ROOT, SHORT, STAGES, evaluate, load, read_log, same, train, weights
 
 SPLIT = Split.named(1)
 FIGURES = {"miou_seen", "miou_unseen", "hiou", "miou_zsl", "bias", "pixel_accuracy", "mean_accuracy", "fwiou"}
