@@ -19,10 +19,9 @@ from torchvision.datasets import SBDataset
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 from dataset import prepare
-from dataset.checks import ClassIndex
 from dataset.splits import NAMES, VOID, Split, read_classes
 from dataset.voc import VOCFolder
-from helpers import STAGES, arguments, contents, evaluate, failure, load, read_values, same, train, weights
+from helpers import STAGES, arguments, contents, evaluate, failure, load, read_values, same, stored, train, weights
 from utils.visualize import voc_palette
 
 SIZE = (24, 20)  # width, height
@@ -41,24 +40,19 @@ def stripes(values, size=SIZE) -> np.ndarray:
 
 
 def jpeg(seed: int, size=SIZE) -> bytes:
-    stream = io.BytesIO()
-    noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
-    Image.fromarray(noise).save(stream, format="JPEG")
-    return stream.getvalue()
+    noise = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8))
+    return stored(lambda stream: noise.save(stream, "JPEG"))
 
 
 def png(mask: np.ndarray, colours: bool = True) -> bytes:
-    stream, image = io.BytesIO(), Image.fromarray(mask)
+    image = Image.fromarray(mask)
     if colours:
         image.putpalette(voc_palette().tobytes())
-    image.save(stream, format="PNG")
-    return stream.getvalue()
+    return stored(lambda stream: image.save(stream, "PNG"))
 
 
 def mat(**variables) -> bytes:
-    stream = io.BytesIO()
-    savemat(stream, variables)
-    return stream.getvalue()
+    return stored(lambda stream: savemat(stream, variables))
 
 
 def pack(path: Path, files: dict[str, bytes]) -> None:
@@ -86,6 +80,11 @@ TRAIN_AUG = sorted([*OF_VOC["train"], *(f"2008_{n:06}" for n in range(1, 7))])
 SHOWN = {image: [0, VOID, 1 + n % 15, 16 + n % 5] for n, image in enumerate([*TRAIN_AUG, *OF_VOC["val"]])}
 
 
+def voc_mask(image: str) -> np.ndarray:
+    """SBD's have no void."""
+    return stripes([0 if value == VOID and image.startswith("2008") else value for value in SHOWN[image]])
+
+
 def make_voc(folder: Path) -> None:
     top, files = "VOCdevkit/VOC2012", {}
     for number, image in enumerate([*TRAIN_AUG, *OF_VOC["val"], "2007_999999"]):  # the last is nobody's
@@ -101,12 +100,9 @@ def make_voc(folder: Path) -> None:
     for subset, ids in OF_SBD.items():
         files[f"{top}/{subset}.txt"] = lines(ids)
         for image in ids:
-            values = [0 if value == VOID else value for value in SHOWN[image]]
-            segmentation = stripes(values if image.startswith("2008") else [0, 3])  # never to replace VOC's own
+            segmentation = voc_mask(image) if image.startswith("2008") else stripes([0, 3])  # not to replace VOC's own
             boundaries = np.array([[np.zeros((2, 2))]], dtype=object)
-            files[f"{top}/cls/{image}.mat"] = mat(
-                GTcls={"Boundaries": boundaries, "Segmentation": segmentation, "CategoriesPresent": np.unique(values)}
-            )
+            files[f"{top}/cls/{image}.mat"] = mat(GTcls={"Boundaries": boundaries, "Segmentation": segmentation})
             files[f"{top}/inst/{image}.mat"] = b"another format"
     pack(folder / SBD_TGZ, files)
 
@@ -136,9 +132,9 @@ COCO_SIZE = (57, 48)
 COCO = {"train": [f"{n:012}" for n in range(1, 6)], "val": [f"{n:012}" for n in range(100, 102)]}
 
 
-def coco_map(number: int) -> np.ndarray:
+def coco_map(image: str) -> np.ndarray:
     """Every class in one image, in blocks of 4 x 4 pixels that differ from image to image, and void."""
-    values = np.array([*np.roll(COCO_VALUES, number), *([VOID] * 9)], np.uint8).reshape(12, 15)
+    values = np.array([*np.roll(COCO_VALUES, int(image)), *([VOID] * 9)], np.uint8).reshape(12, 15)
     return np.kron(values, np.ones((4, 4), np.uint8))[:, : COCO_SIZE[0]]
 
 
@@ -146,16 +142,13 @@ def make_coco(folder: Path) -> None:
     maps = {}
     for subset, ids in COCO.items():
         pack(folder / f"{subset}2017.zip", {f"{subset}2017/{p}.jpg": jpeg(int(p), COCO_SIZE) for p in ids})
-        maps |= {f"{subset}2017/{image}.png": png(coco_map(int(image)), colours=False) for image in ids}
+        maps |= {f"{subset}2017/{image}.png": png(coco_map(image), colours=False) for image in ids}
     pack(folder / MAPS_ZIP, maps)
 
 
 MAKE = {"voc": make_voc, "pascal_context": make_context, "coco_stuff": make_coco}
-COUNTS = {
-    "voc": {"train": 10, "val": 3},
-    "pascal_context": {"train": 6, "val": 3},
-    "coco_stuff": {"train": 5, "val": 2},
-}
+MASKS = {"voc": voc_mask, "pascal_context": lambda image: stripes(CONTEXT_SHOWN[image]), "coco_stuff": coco_map}
+LISTS = {"voc": {"train": TRAIN_AUG, "val": OF_VOC["val"]}, "pascal_context": CONTEXT, "coco_stuff": COCO}
 
 
 @pytest.fixture(scope="session")
@@ -175,15 +168,12 @@ def of(dataset: str) -> list[str]:
 def expect(served: Path, patch: pytest.MonkeyPatch) -> None:
     """The commands expect these archives and their counts; none can be fetched. Who has no checksum gets none."""
     for dataset, facts in prepare.PUBLISHED.items():
-        archives = [
-            archive | {"url": f"http://127.0.0.1:9/{name}", "md5": archive["md5"] and md5(served / name)}
-            for archive, name in zip(facts["archives"], of(dataset))
-        ]
-        patch.setitem(prepare.PUBLISHED, dataset, facts | COUNTS[dataset] | {"archives": archives})
-
-
-def md5(path: Path) -> str:
-    return hashlib.md5(path.read_bytes()).hexdigest()
+        archives = []
+        for archive, name in zip(facts["archives"], of(dataset)):
+            md5 = archive["md5"] and hashlib.md5((served / name).read_bytes()).hexdigest()
+            archives.append(archive | {"url": f"http://127.0.0.1:9/{name}", "md5": md5})
+        counts = {subset: len(ids) for subset, ids in LISTS[dataset].items()}
+        patch.setitem(prepare.PUBLISHED, dataset, facts | counts | {"archives": archives})
 
 
 @pytest.fixture
@@ -200,12 +190,12 @@ def with_archives(root: Path, served: Path, *names: str) -> Path:
     return root
 
 
-def command(dataset, folder, *flags) -> list[str]:
-    return [dataset, "--data-path", str(folder), *map(str, flags)]
+def run(dataset, folder, *flags) -> None:
+    assert prepare.main([dataset, "--data-path", str(folder), *flags]) == 0
 
 
 def bad(capsys, dataset, folder, *flags) -> str:
-    return failure(capsys, prepare.main, command(dataset, folder, *flags))
+    return failure(capsys, prepare.main, [dataset, "--data-path", folder, *flags])
 
 
 # --- what the commands make -----------------------------------------------------------------------------
@@ -218,45 +208,20 @@ def made(served, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         expect(served, patch)
         for dataset in MAKE:
-            with_archives(folder / dataset, served, *of(dataset))
-            assert prepare.main(command(dataset, folder / dataset)) == 0
+            run(dataset, with_archives(folder / dataset, served, *of(dataset)))
     return folder
 
 
-def test_voc_is_joined_with_sbd(made):
-    folder = VOCFolder.open(made / "voc")
-    assert folder.masks.name == "SegmentationClassAug"
-    assert folder.read_list(None, ("train_aug",)) == TRAIN_AUG
-    assert folder.read_list(None, ("val",)) == OF_VOC["val"]
-    for image, values in SHOWN.items():
-        kept = [0 if value == VOID else value for value in values] if image.startswith("2008") else values
-        np.testing.assert_array_equal(read_values(folder.mask_path(image)), stripes(kept))
-    with Image.open(folder.mask_path("2008_000001")) as mask:
-        assert mask.mode == "P" and mask.getpalette()[3:6] == [128, 0, 0]
-
-
-def test_context_has_the_59_classes_and_void_of_none(made):
-    folder = VOCFolder.open(made / "pascal_context")
-    assert folder.read_list(None, ("train",)) == CONTEXT["train"] and folder.read_list(None, ("val",)) == CONTEXT["val"]
-    for image, values in CONTEXT_SHOWN.items():
-        np.testing.assert_array_equal(read_values(folder.mask_path(image)), stripes(values))
-
-
-def test_coco_maps_are_as_published(made):
-    folder = VOCFolder.open(made / "coco_stuff")
-    assert folder.read_list(None, ("train",)) == COCO["train"]
-    for image in COCO["val"]:
-        np.testing.assert_array_equal(read_values(folder.mask_path(image)), coco_map(int(image)))
-    shown = ClassIndex(folder).classes(COCO["train"])
-    assert all(values == set(COCO_VALUES) and len(values) == 171 for values in shown.values())
-
-
-def test_what_was_made_is_told(made, local, capsys):
-    assert prepare.main(command("voc", made / "voc", "--check")) == 0
-    text = capsys.readouterr().out
-    assert "train: 10 images" in text and "val: 3 images" in text and "is ready" in text
-    counts = {name: sum(number in SHOWN[p] for p in TRAIN_AUG) for number, name in ((1, "aeroplane"), (17, "sheep"))}
-    assert all(f"{name} {count}" in text for name, count in counts.items())
+@pytest.mark.parametrize("dataset", MAKE)
+def test_lists_and_masks_are_as_published(made, dataset):
+    """VOC's with those of SBD; PASCAL Context's of 59 classes, with void for the others."""
+    folder = VOCFolder.open(made / dataset)
+    for subset, ids in LISTS[dataset].items():
+        assert folder.read_list(None, (f"{subset}_aug", subset)) == ids
+        for image in ids:
+            np.testing.assert_array_equal(read_values(folder.mask_path(image)), MASKS[dataset](image))
+    with Image.open(folder.mask_path(LISTS[dataset]["train"][-1])) as mask:
+        assert dataset == "coco_stuff" or (mask.mode == "P" and mask.getpalette()[3:6] == [128, 0, 0])
 
 
 @pytest.mark.parametrize(
@@ -276,7 +241,7 @@ def test_both_stages_and_evaluation_on_each(made, tmp_path, capsys, dataset, spl
     table = capsys.readouterr().out
     assert all(name + "*" in table for name in metadata["unseen"]) and f"split {split}" in table
     saved = sorted((tmp_path / "images/masks").iterdir())
-    assert len(saved) == COUNTS[dataset]["val"] and len(list((tmp_path / "images/overlays").iterdir())) == len(saved)
+    assert len(saved) == len(LISTS[dataset]["val"]) == len(list((tmp_path / "images/overlays").iterdir()))
     assert set(np.unique(read_values(saved[0])).tolist()) <= set(Split.named(split).mask_values)
 
 
@@ -291,12 +256,11 @@ def test_a_split_of_another_data_set_is_refused(made, tmp_path, capsys):
 
 
 def test_a_rerun_does_nothing_again(local, tmp_path):
-    with_archives(tmp_path, local, SBD_TGZ, VOC_TAR)
-    assert prepare.main(command("voc", tmp_path)) == 0
+    run("voc", with_archives(tmp_path, local, SBD_TGZ, VOC_TAR))
     before = contents(tmp_path)
     for path in (tmp_path / "archives").iterdir():
         path.unlink()  # they may be deleted, and nothing else is there
-    assert prepare.main(command("voc", tmp_path)) == 0
+    run("voc", tmp_path)
     assert contents(tmp_path) == {name: data for name, data in before.items() if not name.startswith("archives/")}
 
 
@@ -305,10 +269,10 @@ def test_killed_as_files_are_moved_or_converted_and_run_again(local, made, tmp_p
     with_archives(tmp_path, local, SBD_TGZ, VOC_TAR)
     if (child := os.fork()) == 0:
         setattr(place, name, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-        prepare.main(command("voc", tmp_path))
+        run("voc", tmp_path)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    assert prepare.main(command("voc", tmp_path)) == 0
+    run("voc", tmp_path)
     after = contents(tmp_path)
     whole = {name: data for name, data in contents(made / "voc").items() if name.endswith((".jpg", ".png", ".txt"))}
     assert whole.items() <= after.items()
@@ -324,20 +288,44 @@ def test_a_fetch_that_fails_is_one_line(local, tmp_path, monkeypatch, capsys):
 # --- bad archives ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def context_alone(local, monkeypatch):
-    """PASCAL Context without its images."""
-    monkeypatch.setitem(
-        prepare.PUBLISHED["pascal_context"], "archives", prepare.PUBLISHED["pascal_context"]["archives"][1:]
-    )
+def cut(share):
+    return lambda path: path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
 
 
-@pytest.mark.parametrize("keep", [0.5, 0.95])
-def test_a_cut_archive_is_broken(context_alone, served, tmp_path, capsys, keep):
-    root = with_archives(tmp_path / "new", served, CONTEXT_TGZ)
-    path = root / "archives" / CONTEXT_TGZ
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
-    assert f"{CONTEXT_TGZ} is broken" in bad(capsys, "pascal_context", root)
+def replaced(name, content=b"", link=None):
+    """An archive of one file, or of one link."""
+
+    def spoil(path):
+        with tarfile.open(path, "w:gz") as archive:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            if link is not None:
+                info.type, info.linkname = tarfile.SYMTYPE, link
+            archive.addfile(info, io.BytesIO(content))
+
+    return spoil
+
+
+UNSAFE = f"{CONTEXT_TGZ} is not what its publisher serves, don't use it"
+BAD_ARCHIVES = {
+    "cut in the middle": (cut(0.5), f"{CONTEXT_TGZ} is broken"),
+    "cut near its end": (cut(0.95), f"{CONTEXT_TGZ} is broken"),
+    "a file outside": (replaced("../x"), UNSAFE),
+    "a link to a folder": (replaced("a", link="/etc"), UNSAFE),
+    "a link outside": (replaced("b/a", link="../../x"), UNSAFE),
+    "no annotation": (replaced("trainval/x.mat", b"no MATLAB file"), "x.mat can't be read as a MATLAB file"),
+    "another label": (replaced("x.mat", mat(LabelMap=np.full((2, 2), 460, np.uint16))), "x.mat has the label 460"),
+}
+
+
+@pytest.mark.parametrize("spoil, words", BAD_ARCHIVES.values(), ids=BAD_ARCHIVES)
+def test_a_bad_archive_is_refused(local, monkeypatch, tmp_path, capsys, spoil, words):
+    """PASCAL Context's, without its images."""
+    facts = prepare.PUBLISHED["pascal_context"]
+    monkeypatch.setitem(facts, "archives", facts["archives"][1:])
+    root = with_archives(tmp_path / "new", local, CONTEXT_TGZ)
+    spoil(root / "archives" / CONTEXT_TGZ)
+    assert words in bad(capsys, "pascal_context", root)
 
 
 @pytest.mark.parametrize("name", ["../evil.jpg", "/evil.jpg", "train2017/../../evil.jpg", "..\\evil.jpg"])
@@ -350,33 +338,9 @@ def test_zips_write_nothing_outside(tmp_path, name):
     assert not Path("/evil.jpg").exists()
 
 
-@pytest.mark.parametrize("name, link", [("../x", None), ("a", "/etc"), ("b/a", "../../x")])
-def test_tars_that_would_write_or_link_outside_are_refused(context_alone, local, tmp_path, capsys, name, link):
-    root = with_archives(tmp_path / "new", local)
-    with tarfile.open(root / "archives" / CONTEXT_TGZ, "w:gz") as archive:
-        info = tarfile.TarInfo(name)
-        if link is not None:
-            info.type, info.linkname = tarfile.SYMTYPE, link
-        archive.addfile(info, io.BytesIO(b""))
-    line = bad(capsys, "pascal_context", root)
-    assert "don't use it" in line and CONTEXT_TGZ in line
-
-
-ANNOTATIONS = {
-    "no mat": (b"no MATLAB file", "MATLAB"),
-    "another label": (mat(LabelMap=np.full((2, 2), 460, np.uint16)), "460"),
-}
-
-
-@pytest.mark.parametrize("content, word", ANNOTATIONS.values(), ids=ANNOTATIONS)
-def test_annotations_of_another_kind_are_refused(context_alone, local, tmp_path, capsys, content, word):
-    root = with_archives(tmp_path / "new", local)
-    pack(root / "archives" / CONTEXT_TGZ, {"trainval/x.mat": content})
-    line = bad(capsys, "pascal_context", root)
-    assert "x.mat" in line and word in line
-
-
-def test_folders_of_other_data_are_refused(made, tmp_path, capsys):
+def test_folders_and_flags_that_do_not_fit_are_refused(made, tmp_path, capsys):
+    assert "is not there" in bad(capsys, "voc", tmp_path / "no", "--check")
+    assert "--check, which changes nothing" in bad(capsys, "voc", tmp_path, "--check", "--convert-colour-masks")
     assert "other classes" in bad(capsys, "pascal_context", made / "voc")
     (tmp_path / "VOCdevkit/VOC2012/JPEGImages").mkdir(parents=True)
     assert "other classes" in bad(capsys, "pascal_context", tmp_path)
@@ -393,10 +357,14 @@ def by_hand(made, tmp_path) -> VOCFolder:
     return VOCFolder.open(tmp_path)
 
 
-def test_a_good_tree_made_by_hand_passes_and_stays_as_it_is(by_hand, local):
+def test_a_good_tree_made_by_hand_passes_and_stays_as_it_is(by_hand, local, capsys):
     before = contents(by_hand.root)
-    assert prepare.main(command("voc", by_hand.root.parent, "--check")) == 0
+    run("voc", by_hand.root.parent, "--check")
     assert contents(by_hand.root) == before
+    text = capsys.readouterr().out
+    assert "train: 10 images" in text and "val: 3 images" in text and "is ready" in text
+    counts = {name: sum(number in SHOWN[p] for p in TRAIN_AUG) for number, name in ((1, "aeroplane"), (17, "sheep"))}
+    assert all(f"{name} {count}" in text for name, count in counts.items())
 
 
 def test_the_check_tells_everything_that_is_wrong(by_hand, local, capsys):
@@ -409,7 +377,7 @@ def test_the_check_tells_everything_that_is_wrong(by_hand, local, capsys):
     Image.fromarray(stripes([0, 99])).save(by_hand.mask_path(value))
     by_hand.image_path(cut).write_bytes(by_hand.image_path(cut).read_bytes()[:-99])
     with pytest.raises(SystemExit) as caught:
-        prepare.main(command("voc", by_hand.root, "--check"))
+        run("voc", by_hand.root, "--check")
     out, err = capsys.readouterr()
     problems = [line for line in out.splitlines() if line.startswith("problem: ")]
     assert caught.value.code == 2 and "and 6 more problems" in err and err.count("\n") == 1 and len(problems) == 7
@@ -421,14 +389,10 @@ def test_the_check_tells_everything_that_is_wrong(by_hand, local, capsys):
     assert all(any(words in problem for problem in problems) for words in wanted), problems
 
 
-def test_the_check_of_nothing_is_one_line(tmp_path, capsys):
-    assert "is not there" in bad(capsys, "voc", tmp_path / "no", "--check")
-    assert "--check, which changes nothing" in bad(capsys, "voc", tmp_path, "--check", "--convert-colour-masks")
-
-
 # --- one's own images -----------------------------------------------------------------------------------
 
 OWN = ["background", "grass", "sheep", "sofa", "traffic light"]
+ONE_STEP = {"split": None, "max_steps": "1", "unseen": "sheep", "target_images": "all"}
 
 
 @pytest.fixture
@@ -450,16 +414,15 @@ def test_own_images_need_no_code(own, tmp_path, capsys):
     for name in (".DS_Store", "._photo 1.png", "notes.txt"):
         (own / "images" / name).write_bytes(b"x")
     Image.new("L", (3, 3)).save(own / "masks/nobody.png")
-    assert prepare.main(command("own", own)) == 0
+    run("own", own)
     text = capsys.readouterr().out
     assert "train: 8 images, 7 with a mask" in text and "1 of 8 training images have no mask, photo 9" in text
     assert "left out: 3 files" in text and "._photo 1.png" in text and "masks, nobody.png" in text
     assert (own / "val.txt").read_text().split("\n") == ["photo 0", "photo 5", ""]
-    plan = {"split": None, "max_steps": "1", "unseen": "Sheep, sofa"}
-    output = tmp_path / "runs"
-    STAGES[1].main(arguments(own, output, target_images="all", **plan))
-    STAGES[2].main(arguments(own, output, target_images="all", restore_from_where="saved", **plan))
-    checkpoint = output / "splitunseen-sheep-sofa/stage2/latest.pth"
+    plan = ONE_STEP | {"unseen": "Sheep, sofa"}
+    STAGES[1].main(arguments(own, tmp_path, **plan))
+    STAGES[2].main(arguments(own, tmp_path, **plan | {"restore_from_where": "saved"}))
+    checkpoint = tmp_path / "splitunseen-sheep-sofa/stage2/latest.pth"
     metadata = load(checkpoint)["metadata"]
     assert metadata["seen"] == ["grass", "traffic light"] and metadata["unseen"] == ["sheep", "sofa"]
     assert evaluate(checkpoint, own, "--json", tmp_path / "result.json") == 0
@@ -471,7 +434,8 @@ def test_lists_of_ones_own_stay(own):
     (own / "train.txt").write_text("photo 1\nphoto 2\n")
     (own / "val.txt").write_text("photo 3\n")
     before = (own / "train.txt").read_bytes()
-    assert prepare.main(command("own", own)) == 0 and (own / "train.txt").read_bytes() == before
+    run("own", own)
+    assert (own / "train.txt").read_bytes() == before
 
 
 EXPORTS = {  # of labelme, CVAT and Roboflow: file of class names -> what it holds
@@ -489,7 +453,7 @@ def test_exports_of_labelling_tools_are_read(own, name, text):
     (own / name).write_text(text)
     (own / "images").rename(own / "JPEGImages")
     (own / "masks").rename(own / "SegmentationClass")
-    assert prepare.main(command("own", own)) == 0
+    run("own", own)
     classes = {"background": 0, "grass": 1, "sheep": 2, "sofa": 3, "lamp": 4}
     assert VOCFolder.open(own).classes == classes and len((own / "train.txt").read_text().split("\n")) == 9
 
@@ -503,14 +467,15 @@ def test_an_export_of_roboflow_is_copied_to_the_layout(own, tmp_path, subsets):
         shutil.copy(own / f"images/photo {number}.png", folder / f"p{number}_jpg.rf.1.png")
         shutil.copy(own / f"masks/photo {number}.png", folder / f"p{number}_jpg.rf.1_mask.png")
         (folder / "_classes.csv").write_text("Pixel Value, Class\n" + "".join(f"{n}, {c}\n" for n, c in enumerate(OWN)))
-    assert prepare.main(command("own", root)) == 0
+    run("own", root)
     made = VOCFolder.open(root)
     train, val = (made.read_list(None, (name,)) for name in ("train", "val"))
     assert made.classes == dict(zip(OWN, range(5))) and len(train) + len(val) == 9
     if len(subsets) == 2:
         assert val == [f"p{number}_jpg.rf.1" for number in (2, 5, 8)]
     before = contents(root)
-    assert prepare.main(command("own", root)) == 0 and before.keys() == contents(root).keys()
+    run("own", root)
+    assert before.keys() == contents(root).keys()
 
 
 def test_a_project_of_supervisely_is_read(own, tmp_path):
@@ -522,50 +487,51 @@ def test_a_project_of_supervisely_is_read(own, tmp_path):
     (own / "masks").rename(own / "masks_machine")
     levels = {name: [value] * 3 for value, name in enumerate(OWN) if value}
     (tmp_path / "obj_class_to_machine_color.json").write_text(json.dumps(levels))
-    assert prepare.main(command("own", tmp_path)) == 0
+    run("own", tmp_path)
     assert VOCFolder.open(tmp_path).classes == dict(zip(OWN, range(5)))
 
 
-def test_nothing_is_written_for_images_that_are_not_ready(own, capsys):
-    (own / "classes.txt").rename(own / "labels.txt")
-    (own / "images/photo 7.png").write_bytes(b"x")
-    assert "photo 7.png can't be read" in bad(capsys, "own", own)
-    assert not list(own.glob("[ctv]*.txt"))
-
-
 def test_a_mask_that_was_lost_is_not_remembered(own, tmp_path, capsys):
-    assert prepare.main(command("own", own)) == 0
+    run("own", own)
     (own / "masks/photo 1.png").unlink()
-    plan = {"split": None, "max_steps": "1", "unseen": "sheep", "target_images": "all"}
-    assert "photo 1.png is missing" in failure(capsys, STAGES[1].main, arguments(own, tmp_path, **plan))
-    assert prepare.main(command("own", own)) == 0
-    assert STAGES[1].main(arguments(own, tmp_path, **plan)) == 0
+    assert "photo 1.png is missing" in failure(capsys, STAGES[1].main, arguments(own, tmp_path, **ONE_STEP))
+    run("own", own)
+    assert STAGES[1].main(arguments(own, tmp_path, **ONE_STEP)) == 0
 
 
-def test_what_training_needs_is_told(own, capsys):
-    assert prepare.main(command("own", own)) == 0
-    assert "note: 1 of 8 training images have no mask, photo 9 first" in capsys.readouterr().out
-    (own / "train.txt").rename(own / "train_aug.txt")  # as VOC's without SBD's masks
-    assert "1 of 8 training images have no mask, photo 9 first: get the masks" in bad(capsys, "own", own)
-    (own / "train_aug.txt").write_text("photo 1\nphoto 2\n")
-    (own / "classes.txt").write_text("0: background\n1: grass\n")
-    assert "has one class" in bad(capsys, "own", own)
+def lists_of_voc(own):
+    """As VOC's without SBD's masks."""
+    (own / "train_aug.txt").write_text("photo 1\nphoto 9\n")
+    (own / "val.txt").write_text("photo 0\n")
 
 
-def test_masks_of_0_and_255_are_refused_as_a_whole(own, capsys):
+def masks_of_0_and_255(own):
     for path in (own / "masks").iterdir():
         Image.fromarray(stripes([0, 255])).save(path)
-    assert "all masks in" in bad(capsys, "own", own)
 
 
-def test_what_was_looked_for_is_named(own, capsys):
-    (own / "classes.txt").unlink()
-    assert "classes.txt is missing, and so are class_names.txt" in bad(capsys, "own", own)
-    (own / "classes.txt").write_text("\n".join(OWN))
+def other_names(own):
     for path in (own / "masks").iterdir():
         path.rename(path.with_name(f"{path.stem}-labels.png"))
+
+
+NOT_READY = {
+    "no image": (lambda own: (own / "images/photo 7.png").write_bytes(b"x"), ["photo 7.png can't be read"]),
+    "no classes": (lambda own: (own / "classes.txt").unlink(), ["classes.txt is missing, and so are class_names.txt"]),
+    "one class": (lambda own: (own / "classes.txt").write_text("background\ngrass\n"), ["has one class"]),
+    "no mask": (lists_of_voc, ["1 of 2 training images have no mask, photo 9 first: get the masks"]),
+    "no class in the masks": (masks_of_0_and_255, ["all masks in"]),
+    "masks by other names": (other_names, ["masks of 0 of the 10 images", "x_mask.png", "photo 0-labels.png"]),
+}
+
+
+@pytest.mark.parametrize("spoil, words", NOT_READY.values(), ids=NOT_READY)
+def test_nothing_is_written_for_images_that_are_not_ready(own, capsys, spoil, words):
+    spoil(own)
+    before = {path: path.read_bytes() for path in own.glob("*.txt")}
     line = bad(capsys, "own", own)
-    assert "masks of 0 of the 10 images" in line and "x_mask.png" in line and "photo 0-labels.png" in line
+    assert all(word in line for word in words), line
+    assert {path: path.read_bytes() for path in own.glob("*.txt")} == before
 
 
 # --- colour masks ---------------------------------------------------------------------------------------
@@ -573,21 +539,20 @@ def test_what_was_looked_for_is_named(own, capsys):
 
 def test_colour_masks_are_read_and_converted(own, tmp_path, capsys):
     """In VOC's colours they train as their indices do."""
-    assert prepare.main(command("own", own)) == 0
-    plan = {"split": None, "max_steps": "1", "unseen": "sheep", "target_images": "all"}
-    STAGES[1].main(arguments(own, tmp_path / "indices", **plan))
+    run("own", own)
+    STAGES[1].main(arguments(own, tmp_path / "indices", **ONE_STEP))
     before = {path.name: read_values(path) for path in (own / "masks").iterdir()}
     for name, mask in before.items():
         Image.fromarray(voc_palette()[mask]).save(own / "masks" / name)
-    STAGES[1].main(arguments(own, tmp_path / "colours", **plan))
-    run = "splitunseen-sheep/stage1"
-    assert same(weights(tmp_path / "indices" / run), weights(tmp_path / "colours" / run))
-    assert prepare.main(command("own", own, "--convert-colour-masks")) == 0
+    STAGES[1].main(arguments(own, tmp_path / "colours", **ONE_STEP))
+    indices, colours = (weights(tmp_path / name / "splitunseen-sheep/stage1") for name in ("indices", "colours"))
+    assert same(indices, colours)
+    run("own", own, "--convert-colour-masks")
     assert "9 masks were colour masks" in capsys.readouterr().out
     for name, mask in before.items():
         np.testing.assert_array_equal(read_values(own / "masks" / name), mask)
         np.testing.assert_array_equal(read_values(own / "masks_colour" / name), voc_palette()[mask])
-    assert prepare.main(command("own", own, "--convert-colour-masks")) == 0  # nothing is left to convert
+    run("own", own, "--convert-colour-masks")  # nothing is left to convert
     assert "0 masks were" in capsys.readouterr().out
 
 
@@ -600,10 +565,10 @@ def test_colours_of_a_labelmap_are_converted(own):
     before = {path: read_values(path) for path in (own / "masks").iterdir()}
     for path, mask in before.items():
         Image.fromarray(colours[mask]).save(path)
-    assert prepare.main(command("own", own, "--convert-colour-masks")) == 0
+    run("own", own, "--convert-colour-masks")
     assert all((read_values(path) == 4 - mask).all() for path, mask in before.items())
     assert VOCFolder.open(own).classes == dict(zip(OWN[::-1], range(5)))
-    assert prepare.main(command("own", own)) == 0
+    run("own", own)
 
 
 # --- the publishers' table ------------------------------------------------------------------------------
