@@ -1,9 +1,8 @@
 """Bad input, a row each: what is broken, which command, what the message holds. Nothing is written."""
 
-import io
 import os
 import shutil
-from pathlib import Path
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +14,7 @@ import eval as evaluation_script
 from dataset.drawn import write_dataset
 from dataset.splits import VOC_CLASSES, VOID, Split
 from helpers import (
+    ROOT,
     SHORT,
     STAGES,
     arguments,
@@ -26,6 +26,7 @@ from helpers import (
     read_values,
     same,
     source_and_target,
+    stored,
     target_only,
     tiny_network,
     train,
@@ -59,7 +60,7 @@ def intact(tmp_path_factory):
 
 @pytest.fixture
 def place(intact, tmp_path):
-    """A copy of it to spoil. `source` is a source image, `evaluated` one of val."""
+    """A copy of it to spoil: a source image, an image of val and a target image among others."""
     root = shutil.copytree(intact, tmp_path / "place")
     data = root / "data"
     source, evaluated = source_and_target(data, SPLIT)[0], next(iter(classes_shown(data, "val")))
@@ -69,7 +70,7 @@ def place(intact, tmp_path):
         image=images / f"{source}.jpg", mask=mask_path(data, source),
         val_image=images / f"{evaluated}.jpg", val_mask=mask_path(data, evaluated),
         latest=root / "runs/split1/stage1/latest.pth",
-        target=target_only(data, SPLIT)[0], words=root / "words", evaluated=evaluated,
+        target=target_only(data, SPLIT)[0],
     )  # fmt: skip
 
 
@@ -136,18 +137,6 @@ def flags(*values):
     return lambda place: [value(place) if callable(value) else value for value in values]
 
 
-def bomb() -> bytes:
-    """A PNG of some kilobytes with 400 million pixels."""
-    stream = io.BytesIO()
-    Image.new("1", (20_000, 20_000)).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def animated(place):
-    frames = [Image.new("RGB", (48, 40), colour) for colour in ("red", "blue")]
-    frames[0].save(place.image, "GIF", save_all=True, append_images=frames[1:])
-
-
 def pixel(name, value):
     def spoil(place):
         mask = read_values(getattr(place, name))
@@ -157,30 +146,10 @@ def pixel(name, value):
     return spoil
 
 
-def listed(change):
-    """The training list after `change` of its text."""
-    return lambda place: place.list.write_text(change(place.list.read_text(), place), encoding="utf-8")
-
-
-def only_unseen(place):
-    place.list.write_text("\n".join(target_only(place.data, SPLIT)))
-
-
-def words(name, content):
-    """A file of vectors to train with."""
-
-    def spoil(place):
-        place.words.mkdir()
-        (place.words / name).write_bytes(content)
-        return ["--embedding", name.split(".")[0], "--embedding-path", place.words]
-
-    return spoil
-
-
-def rows(change=None):
-    """Vectors of all words of VOC as text; the car's is `change`."""
-    known = dict.fromkeys(VOC_CLASSES, "1 0 0") | {"car": change or "1 0 0"}
-    return "".join(f"{word} {vector}\n" for word, vector in known.items()).encode()
+def vector_with_nan(place):
+    vectors = [f"{word} {'nan' if word == 'car' else 1} 0 0\n" for word in VOC_CLASSES]
+    (place.root / "w.txt").write_text("".join(vectors))
+    return ["--embedding", place.root / "w.txt"]
 
 
 class Trap:
@@ -193,8 +162,13 @@ class Trap:
         return os.mkdir, (str(self.path),)
 
 
-def trap(save):
-    return lambda place: save(Trap(place.root / "it ran"), place.latest)
+def trap(place):
+    torch.save(Trap(place.root / "it ran"), place.latest)
+
+
+def trapped_weights(place):
+    trap(place)
+    return ["--backbone", "vgg16", "--backbone-weights", place.latest]
 
 
 def checkpoint(change):
@@ -209,30 +183,23 @@ def checkpoint(change):
     return spoil
 
 
-def put(*keys, value):
+def put(*keys_and_value):
+    """The checkpoint with another value, or what a function makes of the value, below these keys."""
+    *above, last, value = keys_and_value
+
     def change(content):
-        for key in keys[:-1]:
+        for key in above:
             content = content[key]
-        content[keys[-1]] = value(content[keys[-1]]) if callable(value) else value
+        content[last] = value(content[last]) if callable(value) else value
 
     return checkpoint(change)
 
 
-def trapped_weights(place):
-    trap(torch.save)(place)
-    return ["--backbone", "vgg16", "--backbone-weights", place.latest]
+metadata, weight = partial(put, "metadata"), partial(put, "model")
 
 
-def metadata(name, value):
-    return put("metadata", name, value=value)
-
-
-def weight(name, value):
-    return put("model", name, value=value)
-
-
-def other_momentum(content):
-    content["optimizer"]["state"][0]["momentum_buffer"] = torch.zeros(2, 3)
+def only_unseen(place):
+    place.list.write_text("\n".join(target_only(place.data, SPLIT)))
 
 
 def never_indexed(place):
@@ -254,21 +221,18 @@ def no_folder(name):
     return lambda place: shutil.rmtree(place.data / name)
 
 
-def blocked(place):
-    (place.root / "new/split1/stage1/log.jsonl").mkdir(parents=True)
-
-
-BOMB = bomb()
+BOMB = stored(lambda stream: Image.new("1", (20_000, 20_000)).save(stream, "PNG"))  # 400 million pixels in kilobytes
+FRAMES = {"save_all": True, "append_images": [Image.new("RGB", (48, 40), "blue")]}
+MOMENTUM = ("optimizer", "state", 0, "momentum_buffer")
 WEIGHT = "projection.project.weight"
-BEST = Path(__file__).parents[1] / "configs/best_cpu.toml"
-NO_OPTIMISER = ["{latest}", "does not fit the optimiser"]
+BEST = ROOT / "configs/best_cpu.toml"
 
 HOSTILE = [
     # what is broken, the command, how, what the message holds
     ("image cut short", stage1, write("image", lambda b: b[:400]), ["{image}", "can't be read as an image"]),
     ("image that is a bomb", stage1, write("image", BOMB), ["{image}", "can't be read as an image", "bomb"]),
     ("image of 16 bits", stage1, other_image("image", "I;16", "PNG"), ["{image}", "more than 8 bits"]),
-    ("animated image", stage1, animated, ["{image}", "animated"]),
+    ("animated image", stage1, other_image("image", "RGB", "GIF", **FRAMES), ["{image}", "animated"]),
     ("image not there", stage1, gone("image"), ["{list}", "'{source}' names no image", "shorten"]),
     ("mask cut short", stage1, write("mask", lambda b: b[:-30]), ["{mask}", "can't be read as a mask"]),
     ("mask of colours", stage1, other_image("mask", "RGB", "PNG"), ["{mask}", "a colour mask", "labelmap.txt"]),
@@ -277,10 +241,10 @@ HOSTILE = [
     ("mask with an unknown value", stage1, pixel("mask", 21), ["{mask}", "21", "0-20", "255"]),
     ("mask not there", stage1, gone("mask"), ["{mask}", "missing", "copy the mask"]),
     ("mask that is a folder", evaluation, folder("val_mask"), ["{val_mask}", "can't be read as a mask"]),
-    ("list with a image not there", stage1, listed(lambda t, p: f"{t}other\n"), ["{list}", "'other'", "shorten"]),
+    ("list with a image not there", stage1, write("list", lambda b: b + b"other\n"), ["{list}", "'other'", "shorten"]),
     ("list of unseen classes alone", stage1, only_unseen, ["shows a seen class", "--split"]),
     ("list by flag not there", stage1, flags("--train-list", "nowhere"), ["nowhere.txt", "{lists}"]),
-    ("vector with NaN", stage1, words("w.txt", rows("nan 0 0")), ["w.txt", "'car'", "NaN"]),
+    ("vector with NaN", stage1, vector_with_nan, ["w.txt", "'car'", "NaN"]),
     ("vectors not there", stage1, flags("--embedding", "nothing"), ["no 'nothing' vectors", "glove"]),
     ("flag that is no number", stage2, flags("--keep", "nan"), ["--keep", "number"]),
     ("device unknown", evaluation, flags("--device", "banana"), ["--device banana", "cpu"]),
@@ -289,12 +253,12 @@ HOSTILE = [
     ("data not there", stage1, flags("--data-path", "nowhere"), ["--data-path nowhere", "DATA_PATH.md"]),
     ("output below a file", stage1, flags("--output-dir", lambda p: p.list / "runs"), ["--output-dir", "{list}"]),
     ("figures below a file", evaluation, flags("--json", lambda p: p.list / "x.json"), ["--json", "{list}"]),
-    ("checkpoint that runs code", evaluation, trap(torch.save), ["{latest}", "no readable checkpoint"]),
+    ("checkpoint that runs code", evaluation, trap, ["{latest}", "no readable checkpoint"]),
     ("checkpoint of zero bytes", stage2, write("latest", b""), ["{latest}", "no readable checkpoint"]),
     ("checkpoint cut short", go_on, write("latest", lambda b: b[:-99]), ["{latest}", "no readable checkpoint"]),
     ("checkpoint not there", stage2, gone("latest"), ["no checkpoint at {latest}", "run stage 1 first"]),
     ("checkpoint of other keys", evaluation, checkpoint(lambda c: c.pop("model")), ["{latest}", "not a checkpoint"]),
-    ("checkpoint with a step of text", go_on, put("step", value="1"), ["{latest}", "(step)"]),
+    ("checkpoint with a step of text", go_on, put("step", "1"), ["{latest}", "(step)"]),
     ("checkpoint with nested settings", stage2, metadata("split", {"a": 1}), ["{latest}", "--split"]),
     ("checkpoint without classes", evaluation, checkpoint(lambda c: c["metadata"].pop("seen")), ["{latest}", "'seen'"]),
     ("checkpoint of other classes", evaluation, metadata("unseen", lambda v: v[:-1]), ["{latest}", "split"]),
@@ -304,7 +268,7 @@ HOSTILE = [
     ("checkpoint of other shapes", stage2, weight(WEIGHT, torch.ones(100, 3, 1, 1)), ["{latest}", WEIGHT, "(100, 4"]),
     ("checkpoint of other numbers", evaluation, weight(WEIGHT, torch.ones(1).double()), ["{latest}", WEIGHT]),
     ("checkpoint with NaN", evaluation, weight(WEIGHT, torch.full((100, 4, 1, 1), torch.nan)), ["not finite"]),
-    ("checkpoint with another momentum", go_on, checkpoint(other_momentum), NO_OPTIMISER),
+    ("checkpoint with another momentum", go_on, put(*MOMENTUM, torch.zeros(2, 3)), ["{latest}", "fit the optimiser"]),
     ("image that the index does not have", stage1, never_indexed, ["{target}", "--target-images all"]),
     ("mask not there, oracle", stage1, oracle_without_mask, ["{target}", "missing"]),
     ("images without an unseen class", stage1, only_seen, ["unseen class", "--target-images all"]),
@@ -317,13 +281,14 @@ HOSTILE = [
     ("checkpoint of other words", stage2, metadata("embedding", ["fasttext"]), ["{latest}", "--embedding fasttext"]),
     ("checkpoint with an oracle", stage2, metadata("target_pixels", "oracle"), ["{latest}", "--target-pixels oracle"]),
     ("checkpoint that is no zero-shot", stage2, metadata("supervised", True), ["{latest}", "--supervised"]),
-    ("checkpoint of format 2", go_on, put("format", value=2), ["{latest}", "format 2", "reads 3", "train again"]),
+    ("checkpoint of format 2", go_on, put("format", 2), ["{latest}", "format 2", "reads 3", "train again"]),
     ("run under another protocol", go_on, flags("--target-images", "all"), ["{latest}", "--target-images"]),
     ("run of another length", go_on, flags("--max-steps", 9), ["{latest}", "--max-steps"]),
     ("run not there", go_on, flags("--output-dir", "none"), ["none/split1/stage1/latest.pth", "pretrained"]),
     ("no weights of ImageNet", stage1, flags("--backbone-weights", "imagenet"), ["--backbone small"]),
     ("backbone that stage 2 can't use", stage1, flags("--config", BEST, "--backbone", "vgg16"), ["labels episodes"]),
-    ("record that is a folder", stage1, blocked, ["{root}/new/split1/stage1"]),
+    ("record that is a folder", stage1, lambda p: (p.root / "new/split1/stage1/log.jsonl").mkdir(parents=True),
+     ["{root}/new/split1/stage1"]),
 ]  # fmt: skip
 
 
