@@ -1,4 +1,4 @@
-"""Figures against confusion matrices worked out by hand and a slow loop over the pixels; the evaluation pass."""
+"""Figures against confusion matrices worked out by hand; the evaluation pass."""
 
 import json
 import math
@@ -27,33 +27,14 @@ def as_logits(prediction, num_classes=4, second=None):
     return logits.scatter_(1, prediction[:, None], 2.0)
 
 
-def update(metric, logits, label):
-    metric.update(*metrics.best_classes(logits, metric.num_seen), label)
-
-
 def count(label, prediction, second=None):
-    """The metrics of one image of one row of pixels."""
+    """The metrics of two images of one row of pixels: the first pixel, and the others with labels of another type."""
     metric = ZeroShotMetrics(NAMES, num_seen=2)
     second = None if second is None else torch.tensor([[second]])
-    logits = as_logits(torch.tensor([[prediction]]), second=second)
-    update(metric, logits, torch.tensor([[label]]))
+    logits, label = as_logits(torch.tensor([[prediction]]), second=second), torch.tensor([[label]])
+    metric.update(*metrics.best_classes(logits[..., :1], 2), label[..., :1].byte())
+    metric.update(*metrics.best_classes(logits[..., 1:], 2), label[..., 1:])
     return metric
-
-
-def slow_counts(label, prediction, num_classes):
-    counts = [[0] * num_classes for _ in range(num_classes)]
-    for truth, guess in zip(label.flatten().tolist(), prediction.flatten().tolist()):
-        if 0 <= truth < 255:
-            counts[truth][guess] += 1
-    return counts
-
-
-def slow_mean(counts):
-    ious = []
-    for number, row in enumerate(counts):
-        union = sum(row) + sum(other[number] for other in counts) - row[number]
-        ious += [row[number] / union] if union else []
-    return sum(ious) / len(ious)
 
 
 def test_figures_by_hand():
@@ -78,21 +59,6 @@ def test_figures_by_hand():
         "fwiou": (6 * 2 / 3 + 2 * 1 / 2 + 3 * 1 / 4 + 2 * 1 / 2) / 13,
     })  # fmt: skip
     assert zsl == pytest.approx({"bus": 3 / 4, "tv": 1 / 2})
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_agrees_with_a_slow_loop(seed):
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(3, 7, 6, 5, generator=generator)
-    label = torch.randint(0, 7, (3, 6, 5), generator=generator)
-    label[torch.rand(label.shape, generator=generator) < 0.2] = 255
-    metric = ZeroShotMetrics([f"class {number}" for number in range(7)], 4)
-    update(metric, logits[:2], label[:2].byte())  # in two batches and two types
-    update(metric, logits[2:], label[2:])
-    counts = slow_counts(label, logits.argmax(1), 7)
-    zsl = slow_counts(torch.where(label < 255, label - 4, 255), logits[:, 4:].argmax(1), 3)
-    assert metric.gzsl.tolist() == counts and metric.zsl.tolist() == zsl
-    assert metric.compute()["miou_zsl"] == pytest.approx(slow_mean(zsl))
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-import train_split_lambda
 import train_st_split
 from dataset.splits import Split
+from helpers import STAGES
 from model.backbone import build_backbone
 from model.segmenter import Segmenter
 from utils.checkpoint import load_schedule
@@ -30,7 +30,6 @@ from utils.config import parse_settings
 from utils.metrics import ZeroShotMetrics, best_classes, predictions
 from utils.trainer import build_optimizer
 
-STAGES = {1: train_split_lambda, 2: train_st_split}
 CUDA = torch.device("cuda", 0)
 SPLIT = Split.named(1)
 aten = torch.ops.aten
@@ -135,15 +134,6 @@ BEST = ("--config", "configs/best.toml", "--backbone-weights", "imagenet")
 BEST_CPU = ("--config", "configs/best_cpu.toml", "--backbone-weights", "imagenet")
 
 
-def pseudo_labeler(run: SimpleNamespace, monkeypatch) -> nn.Module:
-    """The script's own, without downloads."""
-    head = nn.Linear(run.network.backbone.trunk_channels, 1000)
-    monkeypatch.setattr(train_st_split, "build_backbone", lambda name, weights, **more: build_backbone(name, **more))
-    monkeypatch.setattr(train_st_split, "imagenet_head", lambda *_: head)
-    monkeypatch.setattr(train_st_split, "imagenet_similarity", lambda *_: np.zeros((1000, 5), np.float32))
-    return train_st_split.episode_pseudo_labeler(run.args, run.network, SPLIT)
-
-
 @pytest.mark.parametrize("amp", ["off", "bf16"])
 @pytest.mark.parametrize(
     "stage, flags",
@@ -162,7 +152,11 @@ def test_a_step_fits_the_gpu_and_does_not_wait_for_it(stage, flags, amp, gpu):
 @pytest.mark.parametrize("flags", [BEST, BEST_CPU])
 def test_the_pseudo_labeller_labels_on_the_gpu_without_waiting(flags, amp, gpu, monkeypatch):
     run = build(2, *flags, "--amp", amp)
-    labeler = pseudo_labeler(run, monkeypatch)
+    head = nn.Linear(run.network.backbone.trunk_channels, 1000)
+    monkeypatch.setattr(train_st_split, "build_backbone", lambda name, weights, **more: build_backbone(name, **more))
+    monkeypatch.setattr(train_st_split, "imagenet_head", lambda *_: head)
+    monkeypatch.setattr(train_st_split, "imagenet_similarity", lambda *_: np.zeros((1000, 5), np.float32))
+    labeler = train_st_split.episode_pseudo_labeler(run.args, SPLIT, CUDA)
     # Its fit, before the first step, branches on which classes the images show: torch can't simulate that.
     losses = step(2, run, labeler)
     assert all(tensor.device == CUDA for tensor in [*losses.values(), *labeler.state_dict().values()])

@@ -24,40 +24,19 @@ UNSEEN = {
 }
 
 
-def each_split(test):
-    test = pytest.mark.parametrize("number", [1, 2, 3, 4])(test)
-    return pytest.mark.parametrize("background", BACKGROUND_CHOICES)(test)
-
-
-@each_split
-def test_unseen_classes_are_those_of_the_protocol(number, background):
-    split = Split.named(number, background)
-    assert split.unseen == UNSEEN[number]
-    assert len(split.seen) == 15 + (background == "score") and not set(split.seen) & set(split.unseen)
+@pytest.mark.parametrize("number", VOC_SPLITS)
+@pytest.mark.parametrize("background", BACKGROUND_CHOICES)
+def test_labels_are_those_of_the_protocol_and_map_back(number, background):
+    split, mask = Split.named(number, background), np.arange(256, dtype=np.uint8).reshape(16, 16)
+    assert split.unseen == UNSEEN[number] and split.num_seen == len(split.seen) == 15 + (background == "score")
     assert set(split.names) == set(VOC_CLASSES) | ({BACKGROUND} if background == "score" else set())
-    assert split.num_seen == len(split.seen)
-
-
-@each_split
-def test_relabelling_there_and_back(number, background):
-    split = Split.named(number, background)
-    mask = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    labels = split.to_labels(mask)
-    known = np.isin(mask, split.mask_values)
-    assert labels.dtype == np.uint8 and labels.shape == mask.shape
-    assert set(labels[known].tolist()) == set(range(len(split.names)))
-    np.testing.assert_array_equal(split.to_mask(labels), np.where(known, mask, VOID))
-
-
-@each_split
-def test_seen_and_unseen_labels_divide_the_labels(number, background):
-    split = Split.named(number, background)
-    mask = np.arange(21, dtype=np.uint8)
     labels, seen, unseen = split.to_labels(mask), split.to_seen_labels(mask), split.to_unseen_labels(mask)
-    assert set(seen.tolist()) - {VOID} == set(range(split.num_seen))
-    assert set(unseen.tolist()) - {VOID} == set(range(split.num_seen, len(split.names)))
+    assert labels.dtype == seen.dtype == unseen.dtype == np.uint8
+    assert set(seen.flat) - {VOID} == set(range(split.num_seen))
+    assert set(unseen.flat) - {VOID} == set(range(split.num_seen, len(split.names)))
     np.testing.assert_array_equal(np.minimum(seen, unseen), labels)
-    assert seen.dtype == unseen.dtype == np.uint8
+    known = np.isin(mask, split.mask_values)
+    np.testing.assert_array_equal(split.to_mask(labels), np.where(known, mask, VOID))
 
 
 @pytest.mark.parametrize("number", range(1, 5))
