@@ -107,6 +107,11 @@ def format_results(rows: Mapping[str, Sequence[Mapping]]) -> str:
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
     for name, results in rows.items():
         lines.append([name, *(summary([r[key] for r in results]) for _, key in FIGURES), str(len(results))])
+    return format_table(lines)
+
+
+def format_table(lines: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as a Markdown table that also reads well as plain text."""
     widths = [max(map(len, column)) for column in zip(*lines)]
     return "\n".join("| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in lines)
 

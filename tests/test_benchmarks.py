@@ -6,8 +6,9 @@ import pytest
 
 import train_split_lambda
 import train_st_split
-from benchmarks import ablation, demo, gpu_check, runs
+from benchmarks import ablation, demo, gpu_check, pseudo_labels, runs
 from dataset.drawn import write_dataset
+from dataset.splits import Split
 from helpers import ROOT, failure
 from utils.errors import UserError
 
@@ -104,6 +105,11 @@ def test_the_ablation_trains_every_row_under_its_own_protocol(tmp_path, monkeypa
     checkpoints = times_of_checkpoints(tmp_path)
     ablation.main([*map(str, argv), "--only-table"])
     assert capsys.readouterr().out.strip() in printed and times_of_checkpoints(tmp_path) == checkpoints
+
+    argv = ["--checkpoint", tmp_path / "runs/best/seed1/split4/stage2/latest.pth", "--data-path", tmp_path / "data"]
+    assert pseudo_labels.main(list(map(str, argv))) == 0
+    printed = capsys.readouterr().out
+    assert all(f"| {name}" in printed for name in Split.named(4).unseen)
 
 
 def test_an_unknown_row_is_one_line_with_the_rows_that_there_are(tmp_path, capsys):
