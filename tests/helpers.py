@@ -2,11 +2,11 @@
 
 import contextlib
 import gc
+import io
 import itertools
 import json
 import multiprocessing
 import os
-import shutil
 import sys
 import time
 from functools import partial
@@ -107,9 +107,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def copy_of(data: Path, folder: Path) -> Path:
-    """A copy of a drawn set that a test may spoil; with its times of change, so its index stays good."""
-    return Path(shutil.copytree(data, folder))
+def stored(save) -> bytes:
+    """What `save(stream)` writes."""
+    stream = io.BytesIO()
+    save(stream)
+    return stream.getvalue()
 
 
 def classes_shown(data: Path, name: str = "train") -> dict[str, frozenset[int]]:
