@@ -12,7 +12,8 @@ from PIL import Image
 from dataset.drawn import write_dataset
 from dataset.splits import VOID, Split
 from dataset.voc import VOCFolder, evaluation_dataset
-from helpers import mask_path, tiny_network, train, use_network, write_values
+from helpers import tiny_network, train, use_network
+from masks import mask_path, write_values
 
 torch.set_num_threads(1)
 

@@ -11,7 +11,7 @@ import pytest
 from dataset import checks
 from dataset.checks import ClassIndex, describe_lists, overlap
 from dataset.voc import VOCFolder
-from helpers import read_values, write_values
+from masks import read_values, write_values
 from utils.errors import UserError
 
 IDS = ["seen", "unseen", "both"]

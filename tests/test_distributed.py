@@ -15,24 +15,9 @@ import torch
 
 import eval as evaluation_script
 from dataset.splits import Split
-from helpers import (
-    ROOT,
-    STAGES,
-    arguments,
-    evaluation_arguments,
-    fail_in_step,
-    load,
-    mask_path,
-    normed_network,
-    plain_network,
-    read_log,
-    record_losses,
-    record_opened,
-    run_script,
-    run_several,
-    start_several,
-    target_only,
-)
+from helpers import ROOT, STAGES, arguments, evaluation_arguments, load, normed_network, plain_network, read_log
+from masks import mask_path, target_only
+from processes import fail_in_step, record_losses, record_opened, run_script, run_several, start_several
 from utils.distributed import choose_amp, choose_device
 
 STEPS = 4

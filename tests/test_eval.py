@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from dataset.splits import Split
-from helpers import evaluate, load, read_values
+from helpers import evaluate, load
+from masks import read_values
 
 SPLIT = Split.named(1)
 

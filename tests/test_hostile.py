@@ -18,22 +18,16 @@ from helpers import (
     SHORT,
     STAGES,
     arguments,
-    classes_shown,
     evaluate,
     failure,
     load,
-    mask_path,
-    read_values,
     same,
-    source_and_target,
     stored,
-    target_only,
     tiny_network,
     train,
     use_network,
-    weights,
-    write_values,
 )
+from masks import classes_shown, mask_path, read_values, source_and_target, target_only, write_values
 from utils.errors import UserError, check_writable
 
 SPLIT = Split.named(1)
@@ -72,9 +66,6 @@ def place(intact, tmp_path):
         latest=root / "runs/split1/stage1/latest.pth",
         target=target_only(data, SPLIT)[0],
     )  # fmt: skip
-
-
-# --- the commands ---------------------------------------------------------------------------------------
 
 
 def stage1(place, flags):
@@ -320,9 +311,6 @@ def test_an_output_without_permission_is_refused(tmp_path, monkeypatch):
         check_writable(tmp_path / "x", "--output-dir x")
 
 
-# --- odd, but good --------------------------------------------------------------------------------------
-
-
 def moved(place):
     """To a path with spaces and letters of several scripts."""
     place.root = place.root.rename(place.root.with_name("Bilder von Ömer, 写真 (2)"))
@@ -367,5 +355,5 @@ def test_a_damaged_cache_of_features_is_made_again(place):
         path.write_bytes([b"", path.read_bytes()[:-7], b"\x93NUMPY junk"][number % 3])
     command[command.index("--output-dir") + 1] = str(place.root / "b")
     assert files and STAGES[1].main(command) == 0
-    first, second = (weights(place.root / name / "split1/stage1") for name in "ab")
-    assert same(first, second)
+    first, second = (load(place.root / name / "split1/stage1/latest.pth") for name in "ab")
+    assert same(first["model"], second["model"])

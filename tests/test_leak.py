@@ -13,20 +13,9 @@ import torch
 
 from dataset.splits import VOID, Split
 from dataset.voc import SourceDataset, VOCFolder
-from helpers import (
-    classes_shown,
-    evaluate,
-    load,
-    mask_path,
-    read_log,
-    read_values,
-    record_opened,
-    run_script,
-    same,
-    source_and_target,
-    target_only,
-    write_values,
-)
+from helpers import evaluate, load, read_log, same
+from masks import classes_shown, mask_path, read_values, source_and_target, target_only, write_values
+from processes import record_opened, run_script
 
 SPLIT = Split.named(1)
 EVERY = {"max_steps": 4, "batch_size": 12, "target_batch_size": 10, "evaluate_every": 2, "save_every": 2}

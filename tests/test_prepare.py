@@ -21,7 +21,8 @@ from torchvision.datasets.voc import DATASET_YEAR_DICT
 from dataset import prepare
 from dataset.splits import NAMES, VOID, Split, read_classes
 from dataset.voc import VOCFolder
-from helpers import STAGES, arguments, contents, evaluate, failure, load, read_values, same, stored, train, weights
+from helpers import STAGES, arguments, contents, evaluate, failure, load, same, stored, train, weights
+from masks import read_values
 from utils.visualize import voc_palette
 
 SIZE = (24, 20)  # width, height
@@ -285,9 +286,6 @@ def test_a_fetch_that_fails_is_one_line(local, tmp_path, monkeypatch, capsys):
     assert f"{VOC_TAR} can't be fetched" in bad(capsys, "voc", with_archives(tmp_path, local, VOC_TAR))
 
 
-# --- bad archives ---------------------------------------------------------------------------------------
-
-
 def cut(share):
     return lambda path: path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
 
@@ -344,9 +342,6 @@ def test_folders_and_flags_that_do_not_fit_are_refused(made, tmp_path, capsys):
     assert "other classes" in bad(capsys, "pascal_context", made / "voc")
     (tmp_path / "VOCdevkit/VOC2012/JPEGImages").mkdir(parents=True)
     assert "other classes" in bad(capsys, "pascal_context", tmp_path)
-
-
-# --- the check ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -534,9 +529,6 @@ def test_nothing_is_written_for_images_that_are_not_ready(own, capsys, spoil, wo
     assert {path: path.read_bytes() for path in own.glob("*.txt")} == before
 
 
-# --- colour masks ---------------------------------------------------------------------------------------
-
-
 def test_colour_masks_are_read_and_converted(own, tmp_path, capsys):
     """In VOC's colours they train as their indices do."""
     run("own", own)
@@ -569,9 +561,6 @@ def test_colours_of_a_labelmap_are_converted(own):
     assert all((read_values(path) == 4 - mask).all() for path, mask in before.items())
     assert VOCFolder.open(own).classes == dict(zip(OWN[::-1], range(5)))
     run("own", own)
-
-
-# --- the publishers' table ------------------------------------------------------------------------------
 
 
 def test_the_table_is_torchvisions_where_it_has_one():

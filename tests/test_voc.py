@@ -21,7 +21,7 @@ from dataset.voc import (
     evaluation_dataset,
     training_datasets,
 )
-from helpers import read_values, write_values
+from masks import read_values, write_values
 from utils.errors import UserError
 
 SPLIT = Split.named(1)  # 1-5 are unseen, 6-20 seen
