@@ -19,8 +19,11 @@ STRIDES = {
 NOISE = torch.randint(0, 256, (4, 3, 64, 64), generator=torch.Generator().manual_seed(0)).byte()
 
 
+LITE = "efficientnet_lite0"
+
+
 def need(name):
-    if name == "efficientnet_lite0":
+    if name == LITE:
         pytest.importorskip("efficientnet_lite_pytorch", reason=f"{name} is an optional extra")
 
 
@@ -136,11 +139,7 @@ def test_efficientnet_is_the_classifier_at_a_denser_stride():
     need("efficientnet_lite0")
     from efficientnet_lite_pytorch import EfficientNet
 
-    network, architecture, seen = (
-        EfficientNet.from_name("efficientnet-lite0").eval(),
-        ARCHITECTURES["efficientnet_lite0"],
-        [],
-    )
+    network, architecture, seen = EfficientNet.from_name("efficientnet-lite0").eval(), ARCHITECTURES[LITE], []
     dense = architecture.classifier().eval()
     dense.load_state_dict(network.state_dict())
     trunk, head = architecture.build(dense).eval().trunk, architecture.head(dense)

@@ -13,20 +13,7 @@ from PIL import Image
 import eval as evaluation_script
 from dataset.drawn import write_dataset
 from dataset.splits import VOC_CLASSES, VOID, Split
-from helpers import (
-    ROOT,
-    SHORT,
-    STAGES,
-    arguments,
-    evaluate,
-    failure,
-    load,
-    same,
-    stored,
-    tiny_network,
-    train,
-    use_network,
-)
+from helpers import ROOT, SHORT, STAGES, arguments, failure, load, same, stored, tiny_network, train, use_network
 from masks import classes_shown, mask_path, read_values, source_and_target, target_only, write_values
 from utils.errors import UserError, check_writable
 
@@ -112,6 +99,11 @@ def other_image(name, mode, kind, **options):
     return spoil
 
 
+def fill(path, value):
+    """A mask that holds nothing but this value."""
+    write_values(path, np.full_like(read_values(path), value))
+
+
 def gone(name):
     return lambda place: getattr(place, name).unlink()
 
@@ -126,15 +118,6 @@ def folder(name):
 
 def flags(*values):
     return lambda place: [value(place) if callable(value) else value for value in values]
-
-
-def pixel(name, value):
-    def spoil(place):
-        mask = read_values(getattr(place, name))
-        mask[0, 0] = value
-        write_values(getattr(place, name), mask)
-
-    return spoil
 
 
 def vector_with_nan(place):
@@ -189,10 +172,6 @@ def put(*keys_and_value):
 metadata, weight = partial(put, "metadata"), partial(put, "model")
 
 
-def only_unseen(place):
-    place.list.write_text("\n".join(target_only(place.data, SPLIT)))
-
-
 def never_indexed(place):
     (place.data / "class_index_SegmentationClassAug.json").unlink()
     mask_path(place.data, place.target).unlink()
@@ -229,11 +208,12 @@ HOSTILE = [
     ("mask of colours", stage1, other_image("mask", "RGB", "PNG"), ["{mask}", "a colour mask", "labelmap.txt"]),
     ("mask that is a JPEG", stage1, other_image("mask", "RGB", "JPEG"), ["{mask}", "is a JPEG", "as PNG"]),
     ("mask of 16 bits", stage1, other_image("mask", "I;16", "PNG"), ["{mask}", "mode I;16", "8-bit"]),
-    ("mask with an unknown value", stage1, pixel("mask", 21), ["{mask}", "21", "0-20", "255"]),
+    ("mask with an unknown value", stage1, lambda p: fill(p.mask, 21), ["{mask}", "21", "0-20", "255"]),
     ("mask not there", stage1, gone("mask"), ["{mask}", "missing", "copy the mask"]),
     ("mask that is a folder", evaluation, folder("val_mask"), ["{val_mask}", "can't be read as a mask"]),
     ("list with a image not there", stage1, write("list", lambda b: b + b"other\n"), ["{list}", "'other'", "shorten"]),
-    ("list of unseen classes alone", stage1, only_unseen, ["shows a seen class", "--split"]),
+    ("list of unseen classes alone", stage1, lambda p: p.list.write_text("\n".join(target_only(p.data, SPLIT))),
+     ["shows a seen class", "--split"]),
     ("list by flag not there", stage1, flags("--train-list", "nowhere"), ["nowhere.txt", "{lists}"]),
     ("vector with NaN", stage1, vector_with_nan, ["w.txt", "'car'", "NaN"]),
     ("vectors not there", stage1, flags("--embedding", "nothing"), ["no 'nothing' vectors", "glove"]),
@@ -328,7 +308,7 @@ def renamed_image(place):
 ODD = {
     "grey image": other_image("image", "L", "JPEG"),
     "image with alpha": other_image("image", "RGBA", "PNG"),
-    "one mask all void": lambda p: write_values(p.mask, np.full_like(read_values(p.mask), VOID)),
+    "one mask all void": lambda p: fill(p.mask, VOID),
     "list with CRLF": write("list", lambda b: b.replace(b"\n", b"\r\n")),
     "list with a BOM and blank lines": write("list", lambda b: b"\xef\xbb\xbf" + b.replace(b"\n", b" \n\n\t\n")),
     "paths with spaces and other letters": moved,
@@ -339,10 +319,10 @@ ODD = {
 @pytest.mark.parametrize("spoil", ODD.values(), ids=ODD)
 def test_odd_input_is_taken(place, capsys, spoil):
     spoil(place)
-    for command in (stage1, evaluation):
-        main, argv = command(place, [])
+    for command, flags in ((stage1, []), (evaluation, ["--json", place.root / "ö 1.json"])):
+        main, argv = command(place, flags)
         assert main(list(map(str, argv))) == 0
-    assert evaluate(place.root / "new/split1/stage1/latest.pth", place.data, "--json", place.root / "ö 1.json") == 0
+        place.latest = place.root / "new/split1/stage1/latest.pth"
     assert "Traceback" not in capsys.readouterr().err
 
 

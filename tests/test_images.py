@@ -13,14 +13,6 @@ VOC = dict.fromkeys(range(21))
 OWN = {0: (0, 0, 0), 1: (48, 112, 32), 2: (250, 50, 83), 3: (51, 221, 255)}
 
 
-def palette_png(path, mask, entries):
-    """A PNG of mode P with these colours, and no more."""
-    image = Image.fromarray(np.asarray(mask, np.uint8), mode="P")
-    image.putpalette(np.asarray(entries, np.uint8).ravel().tolist())
-    image.save(path, "PNG")
-    return path
-
-
 @pytest.mark.parametrize("turn", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
 def test_images_are_turned_as_their_exif_data_says(tmp_path, turn, kind):
@@ -66,9 +58,10 @@ PALETTES = {
 
 @pytest.mark.parametrize("mask, entries, colours, fine", PALETTES.values(), ids=PALETTES)
 def test_a_palette_in_another_order_is_refused_and_converted(tmp_path, mask, entries, colours, fine):
-    path = palette_png(tmp_path / "mask.png", mask, entries)
-    with Image.open(path) as image:
-        shown = np.array(image.convert("RGB"))
+    path, image = tmp_path / "mask.png", Image.fromarray(np.asarray(mask, np.uint8), mode="P")
+    image.putpalette(np.asarray(entries, np.uint8).ravel().tolist())
+    image.save(path)
+    shown = np.array(image.convert("RGB"))
     if fine:
         assert read_mask(path, colours).tolist() == mask
         assert convert_colour_mask(path, colours, tmp_path / "keep") is False and not (tmp_path / "keep").exists()

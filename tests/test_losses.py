@@ -1,6 +1,7 @@
 """Each loss against a plain NumPy version, at the edges, and in blocks; the scripts' weighted sums of them."""
 
 from argparse import Namespace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -55,10 +56,8 @@ def test_losses_are_those_of_numpy(seed, scale, num_seen):
     """At a scale of 1000, no probability is left for the unseen classes of many pixels."""
     logits, label, valid = scene(seed, scale)
     label[softmax(logits).min(axis=1) == 0] = VOID  # where NumPy's logarithm is not finite
-    ce, bias = (
-        cross_entropy(*map(torch.tensor, (logits, label))),
-        bias_loss(torch.tensor(logits), num_seen, torch.tensor(valid)),
-    )
+    ce = cross_entropy(*map(torch.tensor, (logits, label)))
+    bias = bias_loss(torch.tensor(logits), num_seen, torch.tensor(valid))
     assert ce.item() == pytest.approx(numpy_cross_entropy(logits, label), rel=1e-5)
     assert bias.item() == pytest.approx(numpy_bias(logits, valid, num_seen), rel=1e-5)
 
@@ -93,43 +92,31 @@ def block(request, monkeypatch):
     monkeypatch.setitem(upsampling.BLOCK, "cpu", request.param)
 
 
-def coarse_scene(height, width, stride=1, dtype=torch.float32):
-    """Coarse logits, and {name: loss of logits} with labels and valid pixels of their size."""
+@pytest.fixture
+def coarse():
     torch.manual_seed(0)
-    coarse = (2 * torch.randn(3, CLASSES, 6, 4, dtype=dtype)).requires_grad_()
-    num_images, _, *pixels = PixelLogits(coarse, height, width, stride).shape
-    shape = (num_images, *pixels)
+    return (2 * torch.randn(3, CLASSES, 6, 4)).requires_grad_()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_blocks_give_values_gradients_and_pseudo_labels_of_the_whole(block, coarse, size):
+    logits = PixelLogits(coarse, *size)
+    shape = (3, *logits.shape[2:])
     label = torch.randint(CLASSES, shape, dtype=torch.uint8).masked_fill(torch.rand(shape) < 0.3, VOID)
-    valid = torch.rand(shape) < 0.7
-    return coarse, {
-        "cross entropy": lambda logits, **more: cross_entropy(logits, label, **more),
-        "bias": lambda logits, **more: bias_loss(logits, SEEN, valid, **more),
-        "pseudo-labels": lambda logits: pseudo_labels(logits, SEEN, valid, 0.4),
-    }
-
-
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", ["cross entropy", "bias"])
-def test_blocks_give_value_and_gradient_of_the_whole(block, name, size):
-    coarse, losses = coarse_scene(*size)
-    logits = PixelLogits(coarse, *size)
-    others = {"all_reduce_sum": lambda count: count + 7}  # pixels of other processes
-    value, expected = (losses[name](x, **others) for x in (logits, logits.whole()))
-    (gradient,), (slope,) = (torch.autograd.grad(3 * loss, coarse) for loss in (value, expected))
-    torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(gradient, slope, rtol=1e-5, atol=1e-5 * slope.abs().max().item())
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_blocks_give_the_pseudo_labels_of_the_whole(block, size):
-    coarse, losses = coarse_scene(*size)
-    logits = PixelLogits(coarse, *size)
-    found, expected = (losses["pseudo-labels"](x) for x in (logits, logits.whole()))
+    valid, others = torch.rand(shape) < 0.7, {"all_reduce_sum": lambda count: count + 7}  # pixels of other processes
+    for loss in (
+        partial(cross_entropy, label=label, **others),
+        partial(bias_loss, num_seen=SEEN, valid=valid, **others),
+    ):
+        value, expected = (loss(x) for x in (logits, logits.whole()))
+        (gradient,), (slope,) = (torch.autograd.grad(3 * x, coarse) for x in (value, expected))
+        torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(gradient, slope, rtol=1e-5, atol=1e-5 * slope.abs().max().item())
+    found, expected = (pseudo_labels(x, SEEN, valid, 0.4) for x in (logits, logits.whole()))
     assert found.shape == expected.shape and (found != expected).sum() <= 1  # rounding may move one pixel
 
 
-def test_upsampling_aligns_corners_and_parts_are_those_of_the_whole():
-    coarse, _ = coarse_scene(1, 1)
+def test_upsampling_aligns_corners_and_parts_are_those_of_the_whole(coarse):
     logits = PixelLogits(coarse, 37, 29, 4)
     expected = nn.functional.interpolate(coarse, (37, 29), mode="bilinear", align_corners=True)
     torch.testing.assert_close(PixelLogits(coarse, 37, 29).whole(), expected)

@@ -19,19 +19,16 @@ SPLIT = Split.named(1)
 CPU = torch.device("cpu")
 
 
-def as_logits(prediction, num_classes=4, second=None):
-    """[N, H, W] -> [N, K, H, W] with the prediction as argmax and `second` as the runner-up class."""
-    logits = torch.zeros(prediction.shape[0], num_classes, *prediction.shape[1:])
-    if second is not None:
-        logits.scatter_(1, second[:, None], 1.0)
-    return logits.scatter_(1, prediction[:, None], 2.0)
-
-
 def count(label, prediction, second=None):
-    """The metrics of two images of one row of pixels: the first pixel, and the others with labels of another type."""
-    metric = ZeroShotMetrics(NAMES, num_seen=2)
-    second = None if second is None else torch.tensor([[second]])
-    logits, label = as_logits(torch.tensor([[prediction]]), second=second), torch.tensor([[label]])
+    """The metrics of two images of one row of pixels: the first pixel, and the others with labels of another type.
+
+    `second` is the runner-up class of each pixel.
+    """
+    metric, logits = ZeroShotMetrics(NAMES, num_seen=2), torch.zeros(1, 4, 1, len(label))
+    for height, classes in ((1.0, second), (2.0, prediction)):
+        if classes is not None:
+            logits.scatter_(1, torch.tensor([[[classes]]]), height)
+    label = torch.tensor([[label]])
     metric.update(*metrics.best_classes(logits[..., :1], 2), label[..., :1].byte())
     metric.update(*metrics.best_classes(logits[..., 1:], 2), label[..., 1:])
     return metric

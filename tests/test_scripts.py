@@ -19,13 +19,6 @@ FIGURES = {"miou_seen", "miou_unseen", "hiou", "miou_zsl", "bias", "pixel_accura
 MOST_FILES = {"train_split_lambda": 20, "train_st_split": 24}
 
 
-def start(stage, finished, output, *flags, **changes):
-    """A run of either stage from its natural start: stage 2 from the finished stage 1."""
-    if stage == 2:
-        changes = {"restore_from_where": "saved", "stage1_checkpoint": finished.stage1 / "latest.pth"} | changes
-    return train(stage, finished.data, output, *flags, **changes)
-
-
 @pytest.mark.parametrize("stage, steps", [(1, [2, 3]), (2, [3])])
 def test_a_run_leaves_its_files_and_a_log_line_an_evaluation(finished, stage, steps):
     folder = getattr(finished, f"stage{stage}")
@@ -69,7 +62,8 @@ def test_training_learns(data, tmp_path):
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_seed_decides_every_bit_and_workers_none(finished, tmp_path, stage):
     plan = {"a": {"seed": 2**63 - 1}, "b": {"seed": 2**63 - 1, "num_workers": 2}, "c": {"seed": 0}}
-    first, again, other = (start(stage, finished, tmp_path / name, **changes) for name, changes in plan.items())
+    saved = {"restore_from_where": "saved", "stage1_checkpoint": finished.stage1 / "latest.pth"} if stage == 2 else {}
+    first, again, other = (train(stage, finished.data, tmp_path / name, **saved | plan[name]) for name in plan)
     assert same(weights(first), weights(again)) and not same(weights(first), weights(other))
     assert read_log(first) == read_log(again)
 

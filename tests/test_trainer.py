@@ -230,12 +230,6 @@ def fill_disk(record: Path, save: int, room: int) -> None:
     torch.save = limited
 
 
-@pytest.fixture(scope="module")
-def undisturbed(data, tmp_path_factory):
-    """The run that nobody stops."""
-    return run_script(tmp_path_factory.mktemp("undisturbed"), 1, data, **LONG).folder
-
-
 def leftovers(folder) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name.endswith(".tmp"))
 
@@ -258,8 +252,9 @@ def kill_somewhere(draw: random.Random, folder, data, number: int, flags: dict) 
     return process
 
 
-def test_a_run_killed_at_thirty_moments_ends_with_the_same_bits(undisturbed, data, tmp_path):
+def test_a_run_killed_at_thirty_moments_ends_with_the_same_bits(data, tmp_path):
     draw, steps, torn = random.Random(7), [], 0
+    undisturbed = run_script(tmp_path / "undisturbed", 1, data, **LONG).folder
     latest = tmp_path / "runs/split1/stage1/latest.pth"
     for number in range(KILLS):
         where = {"restore_from_where": "continue"} if latest.exists() else {}
@@ -384,13 +379,9 @@ def test_two_thousand_steps_take_no_more_memory_than_two_hundred(data, tmp_path)
 # --- what a run shows -----------------------------------------------------------------------------------
 
 
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
 def test_the_bar_shows_losses_rate_and_time_left(data, tmp_path, tiny, monkeypatch):
-    terminal = Terminal()
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", terminal)
     train(1, data, tmp_path, "--set", "log_every=1", **SHORT | {"max_steps": 4})
     last = [line for line in re.split(r"[\r\n]", terminal.getvalue()) if "stage 1" in line][-1]

@@ -164,13 +164,9 @@ def test_choices_that_can_not_be_made_say_why():
         choose_source({"u": frozenset({2}), "?": None}, SPLIT)
 
 
-def test_target_pixels_of_all_are_those_of_the_image(folder):
-    """Padding is not valid; every pixel of the image is, void ones too."""
+def test_target_pixels_are_those_of_the_image_and_of_the_oracle_the_unseen_ones(folder):
     _, valid, _ = TargetDataset(folder, ["both"], SPLIT, training_transform(32, (1, 1), 0, 0), "all")[0, 3]
-    assert valid.sum() == 8 * 12
-
-
-def test_target_pixels_of_the_oracle_are_the_unseen_ones(folder):
+    assert valid.sum() == 8 * 12  # void ones too, but no padding
     _, valid, _ = TargetDataset(folder, ["both"], SPLIT, nothing, "oracle")[0, 0]
     np.testing.assert_array_equal(valid.numpy(), read_values(folder.mask_path("both")) == 2)
 
