@@ -104,16 +104,9 @@ def fill(path, value):
     write_values(path, np.full_like(read_values(path), value))
 
 
-def gone(name):
-    return lambda place: getattr(place, name).unlink()
-
-
-def folder(name):
-    def spoil(place):
-        getattr(place, name).unlink()
-        getattr(place, name).mkdir()
-
-    return spoil
+def mask_folder(place):
+    place.val_mask.unlink()
+    place.val_mask.mkdir()
 
 
 def flags(*values):
@@ -203,14 +196,14 @@ HOSTILE = [
     ("image that is a bomb", stage1, write("image", BOMB), ["{image}", "can't be read as an image", "bomb"]),
     ("image of 16 bits", stage1, other_image("image", "I;16", "PNG"), ["{image}", "more than 8 bits"]),
     ("animated image", stage1, other_image("image", "RGB", "GIF", **FRAMES), ["{image}", "animated"]),
-    ("image not there", stage1, gone("image"), ["{list}", "'{source}' names no image", "shorten"]),
+    ("image not there", stage1, lambda p: p.image.unlink(), ["{list}", "'{source}' names no image", "shorten"]),
     ("mask cut short", stage1, write("mask", lambda b: b[:-30]), ["{mask}", "can't be read as a mask"]),
     ("mask of colours", stage1, other_image("mask", "RGB", "PNG"), ["{mask}", "a colour mask", "labelmap.txt"]),
     ("mask that is a JPEG", stage1, other_image("mask", "RGB", "JPEG"), ["{mask}", "is a JPEG", "as PNG"]),
     ("mask of 16 bits", stage1, other_image("mask", "I;16", "PNG"), ["{mask}", "mode I;16", "8-bit"]),
     ("mask with an unknown value", stage1, lambda p: fill(p.mask, 21), ["{mask}", "21", "0-20", "255"]),
-    ("mask not there", stage1, gone("mask"), ["{mask}", "missing", "copy the mask"]),
-    ("mask that is a folder", evaluation, folder("val_mask"), ["{val_mask}", "can't be read as a mask"]),
+    ("mask not there", stage1, lambda p: p.mask.unlink(), ["{mask}", "missing", "copy the mask"]),
+    ("mask that is a folder", evaluation, mask_folder, ["{val_mask}", "can't be read as a mask"]),
     ("list with a image not there", stage1, write("list", lambda b: b + b"other\n"), ["{list}", "'other'", "shorten"]),
     ("list of unseen classes alone", stage1, lambda p: p.list.write_text("\n".join(target_only(p.data, SPLIT))),
      ["shows a seen class", "--split"]),
@@ -227,7 +220,7 @@ HOSTILE = [
     ("checkpoint that runs code", evaluation, trap, ["{latest}", "no readable checkpoint"]),
     ("checkpoint of zero bytes", stage2, write("latest", b""), ["{latest}", "no readable checkpoint"]),
     ("checkpoint cut short", go_on, write("latest", lambda b: b[:-99]), ["{latest}", "no readable checkpoint"]),
-    ("checkpoint not there", stage2, gone("latest"), ["no checkpoint at {latest}", "run stage 1 first"]),
+    ("checkpoint not there", stage2, lambda p: p.latest.unlink(), ["no checkpoint at {latest}", "run stage 1 first"]),
     ("checkpoint of other keys", evaluation, checkpoint(lambda c: c.pop("model")), ["{latest}", "not a checkpoint"]),
     ("checkpoint with a step of text", go_on, put("step", "1"), ["{latest}", "(step)"]),
     ("checkpoint with nested settings", stage2, metadata("split", {"a": 1}), ["{latest}", "--split"]),

@@ -1,7 +1,6 @@
 """Each loss against a plain NumPy version, at the edges, and in blocks; the scripts' weighted sums of them."""
 
 from argparse import Namespace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -104,11 +103,8 @@ def test_blocks_give_values_gradients_and_pseudo_labels_of_the_whole(block, coar
     shape = (3, *logits.shape[2:])
     label = torch.randint(CLASSES, shape, dtype=torch.uint8).masked_fill(torch.rand(shape) < 0.3, VOID)
     valid, others = torch.rand(shape) < 0.7, {"all_reduce_sum": lambda count: count + 7}  # pixels of other processes
-    for loss in (
-        partial(cross_entropy, label=label, **others),
-        partial(bias_loss, num_seen=SEEN, valid=valid, **others),
-    ):
-        value, expected = (loss(x) for x in (logits, logits.whole()))
+    for loss, given in ((cross_entropy, {"label": label}), (bias_loss, {"num_seen": SEEN, "valid": valid})):
+        value, expected = (loss(x, **given, **others) for x in (logits, logits.whole()))
         (gradient,), (slope,) = (torch.autograd.grad(3 * x, coarse) for x in (value, expected))
         torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(gradient, slope, rtol=1e-5, atol=1e-5 * slope.abs().max().item())
@@ -126,16 +122,12 @@ def test_upsampling_aligns_corners_and_parts_are_those_of_the_whole(coarse):
     assert logits.shape == (3, CLASSES, 10, 8)
 
 
-class Tiny(nn.Module):
+def tiny():
     """uint8 image -> logits of the same size, by one 1x1 convolution."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(1)
-        self.score = nn.Conv2d(3, CLASSES, 1)
-
-    def forward(self, image):
-        return self.score(image.float() / 32)
+    torch.manual_seed(1)
+    network = nn.Conv2d(3, CLASSES, 1)
+    network.register_forward_pre_hook(lambda _, images: images[0].float() / 32)
+    return network
 
 
 def batches():
@@ -171,19 +163,19 @@ def numpy_total(stage, network):
 @pytest.mark.parametrize("stage", STAGES)
 def test_train_step_follows_the_slope_of_the_formula(stage):
     """Measured by small changes of a weight; a gradient of an earlier step does not count."""
-    network = Tiny()
-    before, expected = network.score.bias.detach().clone(), numpy_total(stage, network)
+    network = tiny()
+    before, expected = network.bias.detach().clone(), numpy_total(stage, network)
     slopes = []
     for change in 1e-3 * torch.eye(CLASSES):
         sides = []
         for sign in (1, -1):
-            network.score.bias.data = before + sign * change
+            network.bias.data = before + sign * change
             sides.append(numpy_total(stage, network))
         slopes.append((sides[0] - sides[1]) / 2e-3)
-    network.score.bias.data = before.clone()
-    network.score.bias.grad = torch.full_like(before, 1e6)
+    network.bias.data = before.clone()
+    network.bias.grad = torch.full_like(before, 1e6)
     assert step(stage, network, rate=1.0)["total"].item() == pytest.approx(expected, rel=1e-5)
-    np.testing.assert_allclose((before - network.score.bias.detach()).numpy(), slopes, atol=2e-3)
+    np.testing.assert_allclose((before - network.bias.detach()).numpy(), slopes, atol=2e-3)
 
 
 IMAGES = torch.randint(0, 256, (2, 3, 16, 16), generator=torch.Generator().manual_seed(2)).byte()
@@ -205,9 +197,9 @@ NO_PIXEL, ALL_PIXELS = torch.zeros(2, 16, 16, dtype=torch.bool), torch.ones(2, 1
     pytest.param(NO_LABEL, NO_PIXEL, {"momentum": 0.9}, id="no pixel"),
 ])  # fmt: skip
 def test_step_at_the_edge_is_finite_and_learns_where_there_is_a_pixel(stage, label, valid, changes):
-    network = Tiny()
-    before = network.score.weight.detach().clone()
+    network = tiny()
+    before = network.weight.detach().clone()
     losses = step(stage, network, data=((IMAGES, label), (IMAGES[: len(valid)], valid, valid.any(2).any(1))), **changes)
-    assert all(loss.isfinite() for loss in losses.values()) and network.score.weight.isfinite().all()
+    assert all(loss.isfinite() for loss in losses.values()) and network.weight.isfinite().all()
     learns = bool((label != VOID).any() or valid.any())
-    assert torch.equal(before, network.score.weight) != learns and bool(losses["total"]) == learns
+    assert torch.equal(before, network.weight) != learns and bool(losses["total"]) == learns

@@ -109,9 +109,7 @@ def make_voc(folder: Path) -> None:
 
 
 CONTEXT = {"train": [f"2008_{n:06}" for n in range(6)], "val": [f"2009_{n:06}" for n in range(3)]}
-CONTEXT_SHOWN = {
-    image: [0, 1 + n, 8 + n % 3, 14, 50 - n] for n, image in enumerate([*CONTEXT["train"], *CONTEXT["val"]])
-}
+CONTEXT_SHOWN = {p: [0, 1 + n, 8 + n % 3, 14, 50 - n] for n, p in enumerate([*CONTEXT["train"], *CONTEXT["val"]])}
 
 
 def make_context(folder: Path) -> None:

@@ -16,7 +16,6 @@ from dataset.voc import (
     VOCFolder,
     check_datasets,
     choose_source,
-    choose_split,
     choose_target,
     evaluation_dataset,
     training_datasets,
@@ -137,14 +136,6 @@ def test_colours_are_voc_s_or_those_of_a_labelmap(folder):
     assert (colours[0], colours[8], colours[1]) == ((9, 9, 9), (1, 2, 3), None)
 
 
-def test_unseen_classes_of_a_folder_make_a_split(folder):
-    assert choose_split(folder.root, 4, None) == Split.named(4)
-    assert choose_split(folder.root, "zs3-2", None).background == "score"
-    split = choose_split(folder.root, 1, ["sofa", "sheep"])
-    assert split.unseen == ("sheep", "sofa") and len(split.seen) == 18
-    assert (split.name, split.background) == ("unseen-sheep-sofa", "ignore")
-
-
 SHOWN = {"s": {0, 7}, "u": {0, 2}, "su": {2, 7}, "nothing": {0}, "void": set()}
 
 
@@ -187,14 +178,6 @@ def test_narrow_evaluation_images_are_padded_and_the_padding_is_void(folder, wid
     padded = (max(height, MIN_SIDE), max(width, MIN_SIDE))
     assert image.shape == (3, *padded) and label.shape == padded and dataset.sizes() == [padded[::-1]]
     assert (label[:height, :width] == SPLIT.names.index("car")).all() and (label != VOID).sum() == width * height
-
-
-def test_training_datasets_hold_the_chosen_images(folder):
-    source, target = training_datasets(folder.root, SPLIT, nothing, "unseen", "all")
-    assert (source.ids, target.ids) == (["seen", "both"], ["unseen", "both"])
-    assert training_datasets(folder.root, SPLIT, nothing, "all", "all")[1].ids == IDS
-    assert evaluation_dataset(folder.root, SPLIT).ids == ["both"]
-    assert evaluation_dataset(folder.root, SPLIT, "train").ids == IDS
 
 
 def test_datasets_are_checked_and_odd_lists_are_told(folder, capsys):
