@@ -4,27 +4,20 @@ import json
 
 import pytest
 
-import train_split_lambda
-import train_st_split
 from benchmarks import ablation, demo, gpu_check, pseudo_labels, runs
 from dataset.drawn import write_dataset
 from dataset.splits import Split
-from helpers import ROOT, failure
+from helpers import ROOT, STAGES, failure
 from utils.errors import UserError
-
-SCRIPTS = {"train_split_lambda.py": train_split_lambda, "train_st_split.py": train_st_split}
 
 
 def figures(seen, unseen):
     return {"miou_seen": seen, "miou_unseen": unseen, "hiou": 0.0, "miou_zsl": None, "bias": 1.0}
 
 
-def cells(table: str) -> list[list[str]]:
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-
-
 def test_results_are_means_and_standard_deviations_in_percent():
-    rows = cells(runs.format_results({"a": [figures(0.1, 0.2), figures(0.2, 0.2)], "b": [figures(0.5, 0.0)]}))
+    table = runs.format_results({"a": [figures(0.1, 0.2), figures(0.2, 0.2)], "b": [figures(0.5, 0.0)]})
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
     assert rows[0] == ["", "seen", "unseen", "hIoU", "ZSL", "bias", "seeds"] and rows[1] == ["---", *["---:"] * 6]
     assert rows[2] == ["a", "15.0 ± 7.1", "20.0 ± 0.0", "0.0 ± 0.0", "-", "100.0 ± 0.0", "2"]
     assert rows[3] == ["b", "50.0", "0.0", "0.0", "-", "100.0", "1"]
@@ -83,8 +76,8 @@ def tiny_config(path, config, monkeypatch):
     lines += ["[stage1]", "lambda = 0.0", "[stage2]", 'pseudo_labels = "episodes"']
     path.write_text("\n".join(lines))
     # In this process, since the start of a command takes seconds.
-    run = lambda line, log: SCRIPTS[line[0]].main(list(map(str, line[1:])))  # noqa: E731
-    monkeypatch.setattr(runs, "command", run)
+    scripts = {f"{module.__name__}.py": module for module in STAGES.values()}
+    monkeypatch.setattr(runs, "command", lambda line, log: scripts[line[0]].main(list(map(str, line[1:]))))
     return str(path)
 
 

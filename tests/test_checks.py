@@ -4,6 +4,7 @@ import json
 import os
 import time
 from functools import partial
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -81,11 +82,7 @@ def test_a_broken_index_is_only_a_slower_start(folder, content):
 
 def test_a_folder_that_can_not_be_written_is_no_error(folder, monkeypatch, capsys):
     """The folder of a shared data set is often read only."""
-
-    def refuse(*_):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(os, "replace", refuse)
+    monkeypatch.setattr(os, "replace", Mock(side_effect=PermissionError(13, "Permission denied")))
     assert classes(folder)["seen"] == {0, 7}
     assert "index can't be kept" in capsys.readouterr().err
     assert {path.name for path in folder.root.iterdir() if path.is_file()} == set()  # and nothing is left behind

@@ -148,14 +148,12 @@ BAD_FLAGS = [
     (["--split", "5"], ["--split", "1", "2", "3", "4"]),
     (["--split", "2", "--unseen", "cat"], ["--split", "--unseen"]),
     (["--unseen", ","], ["--unseen", "class names"]),
-    (["--backbone", "resnet"], ["--backbone", "vgg16", "deeplabv3_resnet50", "efficientnet_lite0"]),
     (["--restore-from-where", "saved"], ["pretrained", "continue"]),
     (["--target-pixels", "some"], ["--target-pixels", "all", "oracle"]),
     (["--batch-size", "0"], ["--batch-size", "'0'", "at least 1"]),
     (["--batch-size", "2.5"], ["--batch-size", "whole number"]),
     (["--weak-proportion", "1.5"], ["--weak-proportion", "at most 1"]),
     (["--lambda", "-0.1"], ["--lambda", "at least 0"]),
-    (["--lambda", "nan"], ["--lambda", "number"]),
     (["--learning-rate", "0"], ["--learning-rate", "above 0"]),
     (["--input-size", "8"], ["--input-size", "at least 16"]),
     (["--split"], ["--split", "expected one argument"]),
@@ -164,7 +162,6 @@ BAD_FLAGS = [
     (["--set", "rotatoin=3"], ["--set rotatoin=3"]),
     (["--set", "rotation=200"], ["rotation", "at most 180"]),
     (["--set", "scale=2,1"], ["scale", "2.0", "lower one first"]),
-    (["--set", "scale=2"], ["scale", "2"]),
 ]
 
 
@@ -183,7 +180,7 @@ BAD_FILES = {
     "number for true": ("freeze_backbone = 1", ["--freeze-backbone", "1"]),
     "one number for two": ("scale = 1", ["--scale", "expected 2"]),
     "out of range": ("[stage2]\nkeep = 2", ["[stage2]", "keep", "at most 1"]),
-    "unknown backbone": ('backbone = "resnet"', ["backbone", "resnet", "vgg16"]),
+    "unknown backbone": ('backbone = "resnet"', ["backbone", "resnet", "vgg16", "deeplabv3_resnet50"]),
     "value for a table": ("stage1 = 3", ["stage1"]),
     "no TOML": ("backbone: vgg16", ["give a TOML file"]),
     "no file": (None, ["--config", "own.toml can't be read"]),

@@ -98,7 +98,6 @@ def test_a_run_resumes_with_another_number_of_processes(data, tmp_path, stage, f
 
 
 def test_a_signal_to_one_process_stops_all_at_the_same_step(data, tmp_path):
-    """Rank 0, which the signal did not reach, saves."""
     flags = FLAGS | {"max_steps": 50, "evaluate_every": 0, "save_every": 0}
     args = {1: (3, signal.SIGTERM)}
     first, second = run_several(2, tmp_path, 1, data, prepare=fail_in_step, args=args, code=143, **flags)

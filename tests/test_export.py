@@ -1,6 +1,5 @@
 """What is made of a checkpoint: the file without its trunk, exported networks, torch.hub."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -16,8 +15,6 @@ from model.predictor import SHIPPED, Predictor, load_segmenter
 from model.segmenter import Segmenter
 from utils.checkpoint import save_checkpoint
 
-HAS_EFFICIENTNET = importlib.util.find_spec("efficientnet_lite_pytorch") is not None
-
 
 def noise(*size):
     return torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -32,8 +29,7 @@ def export(checkpoint, path, *flags):
 @pytest.fixture(scope="module")
 def frozen(finished, tmp_path_factory):
     """A checkpoint whose trunk has ImageNet weights; its head is random."""
-    if not HAS_EFFICIENTNET:
-        pytest.skip("needs requirements-extra.txt")
+    pytest.importorskip("efficientnet_lite_pytorch")
     path = tmp_path_factory.mktemp("frozen") / "latest.pth"
     checkpoint = load(finished.stage2 / "latest.pth")
     torch.manual_seed(0)
@@ -119,8 +115,8 @@ assert network(torch.zeros(1, 3, 40, 60, dtype=torch.uint8)).shape == (1, 2, 40,
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 
 
-@pytest.mark.skipif(not HAS_EFFICIENTNET, reason="needs requirements-extra.txt")
 def test_shipped_checkpoint_is_small_and_loads():
+    pytest.importorskip("efficientnet_lite_pytorch")
     assert SHIPPED.stat().st_size < 3e6
     _, split, checkpoint = load_segmenter(SHIPPED)
     assert split.background == "score" and checkpoint["metadata"]["target_pixels"] == "all"

@@ -21,7 +21,6 @@ SPLIT = Split.named(1)
 PLAN = SHORT | {"batch_size": 12, "target_batch_size": 12, "max_steps": 1}
 """One step that sees every image."""
 
-
 pytestmark = pytest.mark.usefixtures("tiny")
 
 
@@ -226,6 +225,7 @@ HOSTILE = [
     ("checkpoint with nested settings", stage2, metadata("split", {"a": 1}), ["{latest}", "--split"]),
     ("checkpoint without classes", evaluation, checkpoint(lambda c: c["metadata"].pop("seen")), ["{latest}", "'seen'"]),
     ("checkpoint of other classes", evaluation, metadata("unseen", lambda v: v[:-1]), ["{latest}", "split"]),
+    ("checkpoint of an unknown network", evaluation, metadata("backbone", "resnet18"), ["--backbone resnet18"]),
     ("checkpoint of an unknown protocol", evaluation, metadata("target_pixels", "x"), ["{latest}", "'x'"]),
     ("checkpoint without a tensor", evaluation, checkpoint(lambda c: c["model"].pop(WEIGHT)), ["{latest}", WEIGHT]),
     ("checkpoint with one tensor more", go_on, weight("more", torch.ones(1)), ["{latest}", "such as more"]),
@@ -284,28 +284,23 @@ def test_an_output_without_permission_is_refused(tmp_path, monkeypatch):
         check_writable(tmp_path / "x", "--output-dir x")
 
 
-def moved(place):
-    """To a path with spaces and letters of several scripts."""
-    place.root = place.root.rename(place.root.with_name("Bilder von Ömer, 写真 (2)"))
-    place.data, place.runs = place.root / "data", place.root / "runs"
-    place.latest = place.runs / "split1/stage1/latest.pth"
-
-
-def renamed_image(place):
+def other_letters(place):
+    """A path and an image with spaces and letters of several scripts."""
     name = "sheep in Ærøskøbing 羊"
     for path in (place.image, place.mask):
         path.rename(path.with_name(name + path.suffix))
     place.list.write_text(place.list.read_text().replace(place.source, name), encoding="utf-8")
+    place.root = place.root.rename(place.root.with_name("Bilder von Ömer, 写真 (2)"))
+    place.data, place.runs = place.root / "data", place.root / "runs"
+    place.latest = place.runs / "split1/stage1/latest.pth"
 
 
 ODD = {
     "grey image": other_image("image", "L", "JPEG"),
     "image with alpha": other_image("image", "RGBA", "PNG"),
     "one mask all void": lambda p: fill(p.mask, VOID),
-    "list with CRLF": write("list", lambda b: b.replace(b"\n", b"\r\n")),
-    "list with a BOM and blank lines": write("list", lambda b: b"\xef\xbb\xbf" + b.replace(b"\n", b" \n\n\t\n")),
-    "paths with spaces and other letters": moved,
-    "images with spaces and other letters": renamed_image,
+    "list with a BOM, CRLF and blanks": write("list", lambda b: b"\xef\xbb\xbf" + b.replace(b"\n", b" \r\n\r\n\t\r\n")),
+    "spaces and other letters": other_letters,
 }
 
 

@@ -183,7 +183,6 @@ BAD = [
     (["--checkpoint", "missing.pth"], ["no checkpoint at missing.pth"]),
     (["--scale-to", "8"], ["--scale-to", "at least 32"]),
     (["--min-confidence", "2"], ["--min-confidence", "at most 1"]),
-    (["--image", "x"], ["did you mean --images"]),
 ]
 
 

@@ -29,7 +29,6 @@ SIZE = (24, 20)  # width, height
 VOC_TAR, SBD_TGZ = "VOCtrainval_11-May-2012.tar", "benchmark.tgz"
 VOC2010_TAR, CONTEXT_TGZ = "VOCtrainval_03-May-2010.tar", "trainval.tar.gz"
 CONTEXT_LABELS = prepare.PUBLISHED["pascal_context"]["labels"]
-MAPS_ZIP = "stuffthingmaps_trainval2017.zip"
 
 
 # --- archives as the publishers pack them ---------------------------------------------------------------
@@ -142,7 +141,7 @@ def make_coco(folder: Path) -> None:
     for subset, ids in COCO.items():
         pack(folder / f"{subset}2017.zip", {f"{subset}2017/{p}.jpg": jpeg(int(p), COCO_SIZE) for p in ids})
         maps |= {f"{subset}2017/{image}.png": png(coco_map(image), colours=False) for image in ids}
-    pack(folder / MAPS_ZIP, maps)
+    pack(folder / "stuffthingmaps_trainval2017.zip", maps)
 
 
 MAKE = {"voc": make_voc, "pascal_context": make_context, "coco_stuff": make_coco}

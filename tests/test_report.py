@@ -106,8 +106,7 @@ def test_broken_runs_are_refused_in_one_line(tmp_path, capsys, spoil, expected):
     assert not (tmp_path / "r.html").exists()
 
 
-def test_bad_flags_and_a_missing_package_are_one_line(tmp_path, capsys, monkeypatch):
+def test_a_missing_package_is_one_line(tmp_path, capsys, monkeypatch):
     run = write_run(tmp_path / "a")
-    assert "did you mean --output" in failure(capsys, report.main, [run, "--outptu", "x"])
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert "pip install matplotlib" in failure(capsys, report.main, [run, "--output", tmp_path / "r.html"])

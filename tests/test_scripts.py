@@ -1,6 +1,5 @@
 """The real scripts on drawn images: what they leave, what decides their bits, every split, the best setting."""
 
-import importlib.util
 import json
 import math
 import shutil
@@ -80,9 +79,9 @@ def test_every_split_runs_through_both_stages(data, tmp_path, tiny, number, back
     assert f"split {number}" in result["protocol"] and f"background {words}" in result["protocol"]
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("efficientnet_lite_pytorch"), reason="needs requirements-extra.txt")
 def test_the_best_setting_runs_with_nothing_switched_off(tmp_path, capsys):
     """configs/best_cpu.toml as it is, with word vectors that are in the repository, for two steps a stage."""
+    pytest.importorskip("efficientnet_lite_pytorch")
     write_dataset(tmp_path / "data", num_train=24, num_val=2, size=(64, 48), seed=3)
     argv = ["--config", ROOT / "configs/best_cpu.toml", "--split", 4, "--embedding", "glove", "--max-steps", 2]
     argv += ["--data-path", tmp_path / "data", "--output-dir", tmp_path, "--cache-features", tmp_path / "cache"]

@@ -274,7 +274,6 @@ def test_a_run_killed_at_thirty_moments_ends_with_the_same_bits(data, tmp_path):
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("stage, num_workers", [(1, 0), (2, 2)])
 def test_after_a_signal_the_step_ends_and_is_saved(data, tmp_path, number, code, stage, num_workers):
-    """The signal goes to the process and its workers."""
     flags = {"max_steps": ENDLESS, "num_epochs": ENDLESS, "save_every": 0, "num_workers": num_workers}
     process = ScriptProcess(tmp_path, stage, data, prepare=record_steps, args=(0,), **flags)
     process.wait_for(lambda: len(process.records()) >= 3)
