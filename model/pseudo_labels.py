@@ -258,9 +258,6 @@ class EpisodePseudoLabeler(nn.Module):
         )  # fmt: skip
         self.requires_grad_(False).eval()
 
-    def train(self, mode: bool = True) -> "EpisodePseudoLabeler":
-        return super().train(False)
-
     @torch.no_grad()
     def fit(self, target: Iterable, shared: Iterable, others: Iterable) -> None:
         """Fits evidence and scorer; looks at each image once and keeps its features in float16, 0.8 KB a channel.
