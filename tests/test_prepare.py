@@ -544,7 +544,8 @@ def test_colours_of_a_labelmap_are_converted(own):
 
 def test_the_table_is_torchvisions_where_it_has_one():
     facts = [row for dataset in prepare.PUBLISHED.values() for row in dataset["archives"]]
-    table = {row["url"]: row["md5"] for row in facts}
-    assert table[SBDataset.url] == SBDataset.md5
-    assert all(table[DATASET_YEAR_DICT[year]["url"]] == DATASET_YEAR_DICT[year]["md5"] for year in ("2010", "2012"))
+    table = {Path(row["url"]).name: row["md5"] for row in facts}  # versions of torchvision name other hosts
+    assert table[Path(SBDataset.url).name] == SBDataset.md5
+    voc = [DATASET_YEAR_DICT[year] for year in ("2010", "2012")]
+    assert all(table[Path(archive["url"]).name] == archive["md5"] for archive in voc)
     assert len(set(CONTEXT_LABELS)) == 59
