@@ -196,8 +196,8 @@ def test_a_run_of_a_gpu_or_a_cpu_resumes_on_the_gpu(fused, optimizer, gpu):
     assert len(state["state"]) > 0 and all(group["fused"] for group in fresh.optimizer.param_groups)
 
 
-def test_the_simulation_notices_waits_and_mismatches(gpu):
-    numbers, image = torch.zeros(2, device=CUDA), torch.zeros(1, 3, 8, 8, device=CUDA)
+def test_the_simulation_notices_waits_and_another_device(gpu):
+    numbers = torch.zeros(2, device=CUDA)
     waits = [
         lambda: numbers.sum().item(), numbers.cpu, lambda: bool(numbers.any()), numbers.nonzero,
         lambda: numbers[numbers > 0], lambda: torch.zeros(2).copy_(numbers), lambda: float(numbers[0]),
@@ -205,6 +205,5 @@ def test_the_simulation_notices_waits_and_mismatches(gpu):
     for look in waits:
         with pytest.raises(AssertionError, match="waits"):
             look()
-    for mismatch in (lambda: numbers + torch.zeros(2), lambda: image.half() @ image):
-        with pytest.raises(RuntimeError):
-            mismatch()
+    with pytest.raises(RuntimeError):
+        numbers + torch.zeros(2)
