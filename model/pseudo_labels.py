@@ -4,7 +4,7 @@ All is done once, before the first training step, on the cells of a coarse grid 
 
 1. Evidence. Source labels give linear classifiers of the known classes (background and seen) and of object against
    background. Images that show an unseen class, against images that show none, give a multiple-instance classifier of
-   the unseen classes; which class an image shows is told by the names of ImageNet's categories that it looks like.
+   the unseen classes; the names of the ImageNet categories that an image looks like say which class it shows.
 2. Episodes. In each of five episodes a fifth of the seen classes is held out: their cells become void, the images that
    show them play the target, and the same evidence is fitted anew. The labels of the held-out classes then say how far
    each piece of evidence is to be trusted: a small network, the scorer, learns that.

@@ -145,11 +145,10 @@ FAULTS = {
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("dataset, step, fail, words", FAULTS.values(), ids=FAULTS)
-def test_a_fault_after_a_checkpoint_is_one_line_and_loses_no_training(
-    data, tmp_path, tiny, capsys, monkeypatch, dataset, step, fail, words
-):
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_a_fault_after_a_checkpoint_is_one_line_and_loses_no_training(data, tmp_path, tiny, capsys, monkeypatch, fault):
     """It resumes with the evaluation that failed, also where no step is left."""
+    dataset, step, fail, words = fault
     flags = SHORT | {"max_steps": 12, "evaluate_every": 2, "num_workers": int(fail is worker_dies)}
     whole, read = train(1, data, tmp_path / "whole", **flags), dataset.__getitem__
     latest = tmp_path / "runs/split1/stage1/latest.pth"
