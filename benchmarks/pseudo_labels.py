@@ -59,7 +59,8 @@ def main(argv: list[str] | None = None) -> int:
     rows = [["", "images", "assigned", "precision", "recall"], ["---", *["---:"] * 4]]
     for n, c in enumerate(unseen.tolist()):
         shares = assigned[n] / shown[n], pixels[c, c] / pixels[:, c].sum(), pixels[c, c] / pixels[c].sum()
-        rows.append([trained.names[c], str(int(shown[n])), *(percent(float(share.nan_to_num())) for share in shares)])
+        shares = [None if share.isnan() else float(share) for share in shares]  # no such image or pixel
+        rows.append([trained.names[c], str(int(shown[n])), *map(percent, shares)])
     print(format_table(rows))
     return 0
 

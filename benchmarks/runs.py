@@ -17,10 +17,7 @@ from utils.trainer import stage_folder
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {1: "train_split_lambda.py", 2: "train_st_split.py"}
 PAPER = ("--lambda", 0.2, "--weak-proportion", 0.2)
-PAPER2 = (
-    "--pseudo-labels", "network", "--keep", 0.6, "--self-training-weight", 0.4,
-    "--weak-proportion", 0.2,
-)  # fmt: skip
+PAPER2 = ("--pseudo-labels", "network", "--keep", 0.6, "--self-training-weight", 0.4, "--weak-proportion", 0.2)
 """What turns the best setting into the paper's, in stage 1 and in stage 2."""
 FIGURES = HEADLINES[:5]
 """Columns of a table, and the keys of an evaluation that they show."""

@@ -269,7 +269,9 @@ ARCHITECTURES = {
 
 BACKBONES = tuple(ARCHITECTURES)
 
-WITH_CLASSIFIER = tuple(name for name, architecture in ARCHITECTURES.items() if architecture.head)
+WITH_CLASSIFIER = tuple(
+    name for name, architecture in ARCHITECTURES.items() if architecture.head and architecture.weights
+)
 """Backbones whose ImageNet classifier can be applied to each cell of the features, see `imagenet_head`."""
 
 
@@ -308,7 +310,7 @@ def build_backbone(
 
 def has_classifier(name: str, weights: str) -> bool:
     """Whether `imagenet_head` can be had: the backbone `small` does without weights."""
-    return name in WITH_CLASSIFIER and (weights != "none" or ARCHITECTURES[name].weights is None)
+    return name == "small" or (name in WITH_CLASSIFIER and weights != "none")
 
 
 def imagenet_head(name: str, weights: str = "imagenet") -> nn.Module:
