@@ -22,7 +22,6 @@ import torch
 
 from model.losses import bias_loss, cross_entropy
 from utils.config import parse_settings
-from utils.distributed import all_reduce_sum
 from utils.errors import one_line_errors
 from utils.trainer import Trainer, optimizer_step
 
@@ -49,12 +48,12 @@ def train_step(network, optimizer, source, target, num_seen: int, args) -> dict[
     logits = network(torch.cat([source_image, target_image]))  # [N + M, K, s, s]
     source_logits, target_logits = logits.split([len(source_image), len(target_image)])
 
-    ce = cross_entropy(source_logits, label, all_reduce_sum=all_reduce_sum)
+    ce = cross_entropy(source_logits, label)
     losses = {"total": ce, "ce": ce}
     if args.lambda_:
         w = args.weak_proportion
-        bias_source = bias_loss(source_logits, num_seen, label < num_seen, all_reduce_sum=all_reduce_sum)
-        bias_target = bias_loss(target_logits, num_seen, valid, all_reduce_sum=all_reduce_sum)
+        bias_source = bias_loss(source_logits, num_seen, label < num_seen)
+        bias_target = bias_loss(target_logits, num_seen, valid)
         total = ce + args.lambda_ * ((1 - w) * bias_source + w * bias_target)
         losses = {"total": total, "ce": ce, "bias_source": bias_source, "bias_target": bias_target}
     optimizer_step(losses["total"], optimizer)

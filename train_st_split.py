@@ -23,7 +23,7 @@ from model.backbone import IMAGENET_CLASSES, build_backbone, imagenet_head
 from model.losses import cross_entropy, pseudo_labels
 from model.pseudo_labels import EpisodePseudoLabeler
 from utils.config import parse_settings
-from utils.distributed import all_reduce_sum, rank_zero_first
+from utils.distributed import rank_zero_first
 from utils.errors import one_line_errors
 from utils.trainer import Trainer, optimizer_step
 
@@ -55,11 +55,9 @@ def train_step(network, optimizer, source, target, num_seen: int, args, pseudo_l
     source_logits, target_logits = logits.split([len(source_image), len(target_image)])
 
     if pseudo_labeler is None:
-        pseudo_label = pseudo_labels(
-            target_logits, num_seen, valid, args.keep, balanced=args.balance_classes, all_reduce_sum=all_reduce_sum
-        )
-    ce = cross_entropy(source_logits, label, all_reduce_sum=all_reduce_sum)
-    self_training = cross_entropy(target_logits, pseudo_label, all_reduce_sum=all_reduce_sum)
+        pseudo_label = pseudo_labels(target_logits, num_seen, valid, args.keep, balanced=args.balance_classes)
+    ce = cross_entropy(source_logits, label)
+    self_training = cross_entropy(target_logits, pseudo_label)
     total = ce + args.weak_proportion * args.self_training_weight * self_training
     optimizer_step(total, optimizer)
     return {"total": total, "ce": ce, "self_training": self_training}
