@@ -24,7 +24,7 @@ class ExportedNetwork(nn.Module):
         self.network = copy.deepcopy(predictor.network).eval().cpu().to(memory_format=torch.contiguous_format)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        logits = self.network.projection(self.network.backbone(image))[:, self.network.num_auxiliary :]
+        logits = self.network.projection(self.network.backbone(image))
         return F.interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=True)
 
 

@@ -10,9 +10,6 @@ from torchvision.transforms.v2.functional import resize
 from model.backbone import Backbone, start_new_layer
 from model.upsampling import PixelLogits
 
-AMP = {"off": None, "bf16": torch.bfloat16}
-"""The precision of the convolutions in training, by the names of --amp."""
-
 LONGEST_SIDE = 1024
 """Pixels at which larger images are predicted. Those of VOC, PASCAL Context and COCO are smaller."""
 
@@ -21,14 +18,12 @@ MIN_SIDE = 32
 
 
 class EmbeddingProjection(nn.Module):
-    """Projects features into the embedding space and scores them against the class embeddings.
-
-    logits = projection(features) . class_embeddings^T
+    """logits = projection(features) . class_embeddings^T
 
     Args:
         channels: depth C of the features.
         class_embeddings: float [K, D], a row a class, seen classes first. Kept L2-normalised, never trained.
-        num_auxiliary: classes without a word, scored by a learnt 1x1 convolution, before the others.
+        num_auxiliary: classes without a word, scored by a learnt 1x1 convolution, before the others. In training only.
     """
 
     def __init__(self, channels: int, class_embeddings: torch.Tensor, num_auxiliary: int = 0):
@@ -39,9 +34,11 @@ class EmbeddingProjection(nn.Module):
         self.register_buffer("class_embeddings", F.normalize(class_embeddings.float(), dim=1))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """[N, C, h, w] -> logits [N, num_auxiliary + K, h, w]."""
+        """[N, C, h, w] -> logits [N, num_auxiliary + K, h, w], in evaluation mode [N, K, h, w]."""
         logits = F.conv2d(self.project(features), self.class_embeddings[:, :, None, None])  # [N, K, h, w]
-        return logits if self.auxiliary is None else torch.cat([self.auxiliary(features), logits], dim=1)
+        if self.auxiliary is None or not self.training:
+            return logits
+        return torch.cat([self.auxiliary(features), logits], dim=1)
 
 
 class Segmenter(nn.Module):
@@ -50,26 +47,22 @@ class Segmenter(nn.Module):
     Args:
         backbone: see `model.backbone.build_backbone`.
         class_embeddings: float [K, D], a row a class, seen classes first.
-        num_auxiliary: classes without a word, before the K others: trained on, but no part of evaluation mode.
+        num_auxiliary: see `EmbeddingProjection`.
         loss_stride: in training mode, logits of every loss_stride-th row and column of pixels only.
-        amp: one of `AMP`, the precision of the backbone in training; weights and projection are float32 always.
+        amp: "bf16" or "off", the precision of the backbone in training; weights and projection are float32 always.
     """
 
     def __init__(self, backbone: Backbone, class_embeddings: torch.Tensor, num_auxiliary=0, loss_stride=1, amp="off"):
         super().__init__()
         self.backbone = backbone
         self.projection = EmbeddingProjection(backbone.channels, class_embeddings, num_auxiliary)
-        self.num_auxiliary, self.loss_stride, self.amp = num_auxiliary, loss_stride, AMP[amp]
+        self.loss_stride, self.amp = loss_stride, amp
         # Convolutions are fastest with the channels innermost, upsampling and the losses with the pixels: a
         # frozen EfficientNet-Lite0 step takes 0.8 of the time that it takes with either layout throughout.
         self.to(memory_format=torch.channels_last)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor | PixelLogits:
-        """uint8 image [N, 3, H, W] -> logits [N, K, H, W].
-
-        In evaluation mode without the auxiliary classes. In training mode at every `loss_stride`-th pixel, and not yet
-        upsampled: `model.losses` takes them like that.
-        """
+        """uint8 image [N, 3, H, W] -> logits [N, K, H, W]; in training mode not yet upsampled, for `model.losses`."""
         logits = PixelLogits(self.coarse_logits(image), *image.shape[-2:], self.loss_stride if self.training else 1)
         return logits if self.training else logits.whole()
 
@@ -78,9 +71,7 @@ class Segmenter(nn.Module):
         # Crops are all of one size, so a GPU may try which algorithm is fastest; images to evaluate are not.
         torch.backends.cudnn.benchmark = self.training and not torch.are_deterministic_algorithms_enabled()
         image = image.contiguous(memory_format=torch.channels_last)
-        if not self.training:
-            return self.projection(self.backbone(image))[:, self.num_auxiliary :].contiguous()
-        with torch.autocast(image.device.type, self.amp, enabled=self.amp is not None):
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=self.training and self.amp == "bf16"):
             features = self.backbone(image).float()  # [N, C, h, w]
         return self.projection(features).contiguous()
 
@@ -116,7 +107,7 @@ class Segmenter(nn.Module):
         trunk = [p for p in self.backbone.trunk.parameters() if p.requires_grad]
         head = [*self.backbone.classifier.parameters(), *self.projection.parameters()]
         groups = [{"params": trunk, "lr": learning_rate}, {"params": head, "lr": factor * learning_rate}]
-        return [group for group in groups if group["params"]]
+        return groups if trunk else groups[1:]
 
 
 def _resized(image: torch.Tensor, scale: float) -> torch.Tensor:
@@ -125,33 +116,26 @@ def _resized(image: torch.Tensor, scale: float) -> torch.Tensor:
     return image if size == list(image.shape[-2:]) else resize(image, size, antialias=True)
 
 
-def guided_filter(
-    probability: torch.Tensor, image: torch.Tensor, radius: int = 8, epsilon: float = 1e-3
-) -> torch.Tensor:
+def guided_filter(probability: torch.Tensor, image: torch.Tensor, radius=8, epsilon=1e-3) -> torch.Tensor:
     """Probabilities that follow the edges of the image: He, Sun and Tang, "Guided Image Filtering", ECCV 2010.
 
     In each window of the image the probability of a class is fitted by a linear function of the brightness, by ridge
     regression; a pixel gets the mean of the functions of all windows that it lies in. Windows of little contrast blur.
 
-    Args:
-        probability: float [N, K, H, W].
-        image: uint8 [N, 3, H, W].
-        radius: of a window, in pixels.
-        epsilon: of the ridge regression, a variance of brightness in [0, 1].
+    `probability` is float [N, K, H, W], `image` uint8 [N, 3, H, W]; `radius` is that of a window in pixels, `epsilon`
+    that of the ridge regression, a variance of brightness in [0, 1].
     """
 
     def box(x: torch.Tensor) -> torch.Tensor:
         """Mean over the window of each pixel."""
-        for size, padding in (((2 * radius + 1, 1), (radius, 0)), ((1, 2 * radius + 1), (0, radius))):
-            x = F.avg_pool2d(x, size, 1, padding, count_include_pad=False)
-        return x
+        x = F.avg_pool2d(x, (2 * radius + 1, 1), 1, (radius, 0), count_include_pad=False)
+        return F.avg_pool2d(x, (1, 2 * radius + 1), 1, (0, radius), count_include_pad=False)
 
     grey = image.float().mean(dim=1, keepdim=True) / 255
     mean = box(grey)
     variance = box(grey.square()) - mean.square()
     result = torch.empty_like(probability)
-    for c in range(probability.shape[1]):  # one at a time, to save memory
-        p = probability[:, c : c + 1]
+    for p, out in zip(probability.split(1, dim=1), result.split(1, dim=1)):  # a class at a time, to save memory
         slope = (box(grey * p) - mean * box(p)) / (variance + epsilon)  # [N, 1, H, W]
-        result[:, c : c + 1] = box(slope) * grey + box(box(p) - slope * mean)
+        out.copy_(box(slope) * grey + box(box(p) - slope * mean))
     return result
