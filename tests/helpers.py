@@ -134,7 +134,7 @@ def same_run(a: Path, b: Path, losses: bool = True) -> bool:
 def tiny_network(norm: bool = True, dropout: float = 0.1) -> backbone.Backbone:
     """Two convolutions with batch norm and dropout."""
     layers = [nn.Conv2d(3, 4, 3, stride=4, padding=1), *([nn.BatchNorm2d(4)] if norm else []), nn.ReLU()]
-    return backbone.Backbone(nn.Sequential(*layers), nn.Sequential(nn.Dropout(dropout), nn.Conv2d(4, 4, 1)), 4)
+    return backbone.Backbone(nn.Sequential(*layers), nn.Sequential(nn.Dropout(dropout), nn.Conv2d(4, 4, 1)))
 
 
 normed_network = partial(tiny_network, dropout=0.0)

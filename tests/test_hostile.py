@@ -225,7 +225,7 @@ HOSTILE = [
     ("checkpoint with nested settings", stage2, metadata("split", {"a": 1}), ["{latest}", "--split"]),
     ("checkpoint without classes", evaluation, checkpoint(lambda c: c["metadata"].pop("seen")), ["{latest}", "'seen'"]),
     ("checkpoint of other classes", evaluation, metadata("unseen", lambda v: v[:-1]), ["{latest}", "split"]),
-    ("checkpoint of an unknown network", evaluation, metadata("backbone", "resnet18"), ["--backbone resnet18"]),
+    ("checkpoint of an unknown network", evaluation, metadata("backbone", "resnet18"), ["{latest}", "resnet18"]),
     ("checkpoint of an unknown protocol", evaluation, metadata("target_pixels", "x"), ["{latest}", "'x'"]),
     ("checkpoint without a tensor", evaluation, checkpoint(lambda c: c["model"].pop(WEIGHT)), ["{latest}", WEIGHT]),
     ("checkpoint with one tensor more", go_on, weight("more", torch.ones(1)), ["{latest}", "such as more"]),
