@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_settings(argv, STAGE, __doc__)
     trainer = Trainer(STAGE, args)  # data, network, optimiser, run folder
     trainer.restore()
-    num_seen = trainer.split.num_trained_seen
+    num_seen = trainer.split.trained.num_seen
     for source, target in trainer.steps():
         losses = train_step(trainer.replica, trainer.optimizer, source, target, num_seen, args)
         trainer.end_step(losses)  # logs, saves, evaluates

@@ -74,7 +74,7 @@ def episode_pseudo_labeler(args, split, device: torch.device) -> EpisodePseudoLa
         names = [split.trained.names[c] for c in classes]
         return torch.from_numpy(imagenet_similarity(IMAGENET_CLASSES, names, HIGHEST_SIMILARITY))
 
-    imagenet, num_seen = imagenet_head(args.backbone, args.backbone_weights).to(device), split.num_trained_seen
+    imagenet, num_seen = imagenet_head(args.backbone, args.backbone_weights).to(device), split.trained.num_seen
     return EpisodePseudoLabeler(
         extractor, num_seen, len(split.unseen), split.background != "ignore", (imagenet, similarity)
     ).to(device)
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
         trainer.pseudo_labeler = episode_pseudo_labeler(args, trainer.split, trainer.device)
     trainer.restore()
     trainer.fit_pseudo_labeler()
-    num_seen, labeler = trainer.split.num_trained_seen, trainer.pseudo_labeler
+    num_seen, labeler = trainer.split.trained.num_seen, trainer.pseudo_labeler
     for source, target in trainer.steps():
         losses = train_step(trainer.replica, trainer.optimizer, source, target, num_seen, args, labeler)
         trainer.end_step(losses)  # logs, saves, evaluates

@@ -94,7 +94,7 @@ def read(dataset, index: int, to_labels: Callable) -> tuple[torch.Tensor, torch.
 
 def plain_item(dataset: SourceDataset, index: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """A crop of an image that is scaled and rotated whole: image float32 [3, size, size], label int64 [size, size]."""
-    image, label = read(dataset, index, dataset.to_labels)
+    image, label = read(dataset, index, lambda mask: dataset.split.to_labels(mask, "seen"))
     image, label = image[None], label[None, None]  # [1, 3, H, W], [1, 1, H, W]
     factor = 0.8 + (2.5 - 0.8) * float(torch.rand(1))
     scaled = [max(1, round(side * factor)) for side in image.shape[-2:]]

@@ -1,5 +1,6 @@
 """Loaders whose every batch is a function of (seed, step), whatever the number of workers."""
 
+import functools
 import itertools
 import signal
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,10 +18,7 @@ class StepSampler:
 
     The dataset is gone through in a new random order again and again; an order that ends inside a batch is followed by
     the next one. The seed that goes with an index draws that image's augmentation, so a run that begins at step k
-    sees exactly what an uninterrupted one sees from step k on.
-
-    Raises:
-        UserError: if a share would be empty.
+    sees exactly what an uninterrupted one sees from step k on. Raises `UserError` if a share would be empty.
     """
 
     num_items: int  # length of the dataset
@@ -41,16 +39,15 @@ class StepSampler:
         return self.last_step - self.first_step
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, order = -1, []
+        order, length = functools.lru_cache(1)(self._order), self.num_items
         for step in range(self.first_step, self.last_step):
-            batch = []
-            for position in range(step * self.batch_size, (step + 1) * self.batch_size):
-                if position // self.num_items != epoch:
-                    epoch = position // self.num_items
-                    generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
-                    order = torch.randperm(self.num_items, generator=generator).tolist()
-                batch.append((order[position % self.num_items], _mix(self.seed, position)))
+            positions = range(step * self.batch_size, (step + 1) * self.batch_size)
+            batch = [(order(place // length)[place % length], _mix(self.seed, place)) for place in positions]
             yield shared(batch, self.share)
+
+    def _order(self, epoch: int) -> list[int]:
+        generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
+        return torch.randperm(self.num_items, generator=generator).tolist()
 
 
 def shared(items: Sequence, share: tuple[int, int]) -> Sequence:
@@ -89,13 +86,13 @@ def evaluation_loader(
 
     With a batch size of 1 they come in order; else images of one size come in order, and so do the sizes.
     """
-    batches = [[i] for i in range(len(dataset))] if batch_size == 1 else batches_by_size(dataset.sizes(), batch_size)
-    return _loader(dataset, num_workers, shared(batches, share))
+    sizes = dataset.sizes() if batch_size > 1 else range(len(dataset))
+    return _loader(dataset, num_workers, shared(batches_by_size(sizes, batch_size), share))
 
 
-def batches_by_size(sizes: Sequence[tuple[int, int]], batch_size: int) -> list[list[int]]:
+def batches_by_size(sizes: Sequence, batch_size: int) -> list[list[int]]:
     """Indices of `sizes` in batches of up to `batch_size` equal ones, each index once."""
-    alike: dict[tuple[int, int], list[int]] = {}
+    alike: dict = {}
     for index, size in enumerate(sizes):
         alike.setdefault(size, []).append(index)
     return [indices[i : i + batch_size] for indices in alike.values() for i in range(0, len(indices), batch_size)]

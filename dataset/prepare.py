@@ -20,36 +20,27 @@ import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from scipy.io import loadmat
 from torchvision.datasets.utils import download_url
 from tqdm import tqdm
 
 from dataset.checks import ClassIndex, describe_lists, lack_of_masks, overlap, raise_first
-from dataset.images import IMAGE_SUFFIXES, convert_colour_mask
+from dataset.images import IMAGE_SUFFIXES, read_mask
 from dataset.splits import BACKGROUND, NAMES, read_classes
-from dataset.voc import (
-    CLASS_FILES,
-    COLOUR_FILES,
-    EVALUATION_LISTS,
-    LIST_FOLDER,
-    TRAIN_LISTS,
-    VOCFolder,
-    find_root,
-    holds,
-    list_files,
-)
+from dataset.voc import CLASS_FILES, COLOUR_FILES, LIST_FOLDER, VOCFolder, find_root, holds, list_files
 from utils.config import Parser
-from utils.errors import UserError, one_line_errors, write_text
+from utils.errors import UserError, atomic_write, one_line_errors, write_text
 from utils.visualize import save_index_png
 
 PUBLISHED = json.loads(Path(__file__).with_name("archives.json").read_text(encoding="utf-8"))
-"""Of each data set: its archives in the order in which they are unpacked (`url`, `md5` where a source for it was found,
-`convert`, a key of `CONVERT`, and `move`, which of its files go to which folder), where that was found, and how many
-images published tables train and evaluate on."""
+"""Of each data set: its archives in the order in which they are unpacked (`url`; `md5` where a source for it was found;
+which of its files are MATLAB's masks, `matrices`, which are the images of a list, `lists`, and which go to what folder,
+`move`), where that was found, and how many images published tables train and evaluate on."""
 
 # Archives
 
@@ -59,10 +50,8 @@ def extract(path: Path, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     try:
         shutil.unpack_archive(path, folder, **({} if path.suffix == ".zip" else {"filter": "data"}))
-    except tarfile.FilterError as error:
-        raise UserError(f"{path} is not what its publisher serves, don't use it: {error}") from error
     except (shutil.ReadError, tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise UserError(f"{path} is broken ({error}): delete it and fetch it again") from error
+        raise UserError(f"{path} is broken or unsafe ({error}): delete it and fetch it again") from error
 
 
 def find(folder: Path, pattern: str) -> list[Path]:
@@ -76,73 +65,35 @@ def write_list(folder: Path, name: str, ids: Iterable[str]) -> Path:
     return folder / f"{name}.txt"
 
 
-def read_mat(path: Path, pick: Callable) -> np.ndarray:
-    """The matrix that `pick` takes from a MATLAB file. Raises `UserError` if it is broken, or another file."""
-    try:
-        matrix = np.asarray(pick(loadmat(path)))
-    except Exception as error:  # scipy raises many kinds of errors for a broken file
-        raise UserError(f"{path} can't be read as a MATLAB file ({error}): fetch the archive again") from error
-    if matrix.ndim != 2 or matrix.dtype.kind not in "iu":
-        raise UserError(f"{path} holds {matrix.dtype} of shape {matrix.shape}, not a matrix of labels")
-    return matrix
+def convert_matrix(path: Path, labels: Sequence[int], masks: Path) -> None:
+    """Makes a mask of the matrix of labels in a MATLAB file, SBD's or PASCAL Context's, unless there is one.
 
-
-# What is made of their content: (folder of the content, folder of the data set)
-
-
-def convert_sbd(content: Path, root: Path) -> None:
-    """SBD's masks for the images that have none of VOC, and the list of what may be trained on.
-
-    That list is VOC's training images and all of SBD's, less VOC's evaluation images: SBD divides the images
-    otherwise, and has most of them among its own training images.
+    Label `labels[n]` becomes the mask value n + 1, and any other 0. Raises `UserError` for another file.
     """
-    train, val = (set((root / LIST_FOLDER / f"{name}.txt").read_text().split()) for name in ("train", "val"))
-    for path in find(content, "dataset/*.txt"):
-        if path.stem in ("train", "val"):
-            train.update(path.read_text().split())
-    for path in find(content, "dataset/cls/*.mat"):
-        target = root / "SegmentationClassAug" / f"{path.stem}.png"
-        if not target.is_file():  # VOC's masks are there already, and stay
-            save_index_png(read_mat(path, lambda mat: mat["GTcls"][0]["Segmentation"][0]).astype(np.uint8), target)
-    write_list(root / LIST_FOLDER, "train_aug", sorted(train - val))
-
-
-def convert_context(content: Path, root: Path) -> None:
-    """PASCAL Context's .mat, a matrix `LabelMap` of 459 labels, to masks of 59 classes; 0 is everything else."""
-    labels_of_classes = PUBLISHED["pascal_context"]["labels"]
-    to_class = np.zeros(460, np.uint8)
-    to_class[labels_of_classes] = np.arange(1, len(labels_of_classes) + 1)
-    for path in find(content, "*.mat"):
-        labels = read_mat(path, lambda mat: mat["LabelMap"])
-        if labels.max(initial=0) >= len(to_class):
-            raise UserError(f"{path} has the label {labels.max()}, of 459: fetch the archive again")
-        save_index_png(to_class[labels], root / "SegmentationClass" / f"{path.stem}.png")
-
-
-def list_coco(content: Path, root: Path) -> None:
-    """COCO's lists, after the folders of its pixel maps."""
-    for subset in ("train", "val"):
-        write_list(root / LIST_FOLDER, subset, (path.stem for path in find(content, f"{subset}2017/*.png")))
-
-
-CONVERT = {"sbd": convert_sbd, "context": convert_context, "coco_maps": list_coco}
+    target, to_value = masks / f"{path.stem}.png", np.zeros(460, np.uint8)
+    to_value[labels] = np.arange(1, len(labels) + 1)
+    if target.is_file():  # VOC's masks are there already, and stay
+        return
+    try:
+        content = loadmat(path)
+        matrix = content["LabelMap"] if "LabelMap" in content else content["GTcls"][0]["Segmentation"][0]
+        mask = to_value[matrix]
+        if mask.ndim != 2:
+            raise ValueError(f"labels of shape {mask.shape}")
+    except Exception as error:  # scipy raises many kinds of errors for a broken file
+        raise UserError(f"{path} can't be read as MATLAB's labels ({error}): fetch the archive again") from error
+    save_index_png(mask, target)
 
 
 def prepare(dataset: str, root: Path) -> None:
     """Fetches and unpacks what is not unpacked yet; `prepared.json` says what is.
 
-    An archive that lies in `root/archives` already is checked and taken.
-
-    Raises:
-        UserError: an archive that is damaged, unsafe or out of reach, or a folder of another data set.
+    An archive that lies in `root/archives` already is checked and taken. Raises `UserError` for one that is damaged,
+    unsafe or out of reach.
     """
-    names, listing = (NAMES / f"{dataset}.txt").read_text(encoding="utf-8"), root / "classes.txt"
-    before = listing.read_text(encoding="utf-8") if listing.is_file() else None
-    if before != names and (before is not None or (dataset != "voc" and (root / "JPEGImages").is_dir())):
-        raise UserError(f"--data-path {root} holds other classes than {dataset}: give another folder")
-    folder, marker = root / "archives", root / "prepared.json"
+    folder, lists, marker = root / "archives", root / LIST_FOLDER, root / "prepared.json"
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(listing, names)
+    write_text(root / "classes.txt", (NAMES / f"{dataset}.txt").read_text(encoding="utf-8"))
     done = json.loads(marker.read_text(encoding="utf-8"))["unpacked"] if marker.is_file() else []
     for archive in PUBLISHED[dataset]["archives"]:
         url, name = archive["url"], archive["url"].rpartition("/")[2]
@@ -157,12 +108,18 @@ def prepare(dataset: str, root: Path) -> None:
             ) from error
         content = folder / "content"
         extract(folder / name, content)
-        if "convert" in archive:
-            CONVERT[archive["convert"]](content, root)
-        for pattern, name_of_folder in archive.get("move", {}).items():
-            (root / name_of_folder).mkdir(parents=True, exist_ok=True)
+        for pattern, masks in archive.get("matrices", {}).items():
             for path in find(content, pattern):
-                path.replace(root / name_of_folder / path.name)
+                convert_matrix(path, PUBLISHED[dataset].get("labels", range(1, 256)), root / masks)
+        for subset, pattern in archive.get("lists", {}).items():
+            ids = {path.stem for path in find(root, pattern)}
+            if subset == "train_aug":  # all of VOC's and SBD's masks but those of VOC's evaluation images
+                ids.difference_update((lists / "val.txt").read_text().split())
+            write_list(lists, subset, sorted(ids))
+        for pattern, target in archive.get("move", {}).items():
+            (root / target).mkdir(parents=True, exist_ok=True)
+            for path in find(content, pattern):
+                path.replace(root / target / path.name)
         shutil.rmtree(content)
         done.append(name)
         write_text(marker, json.dumps({"unpacked": done}) + "\n")
@@ -177,31 +134,21 @@ def copy_roboflow(root: Path) -> None:
     subsets = {name: folder for name, folder in subsets.items() if (folder / "_classes.csv").is_file()}
     if not subsets or (root / "_classes.csv").is_file():
         return
-    images, masks = root / "images", root / "masks"
     for name, folder in subsets.items():
         files = list_files(folder, IMAGE_SUFFIXES)
         ids = [image for image in files if f"{image}_mask" in files]
         for image in ids:
-            for part, file in ((images, files[image]), (masks, files[f"{image}_mask"])):
-                part.mkdir(exist_ok=True)
-                shutil.copy2(folder / file, part)
+            for part, file in (("images", files[image]), ("masks", files[f"{image}_mask"])):
+                (root / part).mkdir(exist_ok=True)
+                shutil.copy2(folder / file, root / part)
         if len(subsets) == 2:
             write_list(root, name, ids)
-        print(f"copied {len(ids)} images of {folder}, and their masks, to {images} and {masks}")
+        print(f"copied {len(ids)} images of {folder}, and their masks, to {root}/images and {root}/masks")
     shutil.copy2(folder / "_classes.csv", root)  # last: it says that all is copied
 
 
-def read_lists(folder: VOCFolder) -> dict[str, list[str]]:
-    """Ids of the training and evaluation images. Raises `UserError` for a bad list."""
-    return {"train": folder.read_list(None, TRAIN_LISTS), "val": folder.read_list(None, EVALUATION_LISTS)}
-
-
 def divide(folder: VOCFolder) -> dict[str, list[str]]:
-    """Lists for images of one's own: every fifth that has a mask is for evaluation.
-
-    Raises:
-        UserError: without masks.
-    """
+    """Lists for images of one's own: every fifth with a mask is for evaluation. Raises `UserError` without masks."""
     ids = sorted(folder.image_files)
     with_mask = [image for image in ids if image in folder.mask_files]
     if len(with_mask) < 2:
@@ -223,12 +170,26 @@ def print_left_out(folder: VOCFolder) -> None:
 
 
 def convert_colour_masks(folder: VOCFolder) -> None:
-    """Makes index masks of all colour masks, and keeps the colours beside them. Raises `UserError`."""
-    keep = folder.masks.with_name(f"{folder.masks.name}_colour")
-    converted, problems = 0, []
+    """Makes index masks, PNGs, of masks of colours and of palettes in another order; the old ones go to `..._colour`.
+
+    Raises `UserError` for bad masks, when the others are done.
+    """
+    keep, converted, problems = folder.masks.with_name(f"{folder.masks.name}_colour"), 0, []
     for name in tqdm(sorted(set(folder.mask_files.values())), "converting masks", unit="file", disable=None):
+        path = folder.masks / name
         try:
-            converted += convert_colour_mask(folder.masks / name, folder.colours, keep)
+            mask = read_mask(path, folder.colours, reorder=True)
+            with Image.open(path) as image:
+                if image.mode in ("P", "L") and np.array_equal(np.array(image), mask):
+                    continue
+            keep.mkdir(exist_ok=True)
+            if not (keep / name).exists():  # else an interrupted run has kept it already
+                with atomic_write(keep / name) as temporary:
+                    shutil.copyfile(path, temporary)
+            save_index_png(mask, path.with_suffix(".png"))
+            if path.suffix != ".png":
+                path.unlink()
+            converted += 1
         except UserError as error:
             problems.append(str(error))
     raise_first(problems)
@@ -239,33 +200,21 @@ def convert_colour_masks(folder: VOCFolder) -> None:
 
 
 def check(dataset: str, folder: VOCFolder, lists: dict[str, list[str]], index: ClassIndex) -> list[str]:
-    """Reads every image and mask of the lists "train" and "val", and prints what there is.
+    """Reads every image and mask of the lists "train" and "val" into `index`, and prints what there is.
 
-    Args:
-        dataset: a key of `PUBLISHED`, or "own".
-        folder: the data set.
-        lists: image ids.
-        index: takes what is found.
-
-    Returns:
-        What is wrong, a line each.
+    `dataset` is a key of `PUBLISHED`, or "own". Returns what is wrong, a line each.
     """
-    problems, train, val = [], lists["train"], lists["val"]
+    problems, train, val = overlap(lists["train"], lists["val"]), lists["train"], lists["val"]
     if len(folder.classes.keys() - {BACKGROUND}) < 2:
         problems.append(f"{folder.root} has one class: two are needed, one to be seen and one to be unseen")
-    if dataset != "own" and folder.classes != read_classes(NAMES / f"{dataset}.txt"):
-        problems.append(f"{folder.root} holds other classes than {dataset}: see {folder.class_file or 'DATA_PATH.md'}")
     for subset, ids in lists.items():
         expected = PUBLISHED.get(dataset, {}).get(subset, len(ids))
         if len(ids) != expected:
             problems.append(f"{subset} lists {len(ids):,} images; published tables use {expected:,}")
-    problems += filter(None, [overlap(train, val)])
-    unmasked = [image for image in train if image not in folder.mask_files] if dataset == "own" else []
-    if unmasked and any(
-        (folder.lists / f"{name}.txt").is_file() for name in ("train_aug", "trainaug")
-    ):  # without SBD's
-        problems.append(lack_of_masks(unmasked, len(train)))
-    problems += index.check([*train, *val], {*train, *val} - set(unmasked))
+    unmasked = [image for image in train if dataset == "own" and image not in folder.mask_files]
+    if any(folder.lists.glob("train*aug.txt")):  # the list is there, and SBD's masks are not
+        problems += lack_of_masks(unmasked, len(train))
+    problems += index.check([*train, *val], {*train, *val} - {*unmasked})
     for subset, ids in lists.items():
         shown = [index.values(image) or [] for image in ids]
         counts = Counter(value for values in shown for value in values)
@@ -273,8 +222,7 @@ def check(dataset: str, folder: VOCFolder, lists: dict[str, list[str]], index: C
         print("  images that show a class: " + ", ".join(f"{name} {counts[v]:,}" for name, v in folder.classes.items()))
     if not problems:
         index.classes([*train, *val])
-        counted = {name: value for name, value in folder.classes.items() if name != BACKGROUND}
-        for note in describe_lists(index, counted, train, val):
+        for note in describe_lists(index, train, val):
             print(f"note: {note}")
     return problems
 
@@ -300,6 +248,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     root, is_own = find_root(args.data_path) or args.data_path, args.dataset == "own"
+    is_begun = any((root / name).exists() for name in ("classes.txt", "JPEGImages"))
+    if not is_own and is_begun and VOCFolder(root, root, root).classes != read_classes(NAMES / f"{args.dataset}.txt"):
+        raise UserError(f"--data-path {root} holds other classes than {args.dataset}: give another folder")
     if is_own and not args.check:
         copy_roboflow(root)
     elif not args.check:
@@ -311,9 +262,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.convert_colour_masks:
         convert_colour_masks(folder)
         folder = VOCFolder.open(root)
-    has_lists = any((folder.lists / f"{name}.txt").is_file() for name in (*TRAIN_LISTS, *EVALUATION_LISTS))
-    is_new = is_own and not has_lists and not args.check
-    lists = divide(folder) if is_new else read_lists(folder)
+    is_new = is_own and not args.check and not folder.has_lists
+    lists = divide(folder) if is_new else {"train": folder.read_list(), "val": folder.read_list("val")}
     print_left_out(folder)
     index = ClassIndex(folder, keep=not args.check)
     index.entries.clear()  # every file is read anew, and masks that are gone are forgotten

@@ -2,7 +2,6 @@
 
 A mask on disk holds *mask values* (VOC: 0 background, 1-20 classes, 255 void). A network scores *class indices*: the
 seen classes first, then the unseen ones. `Split` knows both and converts between them.
-
 The classes of a data set are the lines of a file in `names/`; a named split is a file in `named_splits/`, with
 the publication that it comes from.
 """
@@ -47,10 +46,8 @@ def read_classes(path: Path, lines: Sequence[str] | None = None) -> dict[str, in
 
     A line is `VALUE: NAME`, or only `NAME`: then its mask value is its place, and the first line has 0.
     First lines of labelling tools do not count: labelme's `__ignore__`, which is void, and Roboflow's header.
-
-    Raises:
-        UserError: a file that can't be read, no class, a name or value twice, a name that means void, or a value
-            outside 0 ... 254.
+    Raises `UserError` for a file that can't be read, no class, a name or value twice, a name that means void, and a
+    value outside 0 ... 254.
     """
     lines = read_lines(path) if lines is None else lines
     if lines[:1] in (["__ignore__"], ["Pixel Value, Class"]):
@@ -104,63 +101,42 @@ class Split:
 
     def __post_init__(self):
         values = (*self.mask_values, *([] if self.auxiliary_value is None else [self.auxiliary_value]))
-        if not self.seen or not self.unseen or len(set(self.names)) != len(self.names):
-            raise ValueError("a split needs at least one seen and one unseen class, each name once")
-        if len(self.mask_values) != len(self.names) or len(set(values)) != len(values):
-            raise ValueError("a split needs one mask value of its own for each class")
-        if not all(isinstance(value, int) and 0 <= value < VOID for value in (*values, *self.known_values)):
-            raise ValueError(f"the mask values of a split are whole numbers from 0 to {VOID - 1}")
+        are_values = all(isinstance(value, int) and 0 <= value < VOID for value in (*values, *self.known_values))
+        are_distinct = len({*self.names}) == len(self.names) == len(self.mask_values) and len({*values}) == len(values)
+        if not (self.seen and self.unseen and are_values and are_distinct):
+            raise UserError(
+                f"a split needs seen and unseen classes (--unseen), each with a mask value of its own, 0 to {VOID - 1}"
+            )
 
     @classmethod
     def named(cls, name: int | str, background: str = "ignore") -> "Split":
-        """The split of a file in `named_splits/`: `dataset`, `unseen` and `source`, and where not all other classes are
-        seen: `seen` names them, `left_out` are void, `background` counts as seen.
+        """The split `name`, one of `SPLITS`: k = 1 ... 4 makes VOC's classes 5k-4 ... 5k unseen.
 
-        Args:
-            name: one of `SPLITS`; k = 1 ... 4 makes VOC's classes 5k-4 ... 5k unseen.
-            background: one of `BACKGROUND_CHOICES`; a split whose file scores the background always does.
-
-        Raises:
-            ValueError: for another name.
-            UserError: for a background in a data set that has none.
+        Its file gives `dataset`, `unseen`, `source`, and where it needs them `left_out` and `background`: that counts
+        as seen whatever `background` says. Raises `UserError` for a background in a data set that has none.
         """
-        if name not in SPLITS:
-            raise ValueError(f"split {name}: choose one of {', '.join(map(str, SPLITS))}")
-        facts = read_named_split(name)
+        facts = json.loads((NAMED_SPLITS / f"{name}.json").read_text(encoding="utf-8"))
         classes = read_classes(NAMES / f"{facts['dataset']}.txt")
         background = "score" if facts.get("background") else background
-        return cls.of(classes, facts["unseen"], background, facts.get("seen"), facts.get("left_out", ()), name)
+        return cls.of(classes, facts["unseen"], background, facts.get("left_out", ()), name)
 
     @classmethod
     def of(
         cls, classes: Mapping[str, int], unseen: Sequence[str], background: str = "ignore",
-        seen: Sequence[str] | None = None, left_out: Sequence[str] = (), name: int | str = "",
+        left_out: Sequence[str] = (), name: int | str = "",
     ) -> "Split":  # fmt: skip
-        """A split of any classes, each side in the order of the mask values.
+        """A split of any `classes`, name -> mask value of all that a mask may show, each side in the order of values.
 
-        Args:
-            classes: name -> mask value, of everything that a mask may show.
-            unseen, seen: names; None for `seen`: all the others.
-            background: one of `BACKGROUND_CHOICES`, of the class `BACKGROUND`.
-            left_out: classes that are neither: their pixels are void, in training and in evaluation.
-            name: what the split is called.
-
-        Raises:
-            UserError: for a name that is no class, or classes that leave none seen or unseen.
+        Seen is what is neither `unseen` nor `left_out`, whose pixels are void in training and evaluation. `background`
+        is one of `BACKGROUND_CHOICES`. Raises `UserError` for a name that is no class, or no seen or unseen class.
         """
-        if background not in BACKGROUND_CHOICES:
-            raise ValueError(f"background is one of {', '.join(BACKGROUND_CHOICES)}, not {background!r}")
-        folded = set(map(fold_name, classes))
-        for wanted in (*unseen, *(seen or ()), *left_out, *([BACKGROUND] if background != "ignore" else [])):
-            if fold_name(wanted) not in folded:
+        name_of = {fold_name(class_): class_ for class_ in sorted(classes, key=classes.get)}
+        for wanted in (*unseen, *left_out, *([BACKGROUND] if background != "ignore" else [])):
+            if fold_name(wanted) not in name_of:
                 raise UserError(f"there is no class {wanted!r} among {', '.join(classes)}")
-        candidates, unseen, left_out = (set(map(fold_name, names)) for names in (seen or classes, unseen, left_out))
-        by_value = sorted((name for name in classes if name != BACKGROUND), key=classes.get)
-        seen = [name for name in by_value if fold_name(name) in candidates - unseen - left_out]
-        unseen = [name for name in by_value if fold_name(name) in unseen]
-        if not seen or not unseen:
-            raise UserError("a split needs at least one seen and one unseen class: give other --unseen classes")
-        seen = [BACKGROUND] * (background == "score") + seen
+        unseen, others = (set(map(fold_name, names)) for names in (unseen, (*unseen, *left_out, BACKGROUND)))
+        seen = [BACKGROUND] * (background == "score") + [name_of[one] for one in name_of if one not in others]
+        unseen = [name_of[one] for one in name_of if one in unseen - {BACKGROUND}]
         return cls(
             tuple(seen), tuple(unseen), tuple(classes[one] for one in seen + unseen),
             tuple(sorted(classes.values())), classes[BACKGROUND] if background == "auxiliary" else None, name,
@@ -169,14 +145,13 @@ class Split:
     @property
     def background(self) -> str:
         """What is done with the background: one of `BACKGROUND_CHOICES`."""
-        if self.num_auxiliary:
-            return "auxiliary"
-        return "score" if BACKGROUND in self.names else "ignore"
+        scored = "score" if BACKGROUND in self.names else "ignore"
+        return "auxiliary" if self.num_auxiliary else scored
 
     @property
     def num_auxiliary(self) -> int:
         """Classes that are trained on and not scored: 1 with an auxiliary background, else 0."""
-        return 0 if self.auxiliary_value is None else 1
+        return int(self.auxiliary_value is not None)
 
     @cached_property
     def trained(self) -> "Split":
@@ -185,11 +160,6 @@ class Split:
             return self
         seen, values = (BACKGROUND, *self.seen), (self.auxiliary_value, *self.mask_values)
         return Split(seen, self.unseen, values, self.known_values, None, self.name)
-
-    @property
-    def num_trained_seen(self) -> int:
-        """Seen classes in training labels, an auxiliary background among them."""
-        return self.num_auxiliary + self.num_seen
 
     def as_dict(self) -> dict:
         """The split in plain types, for a checkpoint."""
@@ -227,17 +197,14 @@ class Split:
         names = {v: name + "*" * (name in self.unseen) for v, name in zip(self.mask_values, self.names)}
         return {"names": names, "ignore": (0, VOID) if BACKGROUND in self.names else (VOID,)}
 
-    def to_labels(self, mask: np.ndarray) -> np.ndarray:
-        """Mask values (uint8, any shape) -> class indices; what is no class of the split becomes `VOID`."""
-        return _table(self.mask_values, range(len(self.names)))[mask]
+    def to_labels(self, mask: np.ndarray, side: str = "all") -> np.ndarray:
+        """Mask values (uint8, any shape) -> class indices; what is no class of the split becomes `VOID`.
 
-    def to_seen_labels(self, mask: np.ndarray) -> np.ndarray:
-        """As `to_labels`, with the unseen classes `VOID` too: what labels a source image."""
-        return _table(self.mask_values[: self.num_seen], range(self.num_seen))[mask]
-
-    def to_unseen_labels(self, mask: np.ndarray) -> np.ndarray:
-        """As `to_labels`, with the seen classes `VOID`: what the oracle protocol knows of a target image."""
-        return _table(self.mask_values[self.num_seen :], range(self.num_seen, len(self.names)))[mask]
+        `side` "seen" makes the unseen classes `VOID` too: what labels a source image; "unseen" the seen ones: what the
+        oracle protocol knows of a target image.
+        """
+        kept = {"all": slice(None), "seen": slice(self.num_seen), "unseen": slice(self.num_seen, None)}[side]
+        return _table(self.mask_values[kept], range(len(self.names))[kept])[mask]
 
     def to_mask(self, labels: np.ndarray) -> np.ndarray:
         """Class indices (any integer type, any shape) -> mask values (uint8), the inverse of `to_labels`."""
@@ -249,8 +216,3 @@ def _table(keys: Sequence[int], values: Sequence[int]) -> np.ndarray:
     table = np.full(VOID + 1, VOID, np.uint8)
     table[list(keys)] = values
     return table
-
-
-def read_named_split(name: int | str) -> dict:
-    """What the file of a named split says."""
-    return json.loads((NAMED_SPLITS / f"{name}.json").read_text(encoding="utf-8"))

@@ -26,29 +26,22 @@ whose nearest pixel is taken, stay together."""
 def training_transform(
     size: int, scale: tuple[float, float] = (0.8, 2.5), degrees: float = 15.0, flip: float = 0.5, resize: str = "crop"
 ) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
-    """The augmentation of both stages: resizing, rotation and flip.
+    """The augmentation of both stages: (image uint8 [3, H, W], label uint8 [H, W]) -> the same with H = W = `size`.
 
-    Args:
-        size: side of the square result in pixels.
-        scale: range of the random factor, drawn uniformly. With "square" it only decides how sharp the image is.
-        degrees: largest rotation either way, around the middle of the result.
-        flip: probability of a horizontal flip.
-        resize: one of `RESIZES`. "square": all of the image is seen, but for what a rotation turns out. "crop": of an
-            image larger than the crop a random part is seen; neither scaled nor rotated, pixels stay what they are.
-
-    Returns:
-        A transform of (image uint8 [3, H, W], label uint8 [H, W]) to the same with H = W = size; pixels that the image
-        does not cover are `VOID` in the label.
+    The image is scaled by a factor drawn from the range `scale`, rotated by up to `degrees` either way and flipped with
+    probability `flip`. `resize` "square" shows all of it, but for what a rotation turns out: the factor only decides
+    how sharp. "crop" shows a random part of an image larger than the crop; neither scaled nor rotated, pixels stay what
+    they are. Pixels outside the image are `VOID` in the label.
     """
-    if resize not in RESIZES:
-        raise ValueError(f"resize is one of {', '.join(RESIZES)}, not {resize!r}")
     draw = {"square": _stretch, "crop": _crop}[resize]
-    return functools.partial(_augment, draw=draw, size=size, scale=scale, degrees=degrees, flip=flip)
+    return functools.partial(_augment, draw, size, scale, degrees, flip)
 
 
-def _augment(image: torch.Tensor, label: torch.Tensor, draw: Callable, size: int, **settings) -> tuple:
+def _augment(
+    draw: Callable, size: int, scale: tuple, degrees: float, flip: float, image: torch.Tensor, label: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     image, label = Image.fromarray(image.permute(1, 2, 0).numpy()), Image.fromarray(label.numpy())
-    image, label = draw(image, label, size, **settings)
+    image, label = draw(image, label, size, scale, degrees, flip)
     # Channels apart first: NumPy copies three planes faster than it permutes one array.
     planes = np.stack([np.asarray(plane) for plane in image.split()])
     return torch.from_numpy(planes), torch.from_numpy(np.array(label))

@@ -8,14 +8,13 @@ PASCAL Context and COCO-Stuff are prepared in the same layout (`dataset.prepare`
 `images` and `masks`; a file `classes.txt`, or one that a labelling tool wrote, then says what the mask values mean.
 """
 
-import copy
 import json
 import os
 import re
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +23,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from dataset.checks import ClassIndex, describe_lists, lack_of_masks, overlap, raise_first
+from dataset.checks import ClassIndex, describe_lists, lack_of_masks, raise_first
 from dataset.images import IMAGE_SUFFIXES, MASK_SUFFIXES, Colours, opened, read_image, read_mask
 from dataset.splits import BACKGROUND, NAMES, VOID, Split, class_name, read_classes
 from utils.errors import UserError, read_lines
@@ -34,14 +33,14 @@ MASK_FOLDERS = ("SegmentationClassAug", "SegmentationClassPNG", "SegmentationCla
 LIST_FOLDER = Path("ImageSets") / "Segmentation"
 CLASS_FILES = ("classes.txt", "class_names.txt", "labels.txt", "_classes.csv")
 """Names of the classes in the order of their mask values: our own, labelme's two, and Roboflow's."""
-COLOUR_FILES = ("labelmap.txt", "obj_class_to_machine_color.json")
+COLOUR_FILES = ("labelmap.txt", "obj_class_to_machine_color.json", "../obj_class_to_machine_color.json")
 """Colours of the classes: CVAT's, `NAME:RED,GREEN,BLUE:...` a line, and Supervisely's."""
 
 MIN_SIDE = 32
 """Pixels: the largest stride of a network."""
 
 TRAIN_LISTS = ("train_aug", "trainaug", "train")
-EVALUATION_LISTS = ("val",)
+"""The lists of training images, of which the first that is there counts."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,12 @@ class VOCFolder:
     masks: Path  # index masks, one for each image
 
     @classmethod
-    def open(cls, data_path: str | Path) -> "VOCFolder":
-        """Finds the layout at `data_path`, or below it, see `find_root`. Raises `UserError` if a part is missing."""
+    def open(cls, data_path: str | Path, split: Split | None = None) -> "VOCFolder":
+        """Finds the layout at `data_path`, or below it, see `find_root`.
+
+        Raises `UserError` if a part is missing, or if it holds other classes than `split`: its mask values would be
+        taken for others.
+        """
         root = find_root(data_path)
         found = [] if root is None else find_folders(root, MASK_FOLDERS)
         if not found:
@@ -64,7 +67,15 @@ class VOCFolder:
             )
         with_masks = (masks for masks in found if list_files(masks, MASK_SUFFIXES) or not os.listdir(masks))
         masks = next(with_masks, found[0])  # labelme writes arrays to SegmentationClass
-        return cls(root, find_folders(root, IMAGE_FOLDERS)[0], masks)
+        folder = cls(root, find_folders(root, IMAGE_FOLDERS)[0], masks)
+        for name, value in zip(split.names, split.mask_values) if split else ():
+            if folder.classes.get(name) != value:
+                raise UserError(
+                    f"{root} holds other classes than the split: {name!r} has no mask value {value} in "
+                    f"{folder.class_file or 'VOC, which a folder without classes.txt is taken for'}; give the "
+                    "--data-path or --split of the same data set"
+                )
+        return folder
 
     @property
     def lists(self) -> Path:
@@ -90,23 +101,20 @@ class VOCFolder:
     def mask_path(self, image: str) -> Path:
         return self.masks / self.mask_files.get(image, f"{image}.png")
 
-    @cached_property
-    def colour_file(self) -> Path | None:
-        """A labelling tool's file of colours, if there is one."""
-        places = [*(self.root / name for name in COLOUR_FILES), self.root.parent / COLOUR_FILES[-1]]
-        return next((path for path in places if path.is_file()), None)
+    def first_file(self, names: Sequence[str]) -> Path | None:
+        """The first of these files in the folder; None if there is none."""
+        return next((self.root / name for name in names if (self.root / name).is_file()), None)
 
-    @cached_property
+    @property
     def class_file(self) -> Path | None:
         """The file that says what the mask values mean; None where there is none, which means VOC."""
-        places = [self.root / name for name in CLASS_FILES]
-        return next((path for path in places if path.is_file()), self.colour_file)
+        return self.first_file((*CLASS_FILES, *COLOUR_FILES))
 
     @cached_property
     def classes(self) -> dict[str, int]:
         """Class name -> mask value; a class of a grey colour has its level. Raises `UserError` for a bad file."""
         path = self.class_file or NAMES / "voc.txt"
-        if path != self.colour_file:
+        if path != self.first_file(COLOUR_FILES):
             return read_classes(path)
         colours = read_colours(path)
         is_grey = all(len(set(colour)) == 1 for colour in colours.values())
@@ -116,35 +124,32 @@ class VOCFolder:
     @cached_property
     def colours(self) -> Colours:
         """The values that masks may hold besides `VOID`, with the colours that the folder gives to them."""
-        given = read_colours(self.colour_file) if self.colour_file else {}
+        path = self.first_file(COLOUR_FILES)
+        given = read_colours(path) if path else {}
         return {value: given.get(name) for name, value in self.classes.items()}
 
-    def check_split(self, split: Split) -> None:
-        """Raises `UserError` for a split of another data set, whose mask values would be taken for others."""
-        where = self.class_file or "VOC, which a folder without classes.txt is taken for"
-        for name, value in zip(split.names, split.mask_values):
-            if self.classes.get(name) != value:
-                raise UserError(
-                    f"{self.root} holds other classes than the split: {name!r} has no mask value {value} in {where}; "
-                    "give the --data-path or --split of the same data set"
-                )
+    @property
+    def has_lists(self) -> bool:
+        """Whether there is any list."""
+        return any((self.lists / f"{name}.txt").is_file() for name in (*TRAIN_LISTS, "val"))
 
-    def read_list(self, name: str | None, defaults: Sequence[str]) -> list[str]:
+    def read_list(self, name: str | None = None) -> list[str]:
         """Image ids of a list, see `image_id` for what a line may be.
 
-        Args:
-            name: the name of a list in `ImageSets/Segmentation`, or the path of a text file with an image a line.
-            defaults: the names to try in turn where `name` is None.
-
-        Raises:
-            UserError: for a list that is missing, unreadable or empty, lines that name no image, and doubled images.
+        `name` is that of a list in `ImageSets/Segmentation`, or the path of a text file with an image a line; None: the
+        training images. Raises `UserError` for a list that is missing, unreadable or empty, lines that name no image,
+        and doubled images.
         """
-        path = self.list_path(name, defaults)
+        paths = [self.lists / f"{one}.txt" for one in ([name] if name else TRAIN_LISTS)]
+        path = next((path for path in [*paths, Path(name or "")] if os.path.isfile(path)), None)
+        if path is None:
+            raise UserError(
+                f"no list {' or '.join(path.name for path in paths)} in {self.lists}: write one image id a line, or "
+                f"run python -m dataset.prepare own --data-path {shlex.quote(str(self.root))}"
+            )
         lines = read_lines(path)
         if lines and re.fullmatch(r"\d+([\s,]+\d+)+", lines[0]) and lines[0] not in self.image_files:
             del lines[0]  # a line of class ids, as published lists have it
-        if not lines:
-            raise UserError(f"{path} is empty: write one image id a line")
         ids = list(map(self.image_id, lines))
         missing = [line for line, image in zip(lines, ids) if image not in self.image_files]
         if missing:
@@ -152,9 +157,9 @@ class VOCFolder:
                 f"{path}: {missing[0]!r} names no image in {self.images} ({len(missing)} of the {len(ids)} entries do "
                 "not): copy it there or shorten the list"
             )
-        image, count = Counter(ids).most_common(1)[0]
-        if count > 1:
-            raise UserError(f"{path} lists {image} twice: remove one")
+        if len(set(ids)) < max(1, len(ids)):
+            wrong = f"lists {Counter(ids).most_common(1)[0][0]} twice" if ids else "is empty"
+            raise UserError(f"{path} {wrong}: write one image id a line, each once")
         return ids
 
     def image_id(self, line: str) -> str:
@@ -166,26 +171,12 @@ class VOCFolder:
         stem, suffix = os.path.splitext(name)
         return stem if suffix.lower() in IMAGE_SUFFIXES and name not in self.image_files else name
 
-    def list_path(self, name: str | None, defaults: Sequence[str]) -> Path:
-        """The file of a list, see `read_list`. Raises `UserError` if there is none."""
-        if name is not None and os.path.isfile(name):
-            return Path(name)
-        paths = [self.lists / f"{n}.txt" for n in (defaults if name is None else [name])]
-        found = next((path for path in paths if os.path.isfile(path)), None)
-        if found is None:
-            names = " or ".join(repr(path.name)[1:-1] for path in paths)
-            raise UserError(
-                f"no list {names} in {self.lists}: write one image id a line, or run python -m dataset.prepare own "
-                f"--data-path {shlex.quote(str(self.root))}"
-            )
-        return found
-
 
 def holds(folder: str | Path) -> str:
     """What a folder holds, for a message."""
-    return (
-        f"holds {', '.join(sorted(os.listdir(folder))[:6]) or 'nothing'}" if os.path.isdir(folder) else "is not there"
-    )
+    if not os.path.isdir(folder):
+        return "is not there"
+    return f"holds {', '.join(sorted(os.listdir(folder))[:6]) or 'nothing'}"
 
 
 def find_folders(root: Path, names: Sequence[str]) -> list[Path]:
@@ -246,37 +237,15 @@ def choose_split(
     return replace(split, name=re.sub(r"[^\w.-]+", "-", "unseen-" + "-".join(split.unseen))[:120])
 
 
-# Source and target images
+def showing(shown: dict[str, frozenset[int] | None], values: frozenset[int], kind: str) -> list[str]:
+    """Ids of the images that show one of the mask `values`, those of "a seen" or "an unseen" class.
 
-
-def choose_source(shown: dict[str, frozenset[int] | None], split: Split, supervised: bool = False) -> list[str]:
-    """Ids of the images that show a seen class (`supervised`: or an unseen one), in order. Raises `UserError` for none.
-
-    The background does not count here even where it is a seen class: else every image would be a source image, and
-    training would open the masks of those that show only unseen classes.
+    `shown` holds what each image shows; None: that is not known. Raises `UserError` if no image shows one.
     """
-    labelled = split.seen_values | (split.unseen_values if supervised else frozenset())
-    source = [image for image, values in shown.items() if values and values & labelled]
-    if not source:
-        raise UserError("no training image shows a seen class: check the training list, the masks and --split")
-    return source
-
-
-def choose_target(shown: dict[str, frozenset[int] | None], split: Split, images: str) -> list[str]:
-    """Ids of the unlabelled images to train on: "all", or those known to show an "unseen" class.
-
-    Raises `UserError` if there is none, or if "unseen" meets an image of which nothing is known.
-    """
-    if images == "all":
-        return list(shown)
-    unknown = [image for image, values in shown.items() if values is None]
-    if unknown:
-        raise UserError(lack_of_masks(unknown, len(shown)))
-    target = [image for image, values in shown.items() if values & split.unseen_values]
-    if not target:
-        advice = "check --split (--target-images all is another protocol)"
-        raise UserError(f"no training image shows an unseen class: {advice}")
-    return target
+    ids = [image for image, there in shown.items() if there and there & values]
+    if not ids:
+        raise UserError(f"no training image shows {kind} class: check the training list, the masks and --split")
+    return ids
 
 
 # Datasets
@@ -284,6 +253,7 @@ def choose_target(shown: dict[str, frozenset[int] | None], split: Split, images:
 Transform = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
+@dataclass(eq=False)
 class _Images(Dataset):
     """What the three datasets share: ids in, an image and a mask of the same size out.
 
@@ -291,8 +261,10 @@ class _Images(Dataset):
     numbers of `transform`.
     """
 
-    def __init__(self, folder: VOCFolder, ids: Sequence[str], split: Split, transform: Transform | None = None):
-        self.folder, self.ids, self.split, self.transform = folder, list(ids), split, transform
+    folder: VOCFolder
+    ids: Sequence[str]
+    split: Split
+    transform: Transform | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -310,31 +282,27 @@ class _Images(Dataset):
             return self.transform(image, label)
 
 
+@dataclass(eq=False)
 class SourceDataset(_Images):
     """Labelled images: image uint8 [3, H, W] and label uint8 [H, W] of `split.trained`; unseen pixels are `VOID`.
 
     `supervised` keeps the labels of the unseen classes, which is not zero-shot: the ceiling.
     """
 
-    def __init__(
-        self, folder: VOCFolder, ids: Sequence[str], split: Split, transform: Transform, supervised: bool = False
-    ):
-        super().__init__(folder, ids, split, transform)
-        self.to_labels = split.trained.to_labels if supervised else split.trained.to_seen_labels
+    supervised: bool = False
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
         index, seed = key
         image, mask = self._read(index)
-        return self._augment(image, self.to_labels(mask), seed)
+        return self._augment(image, self.split.trained.to_labels(mask, "all" if self.supervised else "seen"), seed)
 
-    def divide(self, target: "TargetDataset") -> tuple["SourceDataset", "SourceDataset"]:
+    def divide(self, target: "TargetDataset") -> list["SourceDataset"]:
         """The images that are targets too, and the others: with `--target-images unseen` these show no unseen class."""
-        ids, shared, others = set(target.ids), copy.copy(self), copy.copy(self)
-        shared.ids = [image for image in self.ids if image in ids]
-        others.ids = [image for image in self.ids if image not in ids]
-        return shared, others
+        ids = set(target.ids)
+        return [replace(self, ids=[image for image in self.ids if (image in ids) is both]) for both in (True, False)]
 
 
+@dataclass(eq=False)
 class TargetDataset(_Images):
     """Unlabelled images: image uint8 [3, H, W], valid bool [H, W], the pixels that losses use, and may_show_seen, bool.
 
@@ -343,23 +311,19 @@ class TargetDataset(_Images):
     images that show a seen class; None: that is not known, and any image may.
     """
 
-    def __init__(
-        self, folder: VOCFolder, ids: Sequence[str], split: Split, transform: Transform, pixels: str,
-        labelled: Sequence[str] | None = None,
-    ):  # fmt: skip
-        super().__init__(folder, ids, split, transform)
-        self.pixels, self.labelled = pixels, set(ids if labelled is None else labelled)
+    pixels: str = "all"
+    labelled: Collection[str] | None = None
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         index, seed = key
         if self.pixels == "oracle":
             image, mask = self._read(index)
-            label = self.split.to_unseen_labels(mask)
+            label = self.split.to_labels(mask, "unseen")
         else:
             image = read_image(self.folder.image_path(self.ids[index]))
             label = np.zeros(image.shape[:2], np.uint8)  # not a label: it tells pixels from padding
         image, label = self._augment(image, label, seed)
-        return image, label != VOID, torch.tensor(self.ids[index] in self.labelled)
+        return image, label != VOID, torch.tensor(self.labelled is None or self.ids[index] in self.labelled)
 
 
 class EvaluationDataset(_Images):
@@ -378,11 +342,9 @@ class EvaluationDataset(_Images):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, int]:
         image, mask = self._read(index)
-        height, width = mask.shape
-        pad = ((0, max(0, MIN_SIDE - height)), (0, max(0, MIN_SIDE - width)))
-        if any(end for _, end in pad):
-            image = np.pad(image, (*pad, (0, 0)), mode="edge")
-            mask = np.pad(mask, pad, constant_values=VOID)
+        pad = [(0, max(0, MIN_SIDE - side)) for side in mask.shape]
+        image = np.pad(image, (*pad, (0, 0)), mode="edge")
+        mask = np.pad(mask, pad, constant_values=VOID)
         return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(self.split.to_labels(mask)), index
 
 
@@ -390,23 +352,29 @@ def training_datasets(
     data_path: str | Path, split: Split, transform: Transform, target_images: str, target_pixels: str,
     train_list: str | None = None, supervised: bool = False, complete_labels: bool = False,
 ) -> tuple[SourceDataset, TargetDataset]:  # fmt: skip
-    """The source and target images of a folder in VOC layout; for the arguments see what they are given to.
+    """The source and target images of a folder in VOC layout.
 
-    Raises `UserError` for whatever is wrong with the folder, its list or its masks.
+    Source images show a seen class, the background aside even where it is one: else every image would be a source
+    image, and training would open the masks of those that show only unseen classes. `target_images` are "all", or
+    those known to show an "unseen" class. With `complete_labels` the labels of source images name all that they show.
+    Raises `UserError` for whatever is wrong with the folder, its list or its masks, and for no source or target image.
     """
-    folder = VOCFolder.open(data_path)
-    folder.check_split(split)
-    shown = ClassIndex(folder).classes(folder.read_list(train_list, TRAIN_LISTS))
-    source = SourceDataset(folder, choose_source(shown, split, supervised), split, transform, supervised)
-    ids, labelled = choose_target(shown, split, target_images), source.ids if complete_labels else None
-    return source, TargetDataset(folder, ids, split, transform, target_pixels, labelled)
+    folder = VOCFolder.open(data_path, split)
+    shown = ClassIndex(folder).classes(folder.read_list(train_list))
+    labelled = split.seen_values | (split.unseen_values if supervised else frozenset())
+    source = SourceDataset(folder, showing(shown, labelled, "a seen"), split, transform, supervised)
+    if target_images == "unseen":
+        raise_first(lack_of_masks([image for image, values in shown.items() if values is None], len(shown)))
+        shown = showing(shown, split.unseen_values, "an unseen")
+    return source, TargetDataset(
+        folder, list(shown), split, transform, target_pixels, frozenset(source.ids) if complete_labels else None
+    )
 
 
 def evaluation_dataset(data_path: str | Path, split: Split, evaluation_list: str | None = None) -> EvaluationDataset:
     """The evaluation images of a folder in VOC layout. Raises `UserError` as `training_datasets` does."""
-    folder = VOCFolder.open(data_path)
-    folder.check_split(split)
-    return EvaluationDataset(folder, folder.read_list(evaluation_list, EVALUATION_LISTS), split)
+    folder = VOCFolder.open(data_path, split)
+    return EvaluationDataset(folder, folder.read_list(evaluation_list or "val"), split)
 
 
 def check_datasets(
@@ -417,15 +385,9 @@ def check_datasets(
     Raises `UserError` for the first file that can't be used, with the number of such files.
     """
     index = ClassIndex(evaluation.folder)
-    sources, targets = ([] if images is None else images.ids for images in (source, target))
-    masked = [*evaluation.ids, *sources]
-    if target is not None and target.pixels == "oracle":
-        masked += targets
+    sources, targets = (images.ids if images else [] for images in (source, target))
     training = list(dict.fromkeys([*sources, *targets]))
-    raise_first(index.check([*training, *evaluation.ids], masked))
-    if source is None:
-        return
-    classes = dict(zip(evaluation.split.names, evaluation.split.mask_values))
-    notes = describe_lists(index, classes, training, evaluation.ids)
-    for note in filter(None, [overlap(training, evaluation.ids), *notes]):
+    labelled = training if target and target.pixels == "oracle" else sources
+    raise_first(index.check([*training, *evaluation.ids], [*evaluation.ids, *labelled]))
+    for note in describe_lists(index, training, evaluation.ids) if training else ():
         print(f"note: {note}", file=sys.stderr)

@@ -13,7 +13,7 @@ from dataset.voc import VOCFolder
 def classes_shown(data: Path, name: str = "train") -> dict[str, frozenset[int]]:
     """Mask values of each image of a list, read from its mask (and kept in the class index)."""
     folder = VOCFolder.open(data)
-    return ClassIndex(folder).classes(folder.read_list(name, ()))
+    return ClassIndex(folder).classes(folder.read_list(name))
 
 
 def target_only(data: Path, split: Split) -> list[str]:

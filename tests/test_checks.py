@@ -101,10 +101,9 @@ def test_all_bad_masks_are_counted_and_the_others_are_kept(folder):
 def test_odd_lists_are_described(folder):
     index = ClassIndex(folder)
     index.check(IDS, IDS)
-    voc = folder.classes
-    assert overlap(["a", "b"], ["c"]) is None and "overlap: 2 evaluation images" in overlap(["a", "b"], ["b", "a"])
-    assert describe_lists(index, voc, IDS, ["both"]) == []
-    (note,) = describe_lists(index, voc, ["seen"], ["both"])
+    assert overlap(["a", "b"], ["c"]) == [] and "overlap: 2 evaluation images" in overlap(["a", "b"], ["b", "a"])[0]
+    assert describe_lists(index, ["both", "seen"], ["unseen"]) == []
+    (note,) = describe_lists(index, ["seen"], ["both"])
     assert "no training image shows bicycle, tvmonitor" in note
-    (note,) = describe_lists(index, voc, ["seen", "new"], ["seen"])
+    (note,) = describe_lists(index, ["seen", "new"], ["both"])
     assert "1 of 2 training images have no mask, new first" in note

@@ -23,7 +23,7 @@ def vectors(path):
 
 
 def image_list(path):
-    ids = VOCFolder.open(path.parent).read_list(str(path), ())
+    ids = VOCFolder.open(path.parent).read_list(str(path))
     assert set(ids) <= {"a", "b c"} and len(set(ids)) == len(ids) > 0
 
 

@@ -235,7 +235,7 @@ HOSTILE = [
     ("checkpoint with another momentum", go_on, put(*MOMENTUM, torch.zeros(2, 3)), ["{latest}", "fit the optimiser"]),
     ("image that the index does not have", stage1, never_indexed, ["{target}", "--target-images all"]),
     ("mask not there, oracle", stage1, oracle_without_mask, ["{target}", "missing"]),
-    ("images without an unseen class", stage1, only_seen, ["unseen class", "--target-images all"]),
+    ("images without an unseen class", stage1, only_seen, ["unseen class", "--split"]),
     ("images folder not there", stage1, no_folder("JPEGImages"), ["--data-path {data}", "JPEGImages"]),
     ("mask folder not there", stage1, no_folder("SegmentationClassAug"), ["{data}", "SegmentationClass"]),
     ("lists not there", stage1, no_folder("ImageSets"), ["{data}", "train.txt"]),

@@ -132,7 +132,7 @@ def test_a_source_label_holds_no_unseen_class_whatever_the_mask(own_data, number
         write_values(folder.mask_path(image), np.where(unseen, filling, mask))
         labels.append(SourceDataset(folder, [image], split, lambda image, label: (image, label))[0, 0][1])
     assert unseen.any() and all(torch.equal(label, labels[0]) for label in labels)
-    assert set(labels[0].unique().tolist()) <= {*range(split.num_trained_seen), VOID}
+    assert set(labels[0].unique().tolist()) <= {*range(split.trained.num_seen), VOID}
 
 
 def test_evaluation_masks_choose_the_best_checkpoint_alone_which_says_so(data, own_data, stage1, tmp_path):

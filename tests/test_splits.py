@@ -1,9 +1,11 @@
 """Splits: which classes are unseen, in what order they are scored, and relabelling there and back."""
 
+import json
+
 import numpy as np
 import pytest
 
-from dataset.splits import BACKGROUND, NAMES, SPLITS, VOC_CLASSES, VOID, Split, read_classes, read_named_split
+from dataset.splits import BACKGROUND, NAMED_SPLITS, NAMES, SPLITS, VOC_CLASSES, VOID, Split, read_classes
 from utils.errors import UserError
 
 UNSEEN = {
@@ -20,7 +22,7 @@ def test_labels_are_those_of_the_protocol_and_map_back(number, background):
     split, mask = Split.named(number, background), np.arange(256, dtype=np.uint8).reshape(16, 16)
     assert split.unseen == UNSEEN[number] and split.num_seen == len(split.seen) == 15 + (background == "score")
     assert set(split.names) == set(VOC_CLASSES) | ({BACKGROUND} if background == "score" else set())
-    labels, seen, unseen = split.to_labels(mask), split.to_seen_labels(mask), split.to_unseen_labels(mask)
+    labels, seen, unseen = (split.to_labels(mask, side) for side in ("all", "seen", "unseen"))
     assert labels.dtype == seen.dtype == unseen.dtype == np.uint8
     assert set(seen.flat) - {VOID} == set(range(split.num_seen))
     assert set(unseen.flat) - {VOID} == set(range(split.num_seen, len(split.names)))
@@ -33,7 +35,7 @@ def test_labels_are_those_of_the_protocol_and_map_back(number, background):
 def test_an_auxiliary_background_is_trained_on_before_the_scored_classes(number):
     split, scored = Split.named(number, "auxiliary"), Split.named(number)
     assert (split.names, split.num_seen, split.mask_values) == (scored.names, scored.num_seen, scored.mask_values)
-    assert (split.num_auxiliary, split.num_trained_seen, split.background) == (1, 16, "auxiliary")
+    assert (split.num_auxiliary, split.trained.num_seen, split.background) == (1, 16, "auxiliary")
     assert split.trained == Split.named(number, "score") and scored.trained == scored
     mask = np.arange(21, dtype=np.uint8)
     np.testing.assert_array_equal(split.to_labels(mask), scored.to_labels(mask))  # evaluation ignores it
@@ -49,10 +51,14 @@ NUM_SEEN = {"spnet": 15, "spnet-val": 12, "coco-stuff": 156, "coco-stuff-val": 1
 NUM_SEEN |= {f"zs3-{n}": 21 - n for n in (2, 4, 6, 8, 10)} | {f"context-zs3-{n}": 60 - n for n in (2, 4, 6, 8, 10)}
 
 
+def facts_of(name) -> dict:
+    return json.loads((NAMED_SPLITS / f"{name}.json").read_text())
+
+
 @pytest.mark.parametrize("name", SPLITS)
 def test_named_splits_are_of_their_data_set(name):
     """Which classes are unseen stands in tests/golden.json too."""
-    facts, split = read_named_split(name), Split.named(name)
+    facts, split = facts_of(name), Split.named(name)
     classes = read_classes(NAMES / f"{facts['dataset']}.txt")
     assert set(split.unseen) == set(facts["unseen"]) and split.num_seen == NUM_SEEN.get(str(name), split.num_seen)
     assert (BACKGROUND in split.seen) is ("zs3" in str(name))
@@ -64,7 +70,7 @@ def test_the_folds_of_split_4_hold_out_its_seen_classes_once():
     held_out = [name for fold in ("4-val", "4-val-b", "4-val-c", "4-val-d") for name in Split.named(fold).unseen]
     assert len(held_out) == len(set(held_out)) == 12 and set(held_out) <= set(Split.named(4).seen)
     for fold in "bcd":
-        assert set(read_named_split(f"4-val-{fold}")["left_out"]) == set(Split.named(4).unseen)
+        assert set(facts_of(f"4-val-{fold}")["left_out"]) == set(Split.named(4).unseen)
 
 
 @pytest.mark.parametrize("number", range(1, 5))

@@ -93,5 +93,3 @@ def test_flips_and_rotations_are_drawn_over_their_range(resize):
     assert 8 < sum(drawn(flip, *halves, seed)[1][0, 0].item() for seed in range(40)) < 32
     void = [(drawn(training_transform(64, resize="square"), *halves, s)[1] == VOID).float().mean() for s in range(20)]
     assert min(void) < 0.03 and 0.04 < max(void) < 0.25
-    with pytest.raises(ValueError, match="square, crop"):
-        training_transform(64, resize="whole")

@@ -15,9 +15,8 @@ from dataset.voc import (
     TargetDataset,
     VOCFolder,
     check_datasets,
-    choose_source,
-    choose_target,
     evaluation_dataset,
+    showing,
     training_datasets,
 )
 from masks import read_values, write_values
@@ -44,12 +43,11 @@ def write_list(folder, content: bytes, name="train"):
 
 
 def test_the_first_default_list_that_exists_is_taken(folder):
+    assert folder.read_list() == IDS
     write_list(folder, b"both\n", "train_aug")
-    assert folder.read_list(None, ("train_aug", "train")) == ["both"]
-    assert folder.read_list(None, ("nothing", "train")) == IDS
-    assert folder.read_list("train", ("train_aug",)) == IDS  # a name given decides
+    assert folder.read_list() == ["both"] and folder.read_list("train") == IDS  # a name given decides
     (folder.root / "mine.list").write_text("unseen\n")
-    assert folder.read_list(str(folder.root / "mine.list"), ()) == ["unseen"]
+    assert folder.read_list(str(folder.root / "mine.list")) == ["unseen"]
 
 
 PUBLISHED = {
@@ -72,7 +70,7 @@ def test_lists_are_read_as_they_are_published(folder, text, names, encoding):
     for old, new in zip(("seen", "both"), names):
         folder.image_path(old).rename(folder.images / f"{new}.jpg")
     write_list(folder, text.format(*names).encode(encoding))
-    assert VOCFolder.open(folder.root).read_list(None, ("train",)) == list(names)
+    assert VOCFolder.open(folder.root).read_list() == list(names)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +83,7 @@ def test_lists_are_read_as_they_are_published(folder, text, names, encoding):
 def test_a_bad_list_is_named(folder, content, words):
     write_list(folder, content)
     with pytest.raises(UserError, match=re.escape(words)) as caught:
-        folder.read_list(None, ("train",))
+        folder.read_list()
     assert "train.txt" in str(caught.value)
 
 
@@ -104,7 +102,7 @@ def test_files_may_have_any_ending_and_masks_a_suffix(tmp_path, images):
     assert names == ["a.png", "b_mask.PNG", "e.tif", "none.png"]
     assert own.lists == tmp_path and own.masks == tmp_path / "masks"
     with pytest.raises(UserError, match=r"dataset\.prepare own"):
-        own.read_list(None, ("train",))
+        own.read_list()
 
 
 def test_the_only_folder_with_images_below_is_taken(tmp_path):
@@ -136,23 +134,25 @@ def test_colours_are_voc_s_or_those_of_a_labelmap(folder):
     assert (colours[0], colours[8], colours[1]) == ((9, 9, 9), (1, 2, 3), None)
 
 
-SHOWN = {"s": {0, 7}, "u": {0, 2}, "su": {2, 7}, "nothing": {0}, "void": set()}
+SHOWN = {"s": {0, 7}, "u": {0, 2}, "su": {2, 7}, "nothing": {0}, "void": set(), "?": None}
 
 
-def test_source_images_show_a_seen_class_and_target_images_an_unseen_one():
-    for background in ("ignore", "score", "auxiliary"):
-        assert choose_source(SHOWN | {"?": None}, Split.named(1, background)) == ["s", "su"]
-    assert choose_target(SHOWN, SPLIT, "unseen") == ["u", "su"]
-    assert choose_target(SHOWN | {"?": None}, SPLIT, "all") == [*SHOWN, "?"]
-
-
-def test_choices_that_can_not_be_made_say_why():
-    with pytest.raises(UserError, match=r"1 of 6 training images have no mask, \? first.*another protocol"):
-        choose_target(SHOWN | {"?": None}, SPLIT, "unseen")
+def test_images_are_chosen_by_what_they_show():
+    assert showing(SHOWN, SPLIT.seen_values, "a seen") == ["s", "su"]
+    assert showing(SHOWN, SPLIT.unseen_values, "an unseen") == ["u", "su"]
     with pytest.raises(UserError, match="no training image shows an unseen class"):
-        choose_target({"s": frozenset({7})}, SPLIT, "unseen")
-    with pytest.raises(UserError, match="no training image shows a seen class"):
-        choose_source({"u": frozenset({2}), "?": None}, SPLIT)
+        showing({"s": frozenset({7}), "?": None}, SPLIT.unseen_values, "an unseen")
+
+
+def test_source_images_show_a_seen_class_and_target_images_an_unseen_one(folder):
+    for background in ("ignore", "score", "auxiliary"):  # which all three show
+        source, target = training_datasets(folder.root, Split.named(1, background), nothing, "unseen", "all")
+        assert source.ids == ["seen", "both"] and target.ids == ["unseen", "both"]
+    shutil.copy(folder.image_path("seen"), folder.images / "new.jpg")
+    write_list(folder, b"seen\nunseen\nnew\n")
+    assert training_datasets(folder.root, SPLIT, nothing, "all", "all")[1].ids == ["seen", "unseen", "new"]
+    with pytest.raises(UserError, match=r"1 of 3 training images have no mask, new first.*another protocol"):
+        training_datasets(folder.root, SPLIT, nothing, "unseen", "all")
 
 
 def test_target_pixels_are_those_of_the_image_and_of_the_oracle_the_unseen_ones(folder):
