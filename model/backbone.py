@@ -22,7 +22,7 @@ from torchvision.models import WeightsEnum
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 from torchvision.ops import Conv2dNormActivation
 
-from model.weights import load_weights, read_weights
+from model.weights import read_weights
 from utils.errors import UserError
 
 IMAGENET_CLASSES = tuple(models.VGG16_Weights.IMAGENET1K_V1.meta["categories"])
@@ -263,7 +263,7 @@ def imagenet_head(name: str, weights: str = "imagenet") -> nn.Module:
 
 
 def _with_weights(name: str, weights: str, build: Callable[[nn.Module], nn.Module]) -> nn.Module:
-    """What `build` makes of the classifier's layers; the weights may lack those of other layers."""
+    """What `build` makes of the classifier's layers; weights of others, and batch norm's counters, may be missing."""
     try:
         network = ARCHITECTURES[name].classifier()
         state = None if weights == "none" else read_weights(weights, ARCHITECTURES[name].weights)
@@ -272,5 +272,12 @@ def _with_weights(name: str, weights: str, build: Callable[[nn.Module], nn.Modul
         raise UserError(f"--backbone {name} needs an optional package: {advice}") from error
     built = build(network)
     if state is not None:
-        load_weights(network, state, f"--backbone-weights {weights}", built)
+        needed = set(map(id, built.state_dict(keep_vars=True).values()))
+        for key, tensor in network.state_dict(keep_vars=True).items():
+            optional = id(tensor) not in needed or key.endswith("num_batches_tracked")
+            found = state.get(key, tensor if optional else None)
+            if found is None or found.shape != tensor.shape:
+                wanted = f"{key} of shape {tuple(tensor.shape)}"
+                raise UserError(f"--backbone-weights {weights} has no {wanted}: these are weights of another network")
+        network.load_state_dict(state, strict=False)
     return built

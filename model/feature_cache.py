@@ -17,14 +17,8 @@ class FeatureCache:
     """Keeps what a function makes of an image, by the image's content, in float32 whatever --amp says.
 
     An image is found again only if it is transformed in the same way each time: with `scale = [1, 1]` and
-    `rotation = 0`, with or without a flip. Several runs may share a folder.
-
-    Args:
-        root: where to keep them, one file an image.
-        trunk: the frozen network, whose weights are part of what a file is known by.
-
-    Raises:
-        UserError: if nothing can be written there.
+    `rotation = 0`, with or without a flip. Several runs may share a folder: the weights of `trunk`, the frozen network,
+    are part of what a file is known by. Raises `UserError` if nothing can be written to the folder `root`.
     """
 
     def __init__(self, root: Path, trunk: nn.Module):

@@ -16,11 +16,13 @@ from dataset.splits import VOID
 from model.upsampling import PixelLogits
 from utils.distributed import all_reduce_sum
 
+Logits = PixelLogits | torch.Tensor
+
 EPSILON = 1e-5
 """Keeps the bias loss finite where no probability is left for the unseen classes."""
 
 
-def cross_entropy(logits: PixelLogits | torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+def cross_entropy(logits: Logits, label: torch.Tensor) -> torch.Tensor:
     """CE = mean over labelled pixels of -log softmax of the label, a scalar; all K classes compete.
 
     `logits` are [N, K, H, W]; `label` are class indices, integers [N, H, W], of which `VOID` is left out.
@@ -33,7 +35,7 @@ def cross_entropy(logits: PixelLogits | torch.Tensor, label: torch.Tensor) -> to
     return _mean(block_sum, logits, label, label != VOID)
 
 
-def bias_loss(logits: PixelLogits | torch.Tensor, num_seen: int, valid: torch.Tensor) -> torch.Tensor:
+def bias_loss(logits: Logits, num_seen: int, valid: torch.Tensor) -> torch.Tensor:
     """B = mean over valid pixels of -log( sum over unseen c of softmax_c + 1e-5 ), a scalar.
 
     It moves probability from the seen to the unseen classes without saying to which of them. `logits` are [N, K, H, W],
@@ -48,9 +50,7 @@ def bias_loss(logits: PixelLogits | torch.Tensor, num_seen: int, valid: torch.Te
 
 
 @torch.no_grad()
-def pseudo_labels(
-    logits: PixelLogits | torch.Tensor, num_seen: int, valid: torch.Tensor, keep: float = 0.6, balanced: bool = False
-) -> torch.Tensor:
+def pseudo_labels(logits: Logits, num_seen: int, valid: torch.Tensor, keep=0.6, balanced=False) -> torch.Tensor:
     """The best unseen class of each pixel, kept where its logit is among the highest.
 
     Args:
@@ -71,13 +71,11 @@ def pseudo_labels(
     return torch.where(kept, unseen + num_seen, VOID)
 
 
-def _by_pixel(logits: PixelLogits | torch.Tensor) -> PixelLogits:
+def _by_pixel(logits: Logits) -> PixelLogits:
     return logits if isinstance(logits, PixelLogits) else PixelLogits(logits, *logits.shape[-2:])
 
 
-def _mean(
-    block_sum: Callable, logits: PixelLogits | torch.Tensor, pixels: torch.Tensor, counted: torch.Tensor
-) -> torch.Tensor:
+def _mean(block_sum: Callable, logits: Logits, pixels: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
     """The sum over this process's pixels, see `PixelLogits.sum_over_pixels`, divided by all processes' `counted`."""
     return _by_pixel(logits).sum_over_pixels(block_sum, pixels) / all_reduce_sum(counted.sum()).clamp(min=1)
 

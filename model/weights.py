@@ -1,19 +1,16 @@
-"""Published weights: state dicts from a file or a download, and their way into a network."""
+"""Published weights: state dicts from a file or a download."""
 
 import hashlib
 from collections.abc import Callable
 
 import torch
-from torch import nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 from torchvision.models import WeightsEnum
 
 from utils.errors import UserError
 
-State = dict[str, torch.Tensor]
 
-
-def read_weights(weights: str, published: WeightsEnum | Callable[[], str]) -> State:
+def read_weights(weights: str, published: WeightsEnum | Callable[[], str]) -> dict[str, torch.Tensor]:
     """The state dict that --backbone-weights names, without a surrounding "state_dict" or "model" and prefix "module.".
 
     Args:
@@ -46,27 +43,7 @@ def read_weights(weights: str, published: WeightsEnum | Callable[[], str]) -> St
     return state
 
 
-def load_weights(network: nn.Module, state: State, origin: str, part: nn.Module) -> None:
-    """Loads a state dict, which may hold more than the network's weights and lack batch norm's counters.
-
-    Args:
-        origin: where the state is from, for the message.
-        part: made of the network's layers; weights of other layers may be missing.
-
-    Raises:
-        UserError: for the first weight that is missing or has another shape.
-    """
-    needed = set(map(id, part.state_dict(keep_vars=True).values()))
-    for name, tensor in network.state_dict(keep_vars=True).items():
-        optional = id(tensor) not in needed or name.endswith("num_batches_tracked")
-        found = state.get(name, tensor if optional else None)
-        if found is None or found.shape != tensor.shape:
-            wanted = f"{name} of shape {tuple(tensor.shape)}"
-            raise UserError(f"{origin} has no {wanted}: these are weights of another network")
-    network.load_state_dict(state, strict=False)
-
-
-def sha256(state: State) -> str:
+def sha256(state: dict[str, torch.Tensor]) -> str:
     """Of the weights alone, not of their names."""
     digest = hashlib.sha256()
     for tensor in state.values():
