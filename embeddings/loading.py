@@ -283,10 +283,11 @@ def _agreement(rows: np.ndarray, known: Sequence[np.ndarray]) -> float:
 
 
 def imagenet_similarity(categories: Sequence[str], unseen: Sequence[str], limit: float) -> np.ndarray:
-    """Cosines between the names of an ImageNet classifier's categories and those of unseen classes, in shipped vectors.
+    """Cosines between the names of an ImageNet classifier's categories and unseen classes, in shipped vectors.
 
-    A category that can be an unseen class under another name is a row of zeros: one that shares a word with an unseen
-    class, or whose cosine with one is above `limit`. So is a category without a vector.
+    A class with "nearby" words in words.json is as near as the nearest of them. A category that can be an unseen class
+    under another name is a row of zeros: one that shares a word with an unseen class or its nearby words, or whose
+    cosine with the name of one is above `limit`. So is a category without a vector.
 
     Args:
         categories: the classifier's names, in the order of its scores.
@@ -298,13 +299,19 @@ def imagenet_similarity(categories: Sequence[str], unseen: Sequence[str], limit:
     """
     vectors = find_class_vectors(VOCABULARY, unseen)
     targets = unit_rows(np.stack([vectors[name] for name in unseen]))
-    excluded = {word for name in unseen for word in word_choices(name, False)[0]}
-    words = {category: [word.lower() for word in split_name(category)] for category in categories}
-    vectors = read_words(VOCABULARY, {word for group in words.values() for word in group})
-    similarity = np.zeros((len(categories), len(unseen)), np.float32)
-    for row, category in zip(similarity, categories):
-        present = [vectors[word] for word in words[category] if word in vectors]
-        if present and not excluded & set(words[category]):
-            cosine = targets @ unit_rows(average_vectors(present, category)[None])[0]
-            row[:] = cosine if cosine.max() <= limit else 0
-    return similarity
+    near = {fold_name(name): nearby for name, nearby in WORDS["nearby"].items()}
+    nearby = [near.get(fold_name(name), []) for name in unseen]
+    excluded = {word for name in unseen for word in word_choices(name, False)[0]}.union(*nearby)
+    words = [[word.lower() for word in split_name(category)] for category in categories]
+    table = read_words(VOCABULARY, {word for group in (*words, *nearby) for word in group})
+    rows = np.zeros((len(categories), targets.shape[1]))
+    for row, group in zip(rows, words):
+        present = [table[word] for word in group if word in table]
+        if present and not excluded & set(group):
+            row[:] = unit_rows(average_vectors(present, " ".join(group))[None])
+    rows[(rows @ targets.T).max(axis=1) > limit] = 0
+    groups = [
+        unit_rows(np.stack([table[word] for word in group])) if group else target[None]
+        for group, target in zip(nearby, targets)
+    ]
+    return np.stack([(rows @ group.T).max(axis=1) for group in groups], axis=1).astype(np.float32)

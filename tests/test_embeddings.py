@@ -345,6 +345,17 @@ def test_imagenet_similarity_leaves_out_the_unseen_classes_themselves():
     assert strict.max() <= 0
 
 
+def test_a_class_is_as_near_as_the_nearest_of_its_nearby_words():
+    categories = ["cowboy hat", "pot", "komondor"]
+    near = imagenet_similarity(categories, ["person", "potted plant", "dog"], limit=0.6)
+    table = loading.read_table(loading.VOCABULARY)
+    hat = unit_rows(sum(unit_rows(table[word][None]) for word in ("cowboy", "hat")))[0]
+    words = unit_rows(np.stack([table[word] for word in loading.WORDS["nearby"]["person"]]))
+    assert near[0, 0] == pytest.approx((words @ hat).max(), abs=1e-6)
+    assert near[0, 2] == pytest.approx(unit_rows(table["dog"][None])[0] @ hat, abs=1e-6)
+    assert (near[1:] == 0).all()  # a nearby word is left out too, it may be the class itself; no vector
+
+
 # Words beside a checkpoint's classes
 
 WORDS = ["cat", "dog", "zebra", "traffic", "light", "sofa"]
