@@ -1,10 +1,7 @@
-"""Evidence for unseen classes without a label of them: ImageNet's names, and a multiple-instance classifier.
+"""What the evidence for unseen classes is made of: ImageNet's names, clusters, and fitting by steps.
 
 ImageNet names come from ConSE (Norouzi et al., ICLR 2014): an image of a class that a classifier does not know lies, in
 the space of words, among the classes that it takes the image for. Here for every cell of the trunk's features.
-
-A multiple-instance classifier knows which class an image shows, and not where: a class's logit of the image is
-log mean exp over its cells (Pinheiro & Collobert, CVPR 2015). It learns to reject every cell of the other images.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,11 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-CHUNK = 8192
-"""Rows that are worked on at a time: copies of a whole data set's features would be gigabytes."""
-
-BATCH = 4096
-"""Cells a step, at most, of whatever is fitted by steps."""
+CHUNK = 8192  # rows that are worked on at a time: copies of a whole data set's features would be gigabytes
+BATCH = 4096  # cells a step, at most, of whatever is fitted by steps
 
 
 class ImageNetNames(nn.Module):
@@ -34,62 +28,14 @@ class ImageNetNames(nn.Module):
         super().__init__()
         standard = (similarity - similarity.mean(dim=0)) / similarity.std(dim=0).clamp(min=1e-6)
         weight = torch.exp(3 * standard)
-        self.register_buffer("similarity", similarity)
-        self.register_buffer("weight", weight / weight.mean(dim=0))
+        self.register_buffer("tables", torch.stack([similarity, weight / weight.mean(dim=0)], dim=1))  # [1000, 2, U]
 
     def forward(self, categories: torch.Tensor) -> torch.Tensor:
         """M categories and their probabilities, [P, 2 M] -> both forms, less their means over the classes, [P, 2 U]."""
         index, probability = categories.chunk(2, dim=1)
-
-        def mean(table: torch.Tensor) -> torch.Tensor:
-            return (table[index.long()] * probability[..., None]).sum(dim=1)
-
-        return torch.cat([centred(mean(self.similarity)), centred((mean(self.weight) + 1e-3).log())], dim=1)
-
-
-def centred(evidence: torch.Tensor) -> torch.Tensor:
-    """Evidence [P, U] less each row's mean."""
-    return evidence - evidence.mean(dim=1, keepdim=True)
-
-
-def log_mean_exp(logits: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """Logits of cells [N, P, U], of which `valid` (bool [N, P]) count -> logits of images [N, U]."""
-    total = logits.masked_fill(~valid[..., None], -1e4).logsumexp(dim=1)
-    return total - valid.sum(dim=1, keepdim=True).clamp(min=1).log()
-
-
-def fit_multiple_instance(
-    classifier: nn.Linear,
-    bags: tuple[torch.Tensor, torch.Tensor],
-    image_class: torch.Tensor,
-    negatives: tuple[torch.Tensor, torch.Tensor],
-    draw: torch.Generator,
-    steps: int,
-) -> None:
-    """Fits the multiple-instance classifier from zero: 16 images and as many rejected cells a step.
-
-    Args:
-        classifier: C -> U.
-        bags: features [N, P, C] of images and which of their cells are valid, bool [N, P].
-        image_class: int64 [N] in [0, U). Images are drawn by its count ** -0.5.
-        negatives: features [R, C] and the rows among them that show no unseen class, int64.
-        draw: of the images and cells.
-        steps: of the optimiser.
-    """
-    (features, valid), (rows, rejected) = bags, negatives
-    share = image_class.bincount(minlength=classifier.out_features).clamp(min=1).float().pow(-0.5)[image_class].cpu()
-    nn.init.zeros_(classifier.weight)
-    nn.init.constant_(classifier.bias, -3.0)  # most cells show no unseen class
-
-    def loss() -> torch.Tensor:
-        n = torch.multinomial(share, 16, replacement=True, generator=draw).to(features.device)
-        image = log_mean_exp(classifier(features[n].float()), valid[n])  # [16, U]
-        cells = rejected[torch.randint(len(rejected), (min(BATCH, len(rejected)),), generator=draw).to(rows.device)]
-        target = F.one_hot(image_class[n], image.shape[1]).float()
-        positive = F.binary_cross_entropy_with_logits(image, target, reduction="none").sum(dim=1).mean()
-        return positive + F.softplus(classifier(rows[cells].float())).sum(dim=1).mean()
-
-    fit_by_steps(classifier.parameters(), loss, steps, learning_rate=5e-3)
+        mean = (self.tables[index.long()] * probability[..., None, None]).sum(dim=1)
+        evidence = torch.stack([mean[:, 0], (mean[:, 1] + 1e-3).log()], dim=1)
+        return (evidence - evidence.mean(dim=2, keepdim=True)).flatten(1)
 
 
 def fit_by_steps(
@@ -118,7 +64,15 @@ def in_chunks(function: Callable[[torch.Tensor], torch.Tensor], features: torch.
 
 
 def mean_by_group(group: torch.Tensor, values: torch.Tensor, num_groups: int) -> torch.Tensor:
-    """Mean of `values` [P, ...] in each group (int64 [P]), [num_groups, ...]; 0 for an empty one."""
-    total = values.new_zeros(num_groups, *values.shape[1:]).index_add_(0, group, values)
-    size = group.bincount(minlength=num_groups).clamp(min=1)
-    return total / size.view(-1, *[1] * (values.dim() - 1))
+    """Mean of `values` [P, D] in each group (int64 [P]), [num_groups, D]; 0 for an empty one."""
+    total = values.new_zeros(num_groups, values.shape[1]).index_add_(0, group, values)
+    return total / group.bincount(minlength=num_groups).clamp(min=1)[:, None]
+
+
+def kmeans(points: torch.Tensor, num_clusters: int, iterations: int = 10) -> torch.Tensor:
+    """Spherical k-means: unit centroids [num_clusters, C] of unit points [P, C] in random order."""
+    centroids = points[torch.arange(num_clusters, device=points.device) % len(points)]
+    for _ in range(iterations):
+        nearest = (points @ centroids.T).argmax(dim=1)
+        centroids = F.normalize(mean_by_group(nearest, points, num_clusters), dim=1)
+    return centroids

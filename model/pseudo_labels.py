@@ -10,7 +10,6 @@ All is done once, before the first training step, on the cells of a coarse grid 
    each piece of evidence is to be trusted: a small network, the scorer, learns that.
 3. Labels. The scorer gives each cell the probability p that it shows the unseen class of its image. A pixel's label is
    drawn: that class with probability p, a known class c with (1 - p) p(c). So the mean loss is that of soft targets.
-   The draw is the same each time.
 
 It must be known which images show some unseen class (`--target-images unseen`); not where, and not which. Where every
 image that shows a seen class has source labels (`--complete-labels`), what a target image without labels shows besides
@@ -26,15 +25,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from model.backbone import Backbone
-from model.class_evidence import (
-    BATCH,
-    ImageNetNames,
-    fit_by_steps,
-    fit_multiple_instance,
-    in_chunks,
-    log_mean_exp,
-    mean_by_group,
-)
+from model.class_evidence import BATCH, ImageNetNames, fit_by_steps, in_chunks, kmeans, mean_by_group
 from utils.errors import UserError
 
 VOID = 255
@@ -42,13 +33,11 @@ GRID = 20  # cells a side that an image has at most: finer features are averaged
 CLUSTERS = 100
 NUM_EPISODES = 5
 CATEGORIES = 30  # of ImageNet's, that are kept of a cell
-SAMPLE = 60_000  # cells, drawn from all images, of which clusters and word evidence are made
-IMAGES_A_CLASS, CELLS_A_CLASS = 200, 20_000  # at most so many of a held-out class teach the scorer
-HIDDEN = 32  # units of the scorer
-PART_OF_MEAN = 0.75
-"""How much of a class's mean word evidence is removed. With all of it removed, every class is assigned as many
-images as the others, be it rare or not; with nothing removed, a class whose word is near to all others is
-assigned most (hubness). Chosen on held-out seen classes."""
+SAMPLE = 60_000  # cells, of which clusters are made
+IMAGES_A_CLASS, CELLS_A_CLASS = 200, 20_000  # of a held-out class, that teach the scorer
+PART_OF_MEAN = 0.6
+"""How much of a class's mean word evidence is removed: with all of it, rare classes are assigned as many images as
+common ones; with nothing, a class whose word is near to all others is assigned most (hubness)."""
 
 SCALE = 20.0  # length of a feature vector, for which the learning rates below are made
 
@@ -63,23 +52,15 @@ class Cells:
     target: torch.Tensor  # bool [N], the image shows an unseen class
     cluster: torch.Tensor  # int64 [N, P]
     categories: torch.Tensor  # float16 [N, P, 2 M]: the likeliest categories of ImageNet and their probabilities
-    size: tuple[int, int]  # h, w
 
     def __getitem__(self, images: torch.Tensor | slice) -> "Cells":
-        fields = (self.features, self.label, self.valid, self.target, self.cluster, self.categories)
-        return Cells(*(field[images] for field in fields), self.size)
+        return Cells(*(field[images] for field in vars(self).values()))
 
 
-def hold_out(cells: Cells, held_out: Sequence[int], num_known: int) -> Cells:
-    """The episode in which the classes `held_out` play the unseen ones: their cells are void, their images the target.
-
-    The other classes keep their order and are numbered from 0 without gaps.
-    """
-    number = torch.full((VOID + 1,), VOID)
-    kept = [c for c in range(num_known) if c not in held_out]
-    number[kept] = torch.arange(len(kept))
+def hold_out(cells: Cells, held_out: Sequence[int]) -> Cells:
+    """The episode in which the classes `held_out` play the unseen ones: void, and the images that show them targets."""
     shown = torch.isin(cells.label, torch.tensor(held_out, device=cells.label.device))
-    label = number.to(cells.label.device)[cells.label]
+    label = cells.label.masked_fill(shown, VOID)
     return replace(cells, label=label, valid=cells.label != VOID, target=shown.any(dim=1))
 
 
@@ -95,39 +76,23 @@ class Evidence(nn.Module):
 
     def __init__(self, channels: int, num_known: int, has_background: bool, names: ImageNetNames):
         super().__init__()
-        num_unseen = names.similarity.shape[1]
+        num_unseen = names.tables.shape[2]
         self.has_background, self.names = has_background, names
         self.known = nn.Linear(channels, num_known)
         self.objectness = nn.Linear(channels, 1)
         self.unseen = nn.Linear(channels, num_unseen)
         self.register_buffer("word_mean", torch.zeros(2 * num_unseen))
         self.register_buffer("word_std", torch.ones(2 * num_unseen))
-        self.register_buffer("log_ratio", torch.zeros(CLUSTERS))  # of a cluster's share of target and other images
         self.register_buffer("cluster_evidence", torch.zeros(CLUSTERS, num_unseen))
         self.register_buffer("evidence_scale", torch.ones(()))
         self.requires_grad_(False)
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
 
-    def fit(self, cells: Cells, sample: torch.Tensor, draw: torch.Generator) -> None:
-        """Fits all of it.
-
-        Args:
-            cells: of the task; cells of its unseen classes are void.
-            sample: int64 [S] in [0, N P), the cells of which means and deviations are taken.
-            draw: of the samples of each step.
-        """
+    def fit(self, cells: Cells, draw: torch.Generator) -> None:
+        """Fits all of it to a task, whose unseen classes are void; `draw` samples the cells and images of each step."""
         self._fit_known(cells, draw)
-        masks = [cells.valid & chosen[:, None] for chosen in (cells.target, ~cells.target)]
-        counts = [cells.cluster[mask].bincount(minlength=CLUSTERS).float() for mask in masks]
-        in_target, in_others = ((count / count.sum() + 1e-5).log() for count in counts)
-        self.log_ratio.copy_(in_target - in_others)
-        own = sample[masks[0].flatten()[sample]]
-        evidence = in_chunks(self.names, cells.categories.flatten(0, 1)[own])
-        self.word_mean.copy_(PART_OF_MEAN * evidence.mean(dim=0))
-        self.word_std.copy_(evidence.std(dim=0).clamp(min=1e-6))
-        evidence = ((evidence - self.word_mean) / self.word_std).chunk(2, dim=1)[0]
-        self.cluster_evidence.copy_(mean_by_group(cells.cluster.flatten()[own], evidence, CLUSTERS))
+        self._fit_words(cells[cells.target])
         self._fit_unseen(cells, draw)
 
     def _fit_known(self, cells: Cells, draw: torch.Generator) -> None:
@@ -136,17 +101,17 @@ class Evidence(nn.Module):
         A class is drawn as often as the root of its number of cells; half of a batch is background.
         """
         features, label = cells.features.flatten(0, 1), cells.label.flatten()
-        order, size = label.argsort(stable=True), min(BATCH, int((label != VOID).sum()))
-        count = label[label != VOID].bincount(minlength=self.known.out_features)
-        first = count.cumsum(0) - count  # place of each class in `order`
-        share = count.float().sqrt().cpu()
+        labelled = (label != VOID).nonzero()[:, 0]
+        count = label[labelled].bincount(minlength=self.known.out_features)
+        share = count.sqrt()
         if self.has_background:
             share[0] = share[1:].sum()
+        weight = (share / count.clamp(min=1))[label[labelled]].double().cumsum(dim=0)
 
         def loss() -> torch.Tensor:
-            y = torch.multinomial(share, size, replacement=True, generator=draw).to(label.device)
-            place = torch.rand(size, generator=draw, dtype=torch.float64).to(label.device)
-            x = features[order[first[y] + (place * count[y]).long()]].float()
+            place = weight[-1] * torch.rand(BATCH, generator=draw, dtype=torch.float64).to(weight.device)
+            rows = labelled[torch.searchsorted(weight, place).clamp(max=len(weight) - 1)]
+            x, y = features[rows].float(), label[rows]
             total = F.cross_entropy(self.known(x), y)
             if self.has_background:
                 total = total + F.binary_cross_entropy_with_logits(self.objectness(x)[:, 0], (y > 0).float())
@@ -154,74 +119,94 @@ class Evidence(nn.Module):
 
         fit_by_steps([*self.known.parameters(), *self.objectness.parameters()], loss, 300, learning_rate=1e-2)
 
-    def _fit_unseen(self, cells: Cells, draw: torch.Generator, num_rounds: int = 2, num_folds: int = 4) -> None:
-        """The multiple-instance classifier, on image classes assigned by cross-fitting.
+    def _fit_words(self, target: Cells) -> None:
+        """Mean and deviation of word evidence over the cells of target images, and its mean in each cluster."""
+        evidence = in_chunks(self.names, target.categories)[target.valid]
+        self.word_mean.copy_(PART_OF_MEAN * evidence.mean(dim=0))
+        self.word_std.copy_(evidence.std(dim=0).clamp(min=1e-6))
+        smooth = ((evidence - self.word_mean) / self.word_std).chunk(2, dim=1)[0]
+        self.cluster_evidence.copy_(mean_by_group(target.cluster[target.valid], smooth, CLUSTERS))
+        self.evidence_scale /= self.image_evidence(target).std().clamp(min=1e-6)
 
-        A first assignment by words alone is corrected by classifiers that were not fitted to the image itself, twice.
+    def _fit_unseen(self, cells: Cells, draw: torch.Generator) -> None:
+        """The multiple-instance classifier (Pinheiro & Collobert, CVPR 2015): it knows what an image shows, not where.
+
+        Image classes by words alone are corrected, twice, by classifiers that were not fitted to the image (4 folds).
         """
-        target = cells[cells.target]
-        rejected = (~cells.target[:, None] & cells.valid & (cells.label != VOID)).flatten().nonzero()[:, 0]
-        negatives = cells.features.flatten(0, 1), rejected
-        evidence = self.image_evidence(target)  # [T, U]
-        self.evidence_scale /= evidence.std().clamp(min=1e-6)
-        evidence, pooled = self.evidence_scale * evidence, torch.zeros_like(evidence)
-        image_class = evidence.argmax(dim=1)
-        fold = torch.arange(len(evidence), device=evidence.device) % num_folds
-        for _ in range(num_rounds):
-            for k in range(num_folds):
-                rest, own = fold != k, fold == k
+        images = cells.target.nonzero()[:, 0]
+        evidence = self.image_evidence(cells[images])  # [T, U]
+        pooled, image_class = torch.zeros_like(evidence), evidence.argmax(dim=1)
+        fold = torch.arange(len(images), device=images.device) % 4
+        for _ in range(2):
+            for rest, own in ((fold != k, fold == k) for k in range(4)):
                 if rest.any() and own.any():
-                    bags = target.features[rest], target.valid[rest]
-                    fit_multiple_instance(self.unseen, bags, image_class[rest], negatives, draw, steps=150)
-                    pooled[own] = log_mean_exp(in_chunks(self.unseen, target.features[own]), target.valid[own])
+                    self._fit_bags(cells, images[rest], image_class[rest], draw, steps=150)
+                    pooled[own] = self._image_logits(cells[images[own]])
             image_class = (pooled + evidence).argmax(dim=1)
-        fit_multiple_instance(self.unseen, (target.features, target.valid), image_class, negatives, draw, steps=300)
+        self._fit_bags(cells, images, image_class, draw, steps=300)
+
+    def _fit_bags(
+        self, cells: Cells, images: torch.Tensor, image_class: torch.Tensor, draw: torch.Generator, steps: int
+    ):
+        """From zero: a step takes 16 of `images`, by the count ** -0.5 of their class, and 1,024 cells of others."""
+        share = image_class.bincount().clamp(min=1).float().pow(-0.5)[image_class].cpu()
+        others = (~cells.target).nonzero()[:, 0]
+        nn.init.zeros_(self.unseen.weight)
+        nn.init.constant_(self.unseen.bias, -3.0)  # most cells show no unseen class
+
+        def loss() -> torch.Tensor:
+            n = torch.multinomial(share, 16, replacement=True, generator=draw).to(images.device)
+            image = self._image_logits(cells[images[n]])  # [16, U]
+            answer = F.one_hot(image_class[n], image.shape[1]).float()
+            positive = F.binary_cross_entropy_with_logits(image, answer, reduction="none").sum(dim=1).mean()
+            row = others[torch.randint(len(others), (BATCH // 4,), generator=draw).to(others.device)]
+            column = torch.randint(cells.label.shape[1], (BATCH // 4,), generator=draw).to(others.device)
+            rejected = F.softplus(self.unseen(cells.features[row, column].float())).sum(dim=1)
+            labelled = cells.label[row, column] != VOID
+            return positive + (rejected * labelled).sum() / labelled.sum().clamp(min=1)
+
+        fit_by_steps(self.unseen.parameters(), loss, steps, learning_rate=5e-3)
 
     def image_evidence(self, cells: Cells) -> torch.Tensor:
-        """How well each unseen class fits, by words, the cells of an image that are likely to show one, [N, U].
+        """How well each unseen class fits, by words, the cells of an image that look like no known class, [N, U].
 
         A cell's own evidence finds rare classes; that of its cluster, of weight 4, is less noisy.
         """
-        known = in_chunks(lambda x: self.known(x).softmax(dim=-1).amax(dim=-1, keepdim=True), cells.features)[..., 0]
-        weight = cells.valid * torch.sigmoid((self.log_ratio[cells.cluster] + torch.log(1 - known + 1e-3)) / 2)
+        known = in_chunks(lambda x: self.known(x).softmax(dim=-1).amax(dim=-1, keepdim=True), cells.features)
+        weight = cells.valid[..., None] * (1 - known + 1e-3)  # [N, P, 1]
         own = (in_chunks(self.names, cells.categories) - self.word_mean) / self.word_std  # [N, P, 2 U]
         evidence = own.chunk(2, dim=-1)[1] + 4 * self.cluster_evidence[cells.cluster]  # [N, P, U]
-        total = (evidence * weight[..., None]).sum(dim=1)
-        return self.evidence_scale * total / weight.sum(dim=1, keepdim=True).clamp(min=1e-6)
+        return self.evidence_scale * (evidence * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1e-6)
+
+    def _image_logits(self, cells: Cells) -> torch.Tensor:
+        logits = in_chunks(self.unseen, cells.features).masked_fill(~cells.valid[..., None], -1e4)
+        return logits.logsumexp(dim=1) - cells.valid.sum(dim=1, keepdim=True).clamp(min=1).log()
 
     def image_class(self, cells: Cells) -> torch.Tensor:
         """The unseen class that each image is assigned, int64 [N] in [0, U)."""
-        pooled = log_mean_exp(in_chunks(self.unseen, cells.features), cells.valid)
-        return (pooled + self.image_evidence(cells)).argmax(dim=1)
+        return (self._image_logits(cells) + self.image_evidence(cells)).argmax(dim=1)
 
     def cell_features(self, cells: Cells, image_class: torch.Tensor) -> torch.Tensor:
-        """What the scorer knows of each cell and its image's class (int64 [N]), [N, P, `NUM_FEATURES`]."""
+        """What the scorer knows of each cell and its image's class (int64 [N]), [N, P, 3].
 
-        def of_class(values: torch.Tensor) -> torch.Tensor:
-            return values.gather(2, image_class[:, None, None].expand(*values.shape[:2], 1))[..., 0]
+        Objectness, the multiple-instance classifier's logit and the word evidence of the cell's cluster.
+        """
+        index = image_class[:, None, None].expand(*cells.label.shape, 1)
+        unseen = in_chunks(self.unseen, cells.features).gather(2, index)
+        words = self.cluster_evidence[cells.cluster].gather(2, index)
+        return torch.cat([in_chunks(self.objectness, cells.features), unseen, words], dim=-1)
 
-        objectness = in_chunks(self.objectness, cells.features)[..., 0]
-        unseen = of_class(in_chunks(self.unseen, cells.features))
-        return torch.stack([objectness, unseen, of_class(self.cluster_evidence[cells.cluster])], dim=-1)
+    def answers(self, cells: Cells, truth: torch.Tensor, c: int, draw: torch.Generator) -> tuple[torch.Tensor, ...]:
+        """Cell features [R, 3] of images that show unseen class c, and whether the cell does, bool [R].
 
-
-NUM_FEATURES = 3
-
-
-def fit_scorer(scorer: nn.Sequential, answers: list[tuple[torch.Tensor, torch.Tensor]], draw: torch.Generator) -> None:
-    """Fits features [R, F] to answers, bool [R], of several classes, each drawn as often as the others."""
-    x, y = (torch.cat(parts) for parts in zip(*answers))
-    weight = torch.cat([torch.full((len(part),), 1 / max(1, len(part)), dtype=torch.float64) for _, part in answers])
-    share = weight.cumsum(0)
-    scorer[0].train()  # mean and deviation of the features
-
-    def loss() -> torch.Tensor:
-        place = torch.rand(min(BATCH // 2, len(x)), generator=draw, dtype=torch.float64) * share[-1]
-        rows = torch.searchsorted(share, place).clamp(max=len(x) - 1).to(x.device)
-        return F.binary_cross_entropy_with_logits(scorer(x[rows])[:, 0], y[rows].float())
-
-    fit_by_steps(scorer.parameters(), loss, steps=400, learning_rate=3e-3)
-    scorer.eval()
+        `truth`, bool [N, P], is where images show it: an episode knows it of its held-out classes.
+        """
+        images = truth.any(dim=1).nonzero()[:, 0]
+        images = images[torch.randperm(len(images), generator=draw)[:IMAGES_A_CLASS].to(images.device)]
+        cells = cells[images]
+        x = self.cell_features(cells, torch.full_like(images, c))[cells.valid]
+        chosen = torch.randint(len(x), (CELLS_A_CLASS,), generator=draw).to(x.device)
+        return x[chosen], truth[images][cells.valid][chosen]
 
 
 class EpisodePseudoLabeler(nn.Module):
@@ -253,9 +238,8 @@ class EpisodePseudoLabeler(nn.Module):
         self.register_buffer("centroids", torch.zeros(CLUSTERS, channels))
         self.evidence = Evidence(channels, num_known, has_background, ImageNetNames(imagenet[1](self.unseen)))
         self.scorer = nn.Sequential(  # features of a cell -> logit of "it shows the unseen class of its image"
-            nn.BatchNorm1d(NUM_FEATURES, affine=False, momentum=None),
-            nn.Linear(NUM_FEATURES, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1),
-        )  # fmt: skip
+            nn.BatchNorm1d(3, affine=False, momentum=None), nn.Linear(3, 32), nn.ReLU(), nn.Linear(32, 1)
+        )
         self.requires_grad_(False).eval()
 
     @torch.no_grad()
@@ -273,46 +257,51 @@ class EpisodePseudoLabeler(nn.Module):
         looks = [list(self._look(batches)) for batches in (target, shared, others)]
         if not looks[2]:
             raise UserError(
-                "--pseudo-labels episodes needs training images that show no unseen class: give --target-images unseen"
+                "--pseudo-labels episodes needs images without an unseen class: give --target-images unseen"
             )
         num_target, num_shared, _ = (sum(len(valid) for *_, valid in part) for part in looks)
         raw, label, valid = (torch.cat(parts) for parts in zip(*chain(*looks)))
         del looks
         draw = torch.Generator().manual_seed(0)
-        sample = valid.flatten().nonzero()[:, 0]
-        sample = sample[torch.randperm(len(sample), generator=draw)[:SAMPLE].to(sample.device)]
-        sampled = raw.flatten(0, 2)[sample].float()
-        self.feature_mean.copy_(sampled.mean(dim=0))
-        self.feature_std.copy_(sampled.std(dim=0).clamp(min=1e-6))
-        self.centroids.copy_(kmeans(self._normalise(sampled), CLUSTERS))
-        del sampled
+        rows = valid.flatten().nonzero()[:, 0]
+        sample = raw.flatten(0, 2)[rows[torch.randperm(len(rows), generator=draw)[:SAMPLE].to(rows.device)]].float()
+        self.feature_mean.copy_(sample.mean(dim=0))
+        self.feature_std.copy_(sample.std(dim=0).clamp(min=1e-6))
+        self.centroids.copy_(kmeans(self._normalise(sample), CLUSTERS))
         cells = self._cells(raw, label, valid)
         with torch.random.fork_rng(devices=[]):  # for the scorer's initial weights
             torch.manual_seed(0)
-            first = num_target * cells.label.shape[1]  # cells of the images that have labels follow
-            self._fit_scorer(cells[num_target:], sample[sample >= first] - first, draw)
+            self._fit_scorer(cells[num_target:], draw)
             cells.target[:num_target] = True
             cells.valid[num_target : num_target + num_shared] = False  # targets again: only their labels count
-            self.evidence.load_state_dict(self._fit_evidence(cells, self.unseen, sample, draw).state_dict())
+            self.evidence.load_state_dict(self._fit_evidence(cells, self.unseen, draw).state_dict())
 
-    def _fit_scorer(self, source: Cells, sample: torch.Tensor, draw: torch.Generator) -> None:
-        """Episodes on source images, and the scorer on their answers; `sample` and `draw` as in `Evidence.fit`."""
+    def _fit_scorer(self, source: Cells, draw: torch.Generator) -> None:
+        """Episodes on source images, and the scorer on their answers."""
         seen, answers = list(range(self.has_background, self.num_known)), []
         for held_out in (seen[j::NUM_EPISODES] for j in range(min(NUM_EPISODES, len(seen)))):
-            episode = hold_out(source, held_out, self.num_known)
+            episode = hold_out(source, held_out)
             if episode.target.any() and not episode.target.all():
-                evidence = self._fit_evidence(episode, held_out, sample, draw)
-                answers += [learn_from(evidence, episode, source.label == c, n, draw) for n, c in enumerate(held_out)]
+                evidence = self._fit_evidence(episode, held_out, draw)
+                truths = [source.label == c for c in held_out]
+                answers += [evidence.answers(episode, truth, n, draw) for n, truth in enumerate(truths) if truth.any()]
         if not answers:
             raise UserError("--pseudo-labels episodes needs images that show different seen classes: give more images")
-        fit_scorer(self.scorer, answers, draw)
+        x, y = (torch.cat(parts) for parts in zip(*answers))
 
-    def _fit_evidence(self, cells: Cells, unseen: list[int], sample: torch.Tensor, draw: torch.Generator) -> Evidence:
-        """The evidence of the task in which `unseen` are the unseen classes; arguments as in `Evidence.fit`."""
-        num_known = self.num_known - sum(c < self.num_known for c in unseen)
+        def loss() -> torch.Tensor:
+            rows = torch.randint(len(x), (BATCH // 2,), generator=draw).to(x.device)
+            return F.binary_cross_entropy_with_logits(self.scorer(x[rows])[:, 0], y[rows].float())
+
+        self.scorer.train()  # mean and deviation of the features
+        fit_by_steps(self.scorer.parameters(), loss, steps=400, learning_rate=3e-3)
+        self.scorer.eval()
+
+    def _fit_evidence(self, cells: Cells, unseen: list[int], draw: torch.Generator) -> Evidence:
+        """The evidence of the task in which `unseen` are the unseen classes."""
         names = ImageNetNames(self.imagenet[1](unseen))
-        evidence = Evidence(cells.features.shape[2], num_known, self.has_background, names).to(sample.device)
-        evidence.fit(cells, sample, draw)
+        evidence = Evidence(cells.features.shape[2], self.num_known, self.has_background, names).to(cells.label.device)
+        evidence.fit(cells, draw)
         return evidence
 
     @torch.no_grad()
@@ -325,13 +314,13 @@ class EpisodePseudoLabeler(nn.Module):
             may_show_seen: bool [N]; an image for which it is false shows background and its unseen class alone.
         """
         (look,) = self._look([(image, valid)])
-        cells = self._cells(*look)
+        size, cells = look[1].shape[1:], self._cells(*look)
         image_class = self.evidence.image_class(cells)  # [N]
         logit = in_chunks(self.scorer, self.evidence.cell_features(cells, image_class))  # [N, P, 1]
         posterior = in_chunks(self.evidence.known, cells.features).softmax(dim=-1)
 
         def to_pixels(values: torch.Tensor, mode: str) -> torch.Tensor:
-            return F.interpolate(values.float().view(-1, 1, *cells.size), size=image.shape[-2:], mode=mode)[:, 0]
+            return F.interpolate(values.float().view(-1, 1, *size), size=image.shape[-2:], mode=mode)[:, 0]
 
         draw = torch.Generator().manual_seed(0)  # the same thresholds for each image, whatever is in its batch
         cell_draw = torch.rand(logit.shape[1], 1, generator=draw).to(image.device)
@@ -356,14 +345,15 @@ class EpisodePseudoLabeler(nn.Module):
             size = [min(side, GRID) for side in features.shape[-2:]]
             features = F.adaptive_avg_pool2d(features.float(), size).permute(0, 2, 3, 1).half().contiguous()
             cells = F.interpolate(marks.to(image.device)[:, None].float(), size=size, mode="nearest-exact")[:, 0].long()
-            if marks.dtype == torch.bool:
-                yield features, torch.full_like(cells, VOID), cells > 0
-            else:
-                yield features, cells, cells != VOID
+            labelled = marks.dtype != torch.bool
+            yield (
+                features,
+                cells if labelled else torch.full_like(cells, VOID),
+                (cells != VOID) if labelled else cells > 0,
+            )
 
     def _cells(self, features: torch.Tensor, label: torch.Tensor, valid: torch.Tensor) -> Cells:
         """Cells of what `_look` gives; it overwrites the features, of which a copy could be gigabytes."""
-        size = label.shape[1:]
         features, label, valid = features.flatten(1, 2), label.flatten(1), valid.flatten(1)
         categories = in_chunks(self._likeliest_categories, features)
         cluster = torch.empty_like(label)
@@ -371,7 +361,7 @@ class EpisodePseudoLabeler(nn.Module):
             unit = self._normalise(features[n].float())
             cluster[n] = (unit @ self.centroids.T).argmax(dim=-1)
             features[n] = SCALE * unit
-        return Cells(features, label, valid, torch.zeros_like(valid[:, 0]), cluster, categories, tuple(size))
+        return Cells(features, label, valid, torch.zeros_like(valid[:, 0]), cluster, categories)
 
     def _likeliest_categories(self, features: torch.Tensor) -> torch.Tensor:
         """Raw features [R, C] -> input of `ImageNetNames`, float16 [R, 2 M]."""
@@ -380,32 +370,3 @@ class EpisodePseudoLabeler(nn.Module):
 
     def _normalise(self, features: torch.Tensor) -> torch.Tensor:
         return F.normalize((features - self.feature_mean) / self.feature_std, dim=-1)
-
-
-def learn_from(
-    evidence: Evidence, episode: Cells, truth: torch.Tensor, held_out: int, draw: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cell features [R, F] and answers, bool [R], of some images that show the episode's unseen class `held_out`.
-
-    `truth` (bool [N, P]) is where the images of the episode show it.
-    """
-    images = truth.any(dim=1).nonzero()[:, 0]
-    images = images[torch.randperm(len(images), generator=draw)[:IMAGES_A_CLASS].to(images.device)]
-    cells = episode[images]
-    x = evidence.cell_features(cells, torch.full_like(images, held_out))[cells.valid]
-    chosen = torch.randperm(len(x), generator=draw)[:CELLS_A_CLASS].to(x.device)
-    return x[chosen], truth[images][cells.valid][chosen]
-
-
-def kmeans(points: torch.Tensor, num_clusters: int, iterations: int = 10) -> torch.Tensor:
-    """Spherical k-means: unit centroids [num_clusters, C] of unit points [P, C] in random order.
-
-    Of fewer points than clusters some are taken more than once.
-    """
-    centroids = points[torch.arange(num_clusters, device=points.device) % len(points)]
-    for _ in range(iterations):
-        nearest = (points @ centroids.T).argmax(dim=1)
-        total = torch.zeros_like(centroids).index_add_(0, nearest, points)
-        empty = total.norm(dim=1, keepdim=True) < 1e-6
-        centroids = torch.where(empty, centroids, F.normalize(total, dim=1))
-    return centroids
