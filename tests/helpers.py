@@ -21,20 +21,11 @@ ROOT = Path(__file__).resolve().parents[1]
 STAGES = {1: train_split_lambda, 2: train_st_split}
 
 QUICK = {
-    "--split": "1",
-    "--backbone": "small",
-    "--backbone-weights": "none",
-    "--embedding": "glove",
-    "--restore-from-where": "pretrained",
-    "--input-size": "32",
-    "--batch-size": "3",
-    "--max-steps": "3",
-    "--learning-rate": "0.01",
-    "--num-workers": "0",
-    "--device": "cpu",
-}
-"""The flags of a run that takes a second."""
-
+    "split": 1, "backbone": "small", "backbone_weights": "none", "embedding": "glove", "device": "cpu",
+    "restore_from_where": "pretrained", "input_size": 32, "batch_size": 3, "max_steps": 3, "learning_rate": 0.01,
+    "num_workers": 0,
+}  # fmt: skip
+"""The settings of a run that takes a second."""
 
 SHORT = {"input_size": 16, "batch_size": 2, "target_batch_size": 1, "evaluate_every": 0}
 """Settings of the shortest steps, together with `tiny_network`."""
@@ -42,10 +33,9 @@ SHORT = {"input_size": 16, "batch_size": 2, "target_batch_size": 1, "evaluate_ev
 
 def arguments(data: Path, output: Path, *flags, **changes) -> list[str]:
     """A quick run's command line; `max_steps=6` gives --max-steps 6, None leaves a flag out."""
-    chosen = QUICK | {"--data-path": data, "--output-dir": output}
-    chosen |= {"--" + name.strip("_").replace("_", "-"): value for name, value in changes.items()}
-    pairs = [[name, str(value)] for name, value in chosen.items() if value is not None]
-    return [*(text for pair in pairs for text in pair), *map(str, flags)]
+    chosen = QUICK | {"data_path": data, "output_dir": output} | changes
+    names = {name: "--" + name.strip("_").replace("_", "-") for name, value in chosen.items() if value is not None}
+    return [*(text for name in names for text in (names[name], str(chosen[name]))), *map(str, flags)]
 
 
 def train(stage: int, data: Path, output: Path, *flags, draws: bool = False, **changes) -> Path:
@@ -53,7 +43,7 @@ def train(stage: int, data: Path, output: Path, *flags, draws: bool = False, **c
 
     The images of an evaluation, which take most of its time, are drawn only if `draws`.
     """
-    folder = output / f"split{changes.get('split', QUICK['--split'])}" / f"stage{stage}"
+    folder = output / f"split{changes.get('split', QUICK['split'])}" / f"stage{stage}"
     if changes.get("restore_from_where") != "continue":
         (folder / "latest.pth").unlink(missing_ok=True)
     with contextlib.nullcontext() if draws else mock.patch.object(Trainer, "_draw", return_value={}):
@@ -144,8 +134,5 @@ plain_network = partial(tiny_network, norm=False, dropout=0.0)
 
 def use_network(build, patch=None) -> None:
     """Lets `--backbone small` build this network; `patch` is pytest's monkeypatch, None leaves it so."""
-    entry = backbone.Architecture(lambda network: build(), head=backbone.ARCHITECTURES["small"].head)
-    if patch is None:
-        backbone.ARCHITECTURES["small"] = entry
-    else:
-        patch.setitem(backbone.ARCHITECTURES, "small", entry)
+    entry = backbone.ARCHITECTURES["small"]._replace(build=lambda network: build())
+    (patch or pytest.MonkeyPatch()).setitem(backbone.ARCHITECTURES, "small", entry)

@@ -1,15 +1,10 @@
 """The values of a short run of each script are those of tests/golden.json."""
 
-import importlib.util
 import json
 
 import pytest
 
 from golden import VALUES, compute
-
-needs_package = pytest.mark.skipif(
-    importlib.util.find_spec("efficientnet_lite_pytorch") is None, reason="needs requirements-extra.txt"
-)
 
 
 def flat(values, where: str = "") -> dict:
@@ -20,8 +15,8 @@ def flat(values, where: str = "") -> dict:
     return {path: value for name, part in parts for path, value in flat(part, f"{where}/{name}").items()}
 
 
-@needs_package
 def test_short_runs_give_the_golden_values(tmp_path):
+    pytest.importorskip("efficientnet_lite_pytorch", reason="needs requirements-extra.txt")
     found, expected = flat(json.loads(json.dumps(compute(tmp_path)))), flat(json.loads(VALUES.read_text()))
     assert found.keys() == expected.keys()
     for path, value in expected.items():  # floats to a relative 1e-4, which another order of sums needs

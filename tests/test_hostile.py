@@ -212,6 +212,7 @@ HOSTILE = [
     ("flag that is no number", stage2, flags("--keep", "nan"), ["--keep", "number"]),
     ("device unknown", evaluation, flags("--device", "banana"), ["--device banana", "cpu"]),
     ("cache without a frozen backbone", stage1, flags("--cache-features", "x"), ["--cache-features", "--freeze"]),
+    ("cache below a file", stage1, flags("--freeze-backbone", "--cache-features", lambda p: p.list / "x"), ["{list}"]),
     ("weights that run code", stage1, trapped_weights, ["{latest}", "can't be read"]),
     ("data not there", stage1, flags("--data-path", "nowhere"), ["--data-path nowhere", "DATA_PATH.md"]),
     ("output below a file", stage1, flags("--output-dir", lambda p: p.list / "runs"), ["--output-dir", "{list}"]),
