@@ -22,43 +22,32 @@ from utils.errors import UserError, atomic_write, one_line_errors, write_text
 from .loading import VOCABULARY, find_class_vectors, read_names, read_words
 
 
-def get_parser() -> Parser:
-    parser = Parser(prog="python -m embeddings.build", description=__doc__)
-    parser.add_argument(
-        "--source", type=Path, default=VOCABULARY, metavar="FILE",
-        help="word2vec .bin, fastText .vec, GloVe .txt (each also .gz), or a table (default: the shipped words)",
-    )  # fmt: skip
-    names = parser.add_mutually_exclusive_group()
-    names.add_argument("--classes", type=Path, metavar="FILE", help="class names, one a line (default: VOC's)")
-    names.add_argument(
-        "--vocabulary", type=Path, metavar="FILE", help="words, one a line: make a word file of them, not a class table"
-    )
-    parser.add_argument("--licence", metavar="TEXT", help="the licence of the vectors, for the record")
-    parser.add_argument(
-        "--output", type=Path, required=True, metavar="NAME", help="write NAME.npy, NAME.json and the list of names"
-    )
-    return parser
-
-
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
-    args = get_parser().parse_args(argv)
+    parser = Parser(prog="python -m embeddings.build", description=__doc__)
+    # fmt: off
+    parser.add_argument("--source", type=Path, default=VOCABULARY, metavar="FILE", help="word2vec .bin, fastText .vec, "
+                        "GloVe .txt (each also .gz), or a table (default: the shipped words)")
+    given = parser.add_mutually_exclusive_group()
+    given.add_argument("--classes", type=Path, default=NAMES / "voc.txt", metavar="FILE",
+                       help="class names, one a line (default: VOC's)")
+    given.add_argument("--vocabulary", type=Path, metavar="FILE",
+                       help="words, one a line: make a word file of them, not a class table")
+    parser.add_argument("--licence", metavar="TEXT", help="the licence of the vectors, for the record")
+    parser.add_argument("--output", type=Path, required=True, metavar="NAME",
+                        help="write NAME.npy, NAME.json and the list of names")
+    # fmt: on
+    args = parser.parse_args(argv)
     if not args.output.name:
         raise UserError(f"--output {args.output}: no name: give one, as in embeddings/word2vec")
-    stem = args.output.name.removesuffix(".npy")
-    output, record_path = (args.output.with_name(stem + ending) for ending in (".npy", ".json"))
-    given, kind = args.vocabulary or args.classes, "words" if args.vocabulary else "classes"
-    listing = output.with_name(f"{kind}.txt")
-    names = read_names(given or NAMES / "voc.txt")
+    output = args.output.with_name(args.output.name.removesuffix(".npy") + ".npy")
+    kind = "words" if args.vocabulary else "classes"
+    listing, names = output.with_name(f"{kind}.txt"), read_names(args.vocabulary or args.classes)
     if listing.exists() and read_names(listing) != names:
         raise UserError(f"{listing}: lists other names for tables that are there: choose another folder in --output")
-    if args.vocabulary:
-        vectors = read_words(args.source, names)
-        missing = [name for name in names if name not in vectors]
-        if missing:
-            raise UserError(f"{args.source}: no vector for {', '.join(missing)}: leave them out of {given}")
-    else:
-        vectors = find_class_vectors(args.source, names)
+    vectors = (read_words if args.vocabulary else find_class_vectors)(args.source, names)
+    if missing := ", ".join(name for name in names if name not in vectors):
+        raise UserError(f"{args.source}: no vector for {missing}: leave them out of {args.vocabulary}")
     rows = np.stack([vectors[name] for name in names]).astype(np.float32)
     with args.source.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -70,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_text(listing, "\n".join(names) + "\n")
     with atomic_write(output) as path, path.open("wb") as file:
         np.save(file, rows)
-    write_text(record_path, json.dumps(record, indent=2) + "\n")
+    write_text(output.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
     print(f"{output}: {len(names)} {kind}, {rows.shape[1]} dimensions")
     return 0
 

