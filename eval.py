@@ -36,17 +36,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     data, model = parser.add_argument_group("data"), parser.add_argument_group("network")
     output, running = parser.add_argument_group("output"), parser.add_argument_group("running")
     # fmt: off
-    data.add_argument("--data-path", type=Path, default=Path("data/VOCdevkit/VOC2012"), metavar="FOLDER",
-                      help="folder in VOC layout, see DATA_PATH.md")
+    add_settings(data, ["data_path"])
     data.add_argument("--list", metavar="LIST", help="evaluation images: a list of ImageSets/Segmentation or a text "
                       "file (default: val)")
     model.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help="latest.pth or best.pth of a run")
     model.add_argument("--split", type=split_name, choices=SPLITS, metavar="SPLIT",
                        help="refuse a checkpoint of another split")
-    model.add_argument("--calibration", type=fraction, metavar="GAMMA",
-                       help="subtract GAMMA from the softmax of the seen classes; 0: off (default: the setting that "
-                       "the checkpoint was trained with, which is 0 unless it says so). Choose it on a validation "
-                       "split such as 1-val, where seen classes play the unseen ones, never by what is reported")
+    model.add_argument("--calibration", type=fraction, metavar="GAMMA", help="subtract GAMMA from the softmax of the "
+                       "seen classes (default: as the checkpoint was trained, else 0). Choose it on a validation split "
+                       "such as 1-val, where seen classes play the unseen ones, never by what is reported")
     model.add_argument("--longest-side", type=number(int, MIN_SIDE), default=LONGEST_SIDE, metavar="PIXELS",
                        help="larger images are resized to this for the network, and the result back to full size")
     model.add_argument("--scales", type=positive, nargs="+", default=[1.0], metavar="SCALE",
@@ -69,8 +67,8 @@ def save_predictions(folder: Path, dataset: EvaluationDataset, split: Split, *ba
         prediction = split.to_mask(classes.cpu().numpy())
         save_index_png(prediction, folder / "masks" / name)
         masks = {"label": split.to_mask(label.cpu().numpy()), "prediction": prediction}
-        row = image.permute(1, 2, 0).cpu().numpy(), masks
-        save_image(contact_sheet([row], title=Path(name).stem, **split.drawing), folder / "overlays" / name)
+        rows = [(image.permute(1, 2, 0).cpu().numpy(), masks)]
+        save_image(contact_sheet(rows, title=Path(name).stem, **split.drawing), folder / "overlays" / name)
 
 
 @one_line_errors
@@ -78,13 +76,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     connect()
     device = choose_device(args.device, args.deterministic)
-    if args.save_dir is not None:
+    if args.save_dir:
         check_writable(args.save_dir, f"--save-dir {args.save_dir}")
-    if args.json is not None:
+    if args.json:
         check_writable(args.json.parent, f"--json {args.json}")
-
     model, split, checkpoint = load_segmenter(args.checkpoint)
-    if args.split is not None:
+    if args.split:
         check_settings(args.checkpoint, checkpoint["metadata"], {"split": args.split}, ["split"])
     dataset = evaluation_dataset(args.data_path, split, args.list)
     check_datasets(dataset)
@@ -92,17 +89,15 @@ def main(argv: list[str] | None = None) -> int:
     model.to(device)
     if args.calibration is None:
         args.calibration = checkpoint["settings"]["calibration"]
+    views = {name: getattr(args, name) for name in ("longest_side", "scales", "flip", "edges")}
+    save = partial(save_predictions, args.save_dir, dataset, split) if args.save_dir else None
     metrics = ZeroShotMetrics(split.names, split.num_seen)
-    views = {"longest_side": args.longest_side, "scales": args.scales, "flip": args.flip, "edges": args.edges}
-    save = None if args.save_dir is None else partial(save_predictions, args.save_dir, dataset, split)
     result = evaluate(model, loader, metrics, device, args.calibration, save, **views)
     if is_main():
-        about = {
-            "checkpoint": str(args.checkpoint), "stage": checkpoint["stage"], "step": checkpoint["step"],
-            "selection": checkpoint["selection"], "protocol": describe_protocol(checkpoint["metadata"]),
-            "images": len(dataset), **views, "calibration": args.calibration,
-        }  # fmt: skip
-        if args.json is not None:
+        about = {"checkpoint": str(args.checkpoint), **{key: checkpoint[key] for key in ("stage", "step", "selection")}}
+        about |= {"protocol": describe_protocol(checkpoint["metadata"]), "images": len(dataset), **views}
+        about["calibration"] = args.calibration
+        if args.json:
             write_text(args.json, json_lines({**result, **about}))
         print("\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in about.items()))
         print(f"\n{format_table(result)}")

@@ -43,9 +43,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
     task, words = parser.add_argument_group("what to do"), parser.add_argument_group("words")
     model, output = parser.add_argument_group("network"), parser.add_argument_group("output")
+    switch = argparse.BooleanOptionalAction
     # fmt: off
-    task.add_argument("--images", type=Path, nargs="+", default=[], metavar="PATH",
-                      help="images of any size, or folders of images")
+    task.add_argument("--images", type=Path, nargs="+", metavar="PATH", help="images of any size, or folders of images")
     task.add_argument("--export", type=Path, metavar="FILE", help="write the network with its classes as FILE: .pt2 "
                       "(torch.export), .onnx (pip install onnx onnxscript), or .pth (without a frozen trunk)")
     words.add_argument("--classes", nargs="+", metavar="WORD", help="what the images may show, separated by commas: "
@@ -60,15 +60,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
                        "images are resized to this for the network (default: the size of the training images)")
     model.add_argument("--scales", type=positive, nargs="+", default=[1.0], metavar="SCALE",
                        help="mean of the softmax over the image at these sizes, such as 0.75 1 1.25")
-    model.add_argument("--flip", action=argparse.BooleanOptionalAction, default=True,
-                       help="mean of the softmax over the image and its mirror image (default)")
-    model.add_argument("--edges", action=argparse.BooleanOptionalAction, default=True,
-                       help="let borders between classes follow the edges of the image (default)")
-    output.add_argument("--output-dir", type=Path, default=Path("predictions"), metavar="FOLDER",
-                        help="where the results go")
+    model.add_argument("--flip", action=switch, default=True, help="mean of the softmax over the image and its mirror "
+                       "image (default)")
+    model.add_argument("--edges", action=switch, default=True, help="let borders follow the image's edges (default)")
+    output.add_argument("--output-dir", type=Path, default=Path("predictions"), metavar="FOLDER", help="for results")
     output.add_argument("--confidence", action="store_true", help="write confidence/<image>.png too, white is certain")
-    output.add_argument("--min-confidence", type=fraction, default=0.0, metavar="P",
-                        help="no class (255 in the mask) for pixels below this probability: try 0.5")
+    output.add_argument("--min-confidence", type=fraction, default=0.0, metavar="P", help="no class (255 in the "
+                        "mask) for pixels below this probability: try 0.5")
     # fmt: on
     add_settings(output, ["device"])
     args = parser.parse_args(argv)
@@ -78,24 +76,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """The images named by `paths`, and those in the folders among them, in order.
-
-    Raises:
-        UserError: if there is none, or a path does not exist.
-    """
+    """The images named by `paths`, and those in the folders among them, in order. Raises `UserError` for none."""
     found = []
     for path in paths:
-        if path.is_dir():
-            inside = sorted(
-                p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
-            )
-            if not inside:
-                raise UserError(f"--images {path} holds no images: give a folder of JPEG or PNG files")
-            found += inside
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise UserError(f"--images {path} is missing: give images, or a folder of them")
+        inside = sorted(p for p in path.glob("[!.]*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        if not inside and not path.is_file():
+            raise UserError(f"--images {path} is missing or holds no images: give JPEG or PNG files, or their folder")
+        found += inside or [path]
     return list(dict.fromkeys(found))
 
 
@@ -115,47 +102,23 @@ def predict_image(predictor: Predictor, path: Path, name: str, args: argparse.Na
     Raises:
         UserError: if the image can't be read.
     """
-    began = time.perf_counter()
+    began, classes = time.perf_counter(), predictor.classes
     image = read_image(path)
     mask, confidence = predictor.segment(image, None, args.scale_to, args.scales, args.flip, args.edges)
     seconds = time.perf_counter() - began
     mask[confidence < args.min_confidence] = VOID
-    counts = np.bincount(mask.ravel(), minlength=256) / mask.size
-    shares = {n: float(counts[value]) for n, value in predictor.classes.items() if counts[value]}
-    shares = dict(sorted(shares.items(), key=lambda item: -item[1]))
-    legend = {predictor.classes[n]: f"{n}{MARKS[predictor.kinds[n]]} {share:.1%}" for n, share in shares.items()}
-    ignore = (0, VOID) if BACKGROUND in predictor.classes else (VOID,)
+    share = np.bincount(mask.ravel(), minlength=256) / mask.size
+    shown = sorted((n for n, value in classes.items() if share[value]), key=lambda n: -share[classes[n]])
+    legend = {classes[n]: f"{n}{MARKS[predictor.kinds[n]]} {share[classes[n]]:.1%}" for n in shown}
+    ignore = (0, VOID) if BACKGROUND in classes else (VOID,)
     sheet = contact_sheet([(image, {"prediction": mask})], legend, name, ignore, longest=900)
     save_image(sheet, args.output_dir / "overlays" / f"{name}.png")
     save_index_png(mask, args.output_dir / "masks" / f"{name}.png")
     if args.confidence:
         grey = Image.fromarray((255 * confidence).round().astype(np.uint8))
         save_image(grey, args.output_dir / "confidence" / f"{name}.png")
-    tqdm.write(f"{name}, {seconds:.1f} s: " + ", ".join(f"{n} {share:.1%}" for n, share in shares.items()))
-    return {"file": str(path), "seconds": round(seconds, 3), "shares": shares}
-
-
-def predict_images(predictor: Predictor, args: argparse.Namespace) -> None:
-    """Segments all images and writes predictions.json; an image that can't be read does not stop the others.
-
-    Raises:
-        UserError: at the end, if there was such an image.
-    """
-    paths = find_images(args.images)
-    entries, broken = {}, []
-    for path, name in zip(progress(paths, desc="predict", unit="image"), result_names(paths)):
-        try:
-            entries[name] = predict_image(predictor, path, name, args)
-        except UserError as error:
-            broken.append(str(error))
-    if entries:
-        classes = {n: {"value": value, "kind": predictor.kinds[n]} for n, value in predictor.classes.items()}
-        protocol = describe_protocol(predictor.checkpoint["metadata"])
-        content = {"checkpoint": str(args.checkpoint), "protocol": protocol, "classes": classes, "images": entries}
-        write_text(args.output_dir / "predictions.json", json.dumps(content, indent=2) + "\n")
-        print(f"{len(entries)} images: {args.output_dir / 'overlays'}, {args.output_dir / 'masks'}")
-    if broken:
-        raise UserError(f"{len(broken)} of {len(paths)} images can't be used: {'; '.join(broken)}")
+    tqdm.write(f"{name}, {seconds:.1f} s: {', '.join(legend.values())}")
+    return {"file": str(path), "seconds": round(seconds, 3), "shares": {n: float(share[classes[n]]) for n in shown}}
 
 
 @one_line_errors
@@ -163,20 +126,33 @@ def main(argv: list[str] | None = None) -> int:
     sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may hold what the terminal can't print
     args = parse_arguments(argv)
     device = choose_device(args.device)
-    find_images(args.images)
+    paths = find_images(args.images or [])
     predictor = Predictor(args.checkpoint)
     if args.classes is not None:
         words = [word for word in " ".join(args.classes).split(",") if word.strip()]
         predictor.set_classes(words, args.vocabulary, args.embedding_path)
-    print(f"{args.checkpoint}: {describe_protocol(predictor.checkpoint['metadata'])}")
+    protocol = describe_protocol(predictor.checkpoint["metadata"])
+    print(f"{args.checkpoint}: {protocol}")
     for kind, meaning in KINDS.items():
         names = [name for name, its_kind in predictor.kinds.items() if its_kind == kind]
         print(f"{f'{kind} ({meaning})':<32}{', '.join(names) or '-'}")
     if args.export is not None:
         export(predictor, args.checkpoint, args.export)
         print(f"{args.export}, {args.export.stat().st_size / 1e6:.1f} MB")
-    if args.images:
-        predict_images(predictor.to(device), args)
+    predictor.to(device)
+    entries, broken = {}, []
+    for path, name in zip(progress(paths, desc="predict", unit="image"), result_names(paths)):
+        try:
+            entries[name] = predict_image(predictor, path, name, args)
+        except UserError as error:  # the others are segmented all the same
+            broken.append(str(error))
+    if entries:
+        classes = {n: {"value": value, "kind": predictor.kinds[n]} for n, value in predictor.classes.items()}
+        content = {"checkpoint": str(args.checkpoint), "protocol": protocol, "classes": classes, "images": entries}
+        write_text(args.output_dir / "predictions.json", json.dumps(content, indent=2) + "\n")
+        print(f"{len(entries)} images: {args.output_dir / 'overlays'}, {args.output_dir / 'masks'}")
+    if broken:
+        raise UserError(f"{len(broken)} of {len(paths)} images can't be used: {'; '.join(broken)}")
     return 0
 
 

@@ -12,8 +12,6 @@ from torch import nn
 from model.predictor import Predictor, save_head
 from utils.errors import UserError, atomic_write
 
-EXAMPLE_SIZE = (96, 128)  # of the image that is traced; neither side is special
-
 
 class ExportedNetwork(nn.Module):
     """uint8 image [N, 3, H, W] -> logits [N, K, H, W], as `Predictor`, by operations that every format has."""
@@ -21,7 +19,7 @@ class ExportedNetwork(nn.Module):
     def __init__(self, predictor: Predictor):
         super().__init__()
         # A network with the channels innermost can't be traced with free sizes.
-        self.network = copy.deepcopy(predictor.network).eval().cpu().to(memory_format=torch.contiguous_format)
+        self.network = copy.deepcopy(predictor.network).cpu().to(memory_format=torch.contiguous_format)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         logits = self.network.projection(self.network.backbone(image))
@@ -37,17 +35,16 @@ def export(predictor: Predictor, checkpoint: Path, path: Path) -> None:
     Raises:
         UserError: for another ending, or a package that is missing.
     """
-    if path.suffix not in (".pt2", ".onnx", ".pth"):
-        raise UserError(f"--export {path}: give a name that ends in .pt2, .onnx or .pth")
     if path.suffix == ".pth":
         save_head(checkpoint, path)
         return
-    classes = json.dumps(predictor.classes)
-    example = torch.zeros(1, 3, *EXAMPLE_SIZE, dtype=torch.uint8)
+    if path.suffix not in (".pt2", ".onnx"):
+        raise UserError(f"--export {path}: give a name that ends in .pt2, .onnx or .pth")
+    classes, file = json.dumps(predictor.classes), io.BytesIO()
+    example = torch.zeros(1, 3, 96, 128, dtype=torch.uint8)  # neither side is special
     sizes = {"image": {2: torch.export.Dim("height", min=32), 3: torch.export.Dim("width", min=32)}}
     with torch.no_grad():
         program = torch.export.export(ExportedNetwork(predictor).eval(), (example,), dynamic_shapes=sizes)
-    file = io.BytesIO()
     if path.suffix == ".pt2":
         torch.export.save(program, file, extra_files={"classes.json": classes})
     else:

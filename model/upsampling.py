@@ -10,12 +10,6 @@ BLOCK = {"cpu": 2**18, "cuda": 2**24}
 """Numbers in a block: on a CPU it stays in the cache, which makes blocks faster than the whole; a GPU wants more."""
 
 
-def _interpolation(num_inputs: int, num_outputs: int, like: torch.Tensor) -> torch.Tensor:
-    """The matrix [num_outputs, num_inputs] of linear interpolation with align_corners."""
-    units = torch.eye(num_inputs, device=like.device, dtype=like.dtype)
-    return F.interpolate(units[None], size=num_outputs, mode="linear", align_corners=True)[0].T.contiguous()
-
-
 @dataclass(frozen=True)
 class PixelLogits:
     """Logits upsampled bilinearly with align_corners, [N, K, H, W], kept as the coarse logits that they come from.
@@ -73,13 +67,9 @@ class PixelLogits:
 
     @torch.no_grad()
     def map_pixels(self, function: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]) -> list[torch.Tensor]:
-        """function(logits), block by block and without a gradient.
+        """function(logits), block by block and without a gradient: maps [N, H, W].
 
-        Args:
-            function: logits [n, K, r, W] -> maps [n, r, W], of each pixel alone.
-
-        Returns:
-            The maps, [N, H, W] each.
+        function: logits [n, K, r, W] -> maps [n, r, W], of each pixel alone.
         """
         (coarse, rows, columns), (groups, blocks) = self._factors(), self._blocks()
         results = []
@@ -92,9 +82,12 @@ class PixelLogits:
     def _factors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The coarse logits, of 32 bits at least, and what interpolates rows, [H, h], and columns, [W, w]."""
         coarse = self.coarse if self.coarse.dtype == torch.float64 else self.coarse.float()
-        sizes = zip(coarse.shape[-2:], (self.height, self.width))
-        rows, columns = (_interpolation(few, many, coarse)[:: self.stride] for few, many in sizes)
-        return coarse, rows, columns
+        matrices = []
+        for few, many in zip(coarse.shape[-2:], (self.height, self.width)):
+            units = torch.eye(few, device=coarse.device, dtype=coarse.dtype)[None]
+            matrix = F.interpolate(units, size=many, mode="linear", align_corners=True)[0].T
+            matrices.append(matrix.contiguous()[:: self.stride])
+        return coarse, *matrices
 
     def _blocks(self) -> tuple[list[slice], list[tuple[slice, slice]]]:
         """Blocks of about `BLOCK` logits: groups of images, and their rows with the coarse rows around these."""
@@ -103,7 +96,8 @@ class PixelLogits:
         group = max(1, size // (num_classes * height * width))
         count = max(16, size // (num_classes * width))  # fewer rows would share most of their coarse rows
         slope = self.stride * (self.coarse.shape[2] - 1) / max(1, self.height - 1)  # coarse rows a row
-        images = [slice(n, n + group) for n in range(0, max(1, num_images), group)]  # one where there is no image
-        starts = range(0, height, count)
-        bands = [slice(max(0, int(n * slope) - 1), int((n + count) * slope) + 3) for n in starts]
-        return images, [(slice(n, n + count), band) for n, band in zip(starts, bands)]
+        bands = [
+            (slice(n, n + count), slice(max(0, int(n * slope) - 1), int((n + count) * slope) + 3))
+            for n in range(0, height, count)
+        ]
+        return [slice(n, n + group) for n in range(0, max(1, num_images), group)], bands
