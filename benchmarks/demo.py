@@ -14,7 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks.runs import PAPER, PAPER2, ROOT, Row, command, format_results, logged_figures
+from benchmarks.runs import PAPER, PAPER2, ROOT, Row, command, format_results
 from dataset.drawn import write_dataset
 from dataset.splits import Split
 from dataset.voc import evaluation_dataset
@@ -67,9 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         os.environ["OMP_NUM_THREADS"] = str(max(1, os.cpu_count() // processes))
         with ThreadPoolExecutor(processes) as pool:
             list(pool.map(lambda job: job[0].train(root, SPLIT, job[1], shared), jobs))
-    table = format_results(
-        {row.name: [logged_figures(row.folder(root, SPLIT, seed)) for seed in args.seeds] for row in ROWS}
-    )
+    table = format_results({row.name: [row.figures(root, SPLIT, seed) for seed in args.seeds] for row in ROWS})
     save_sheet(root, data, args.seeds[0], root / "predictions.png")
     print(f"\nDrawn images, split {SPLIT} (unseen: {', '.join(Split.named(SPLIT).unseen)}), percent; background is a")
     print(f"seen class, no target mask was opened, the last checkpoint counts\n\n{table}\n")

@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         shows = torch.isin(unseen, mask)
         shown += shows
         assigned += shows & torch.isin(unseen, label)
-    rows = [["", "images", "assigned", "precision", "recall"], ["---", *["---:"] * 4]]
+    rows = [["", "images", "assigned", "precision", "recall"]]
     for n, c in enumerate(unseen.tolist()):
         shares = assigned[n] / shown[n], pixels[c, c] / pixels[:, c].sum(), pixels[c, c] / pixels[c].sum()
         shares = [None if share.isnan() else float(share) for share in shares]  # no such image or pixel

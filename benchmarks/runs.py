@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.errors import UserError
+from utils.errors import UserError, write_text
 from utils.logging import read_log
 from utils.metrics import HEADLINES
 from utils.trainer import stage_folder
@@ -19,25 +19,16 @@ SCRIPTS = {1: "train_split_lambda.py", 2: "train_st_split.py"}
 PAPER = ("--lambda", 0.2, "--weak-proportion", 0.2)
 PAPER2 = ("--pseudo-labels", "network", "--keep", 0.6, "--self-training-weight", 0.4, "--weak-proportion", 0.2)
 """What turns the best setting into the paper's, in stage 1 and in stage 2."""
-FIGURES = HEADLINES[:5]
-"""Columns of a table, and the keys of an evaluation that they show."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table.
+    """A line of the table."""
 
-    Args:
-        name: its heading.
-        start: folder of stage 1; rows that share it share that run.
-        stage1: flags of stage 1, besides the shared ones.
-        stage2: flags of stage 2; None: the figures are those of stage 1.
-    """
-
-    name: str
-    start: str
-    stage1: tuple = ()
-    stage2: tuple | None = None
+    name: str  # its heading
+    start: str  # folder of stage 1; rows that share it share that run
+    stage1: tuple = ()  # flags besides the shared ones
+    stage2: tuple | None = None  # None: the figures are those of stage 1
 
     def folder(self, root: Path, split: int | str, seed: int) -> Path:
         """Where the stage is kept, below `root`, that the figures are of."""
@@ -52,6 +43,11 @@ class Row:
             run = self.folder(root, split, seed)
             flags = ["--output-dir", run.parents[1], "--stage1-checkpoint", last, *self.stage2]
             train(SCRIPTS[2], [*shared, *flags], run)
+
+    def figures(self, root: Path, split: int | str, seed: int) -> dict | None:
+        """The evaluation of the last step, with the figures that eval.py gives; None if the run is not done."""
+        folder = self.folder(root, split, seed)
+        return read_log(folder)[-1] if (folder / "done.json").is_file() else None
 
 
 def command(arguments: Sequence, log: Path) -> None:
@@ -79,36 +75,30 @@ def train(script: str, flags: Sequence, folder: Path) -> Path:
     config = (ROOT / flags[flags.index("--config") + 1]).read_text(encoding="utf-8") if "--config" in flags else ""
     wanted = json.dumps({"script": script, "flags": flags, "config": config})
     begun, done, latest = folder / "begun.json", folder / "done.json", folder / "latest.pth"
-    if done.is_file() and done.read_text(encoding="utf-8") == wanted:
-        return latest
-    resumes = begun.is_file() and begun.read_text(encoding="utf-8") == wanted and latest.is_file()
-    if not resumes:
-        latest.unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    done.unlink(missing_ok=True)  # it would vouch for the checkpoint of other flags
-    begun.write_text(wanted, encoding="utf-8")
-    print(f"{folder / 'run.log'}", file=sys.stderr, flush=True)
-    command([script, *flags, *(["--restore-from-where", "continue"] if resumes else [])], folder / "run.log")
-    done.write_text(wanted, encoding="utf-8")
+    if not begun.is_file() or begun.read_text(encoding="utf-8") != wanted:
+        for path in (latest, done):
+            path.unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(begun, wanted)
+    if not done.is_file():
+        print(f"{folder / 'run.log'}", file=sys.stderr, flush=True)
+        resume = ["--restore-from-where", "continue"] if latest.is_file() else []
+        command([script, *flags, *resume], folder / "run.log")
+        write_text(done, wanted)
     return latest
-
-
-def logged_figures(folder: Path) -> dict | None:
-    """The evaluation of a run's last step, with the figures that eval.py gives; None if the run is not done."""
-    return read_log(folder)[-1] if (folder / "done.json").is_file() else None
 
 
 def format_results(rows: Mapping[str, Sequence[Mapping]]) -> str:
     """A Markdown table in percent, a row a method: the mean over seeds, and the spread (standard deviation)."""
-    head = ["", *(title for title, _ in FIGURES), "seeds"]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    lines = [["", *(title for title, _ in HEADLINES[:5]), "seeds"]]
     for name, results in rows.items():
-        lines.append([name, *(summary([r[key] for r in results]) for _, key in FIGURES), str(len(results))])
+        lines.append([name, *(summary([r[key] for r in results]) for _, key in HEADLINES[:5]), str(len(results))])
     return format_table(lines)
 
 
 def format_table(lines: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as a Markdown table that also reads well as plain text."""
+    """Rows of cells, the first one the head, as a Markdown table that also reads well as plain text."""
+    lines = [lines[0], ["---", *["---:"] * (len(lines[0]) - 1)], *lines[1:]]
     widths = [max(map(len, column)) for column in zip(*lines)]
     return "\n".join("| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in lines)
 

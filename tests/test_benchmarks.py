@@ -1,10 +1,13 @@
 """The ablation and the demo: tables worked out by hand, runs that are done once, and all of it in one step a stage."""
 
 import json
+import re
+import types
+import warnings
 
 import pytest
 
-from benchmarks import ablation, demo, gpu_check, pseudo_labels, runs
+from benchmarks import ablation, demo, pseudo_labels, runs, waits
 from dataset.drawn import write_dataset
 from dataset.splits import Split
 from helpers import ROOT, STAGES, failure
@@ -91,7 +94,7 @@ def test_the_ablation_trains_every_row_under_its_own_protocol(tmp_path, monkeypa
     argv = ["--data-path", tmp_path / "data", "--output-dir", tmp_path / "runs", "--seeds", 1]
     ablation.main([*map(str, argv)])
     printed = capsys.readouterr().out
-    assert all(f"| {row.name}" in printed for row in ablation.ROWS)
+    assert all(f"| {name}" in printed for name in ablation.ROWS)
     logs = {log.parts[-5]: json.loads(log.read_text()) for log in tmp_path.rglob("split4/*/log.jsonl")}
     oracle = {name for name, line in logs.items() if line["target_pixels"] == "oracle"}
     assert oracle == {"oracle", "paper__oracle__stage_2"}
@@ -126,7 +129,12 @@ def test_the_demo_gives_a_table_and_a_sheet_and_repeats_no_training(tmp_path, mo
     assert times_of_checkpoints(tmp_path) == checkpoints
 
 
-def test_the_gpu_check_measures_steps_of_both_stages(tmp_path):
-    assert gpu_check.main(["--tiny", "--results", str(tmp_path / "results.jsonl")]) == 0
-    found = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
-    assert len(found) == 5 and all(row["images_per_second"] > 0 and row["waits"] == {} for row in found)
+def test_lines_that_wait_for_the_gpu_are_counted(monkeypatch, capsys):
+    def script(argv):
+        for _ in argv:
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        return 0
+
+    monkeypatch.setattr(waits.importlib, "import_module", lambda name: types.SimpleNamespace(main=script))
+    assert waits.main(["train.py", "--split", "1"]) == 0
+    assert re.fullmatch(r"waits: test_benchmarks\.py:\d+ x 2\n", capsys.readouterr().out)

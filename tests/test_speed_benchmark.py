@@ -43,9 +43,9 @@ def test_a_quick_run_prints_a_table_and_writes_json(tmp_path, data, capsys):
     assert printed.index(">= 1.15") < printed.index(">= 2.2") < printed.index("<= 0.45") < printed.index("threads")
 
 
-def still_networks(args, num_classes: int = 20) -> list:
+def still_networks(args) -> list:
     """Both networks, without dropout and batch statistics, which draw or see other numbers in another order."""
-    networks = [speed.build_network(side, args, num_classes).train() for side in ("ours", "plain")]
+    networks = [speed.build_network(side, args).train() for side in ("ours", "plain")]
     for module in (module for network in networks for module in network.modules()):
         if isinstance(module, (torch.nn.Dropout, torch.nn.BatchNorm2d)):
             module.eval()
@@ -54,7 +54,7 @@ def still_networks(args, num_classes: int = 20) -> list:
 
 def test_the_plain_step_moves_the_weights_as_ours_does(args):
     ours, plain = still_networks(args)
-    source, target = speed.draw_batches(2, 32, 15, pin=False)
+    source, target = speed.draw_batches(2, 32, 15)
     before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
     settings = parse_settings(["--backbone", "small"], 1)
     optimizer = build_optimizer(ours.parameter_groups(settings.learning_rate, settings.head_factor), settings)
@@ -72,10 +72,11 @@ def test_the_plain_step_moves_the_weights_as_ours_does(args):
 
 def test_the_plain_evaluation_counts_the_same_pixels(args, data):
     split, dataset = speed.SPLIT, evaluation_dataset(data, speed.SPLIT)
-    ours, plain = still_networks(args, len(split.names))
+    ours, plain = still_networks(args)
     metrics = ZeroShotMetrics(split.names, split.num_seen)
     evaluate(ours, evaluation_loader(dataset, 0, 1), metrics, CPU)
-    plain_dataset = speed.PlainEvaluationDataset(dataset.folder, dataset.ids, split)
-    for matrix, counts in zip(speed.plain_evaluate(plain, plain_dataset, "cpu", 0), (metrics.gzsl, metrics.zsl)):
+    plain_dataset = speed.PlainDataset(dataset, split.to_labels)
+    matrices = speed.plain_evaluate(plain, plain_dataset, split.num_seen, "cpu", 0)
+    for matrix, counts in zip(matrices, (metrics.gzsl, metrics.zsl)):
         assert matrix.sum() == counts.sum() > 1000
         assert np.abs(matrix - counts.numpy()).sum() <= 0.01 * matrix.sum()  # logits that are equal but for rounding
