@@ -7,7 +7,6 @@ Convention of the field: a class that occurs neither in the labels nor in the pr
 IoU is undefined (NaN) and it is left out of the means. A class that is predicted but never labelled counts as 0.
 """
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -26,20 +25,6 @@ HEADLINES = (
     ("pixel acc", "pixel_accuracy"), ("mean acc", "mean_accuracy"), ("fwIoU", "fwiou"),
 )  # fmt: skip
 """Title and key of the figures in a table."""
-
-IGNORED = 255
-"""Label of the pixels that do not count."""
-
-
-@contextlib.contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Within it the network is in evaluation mode; then in its mode of before."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 @torch.inference_mode()
@@ -60,13 +45,16 @@ def predictions(
     Raises:
         UserError: at the end, if a score was not finite; looking at each batch would wait for an accelerator.
     """
-    broken = torch.zeros((), dtype=torch.bool, device=device)
-    with evaluation_mode(model):
+    broken, training = torch.zeros((), dtype=torch.bool, device=device), model.training
+    model.eval()
+    try:
         for image, label, index in progress(loader, desc="evaluation", unit="batch", leave=False):
             image, label = image.to(device, non_blocking=True), label.to(device, non_blocking=True)
             logits = model.pixel_logits(image, **options)
             broken |= ~logits.coarse.isfinite().all()
             yield image, label, index, logits
+    finally:
+        model.train(training)
     if broken:
         raise UserError("the network's scores are not finite: train again with a lower --learning-rate")
 
@@ -85,15 +73,11 @@ def evaluate(
         metrics.update(best, best_unseen, label)
         if save is not None:
             save(image, label, index, best)
-    metrics.all_reduce()
     return metrics.compute()
 
 
 def images_at_once(batch_size: int | None, device: torch.device) -> int:
-    """Images of one size to evaluate together: `batch_size`, or what is fast on `device`.
-
-    A GPU is faster with several. A CPU is as fast with one, and needs a fraction of the memory.
-    """
+    """Images of one size to evaluate together: `batch_size`, or several on a GPU alone, since they need more memory."""
     return batch_size or (1 if device.type == "cpu" else 8)
 
 
@@ -123,18 +107,14 @@ class ZeroShotMetrics:
             best_unseen: the predicted class among the unseen ones, from 0, for ZSL; counted where the label is unseen.
             label: from 0 to K - 1, and 255 for pixels that do not count.
         """
-        label = torch.where(label == IGNORED, -1, label.long())
+        label = torch.where(label == 255, -1, label.long())
         counts = count_pixels(label, best, len(self.gzsl))
         unseen_counts = count_pixels(label - self.num_seen, best_unseen, len(self.zsl))  # seen labels are negative
         self.gzsl = self.gzsl.to(counts.device) + counts
         self.zsl = self.zsl.to(counts.device) + unseen_counts
 
-    def all_reduce(self) -> None:
-        """Adds what all processes counted; each counts images of its own."""
-        self.gzsl, self.zsl = (distributed.all_reduce_sum(counts.cpu()) for counts in (self.gzsl, self.zsl))
-
     def compute(self) -> dict:
-        """All numbers as plain floats in [0, 1]; None is "undefined".
+        """What all processes counted, each of images of its own, as plain floats in [0, 1]; None is "undefined".
 
         miou_seen, miou_unseen: mean IoU of the seen / the unseen classes under the GZSL argmax
         hiou:            their harmonic mean
@@ -147,8 +127,9 @@ class ZeroShotMetrics:
         per_class_zsl:   {unseen name: IoU}, ZSL
         confusion:       pixel counts, a row a labelled class, GZSL
         """
-        matrix, num_seen = self.gzsl.cpu().double(), self.num_seen
-        iou, iou_zsl, hits, labelled = class_iou(matrix), class_iou(self.zsl.cpu()), matrix.diagonal(), matrix.sum(1)
+        gzsl, zsl = (distributed.all_reduce_sum(counts.cpu()) for counts in (self.gzsl, self.zsl))
+        matrix, num_seen = gzsl.double(), self.num_seen
+        iou, iou_zsl, hits, labelled = class_iou(matrix), class_iou(zsl), matrix.diagonal(), matrix.sum(1)
         seen, unseen = float(iou[:num_seen].nanmean()), float(iou[num_seen:].nanmean())
         figures = {
             "miou_seen": seen,
@@ -162,7 +143,7 @@ class ZeroShotMetrics:
             "per_class": dict(zip(self.names, iou.tolist())),
             "per_class_zsl": dict(zip(self.names[num_seen:], iou_zsl.tolist())),
         }
-        return {**_none_for_nan(figures), "confusion": self.gzsl.tolist()}
+        return {**_none_for_nan(figures), "confusion": gzsl.tolist()}
 
 
 def best_classes(logits: Tensor, num_seen: int, gamma: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -198,12 +179,11 @@ def class_iou(matrix: Tensor) -> Tensor:
     return hits / (matrix.sum(0) + matrix.sum(1) - hits)  # 0 / 0 is NaN, as wanted
 
 
-def _none_for_nan(figures: dict) -> dict:
+def _none_for_nan(value: float | dict) -> float | dict | None:
     """The same with None for NaN, which JSON does not have."""
-    return {
-        key: _none_for_nan(value) if isinstance(value, dict) else None if math.isnan(value) else value
-        for key, value in figures.items()
-    }
+    if isinstance(value, dict):
+        return {key: _none_for_nan(entry) for key, entry in value.items()}
+    return None if math.isnan(value) else value
 
 
 def percent(value: float | None) -> str:
@@ -223,11 +203,9 @@ def format_table(result: dict, columns: int = 4) -> str:
 
 def format_rows(results: Mapping[str, dict]) -> str:
     """Several results of `compute` as a table of headlines in percent, a row each; the key names the row."""
+    lines = [(name, *(percent(result[key]) for _, key in HEADLINES)) for name, result in results.items()]
     width = max(map(len, results))
-    rows = [("", [title for title, _ in HEADLINES])]
-    rows += [(name, [percent(result[key]) for _, key in HEADLINES]) for name, result in results.items()]
-    widths = [len(title) + 3 for title, _ in HEADLINES]
     return "\n".join(
-        f"{name:<{width}}" + "".join(cell.rjust(its_width) for cell, its_width in zip(cells, widths))
-        for name, cells in rows
+        f"{name:<{width}}" + "".join(cell.rjust(len(title) + 3) for cell, (title, _) in zip(cells, HEADLINES))
+        for name, *cells in [("", *(title for title, _ in HEADLINES)), *lines]
     )

@@ -8,11 +8,13 @@ opens without a network. Its charts need matplotlib (pip install matplotlib).
 """
 
 import base64
+import contextlib
 import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
+from itertools import chain
 from pathlib import Path
 from string import Template
 from types import SimpleNamespace
@@ -51,28 +53,28 @@ def read_run(path: Path) -> SimpleNamespace:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        content = None
-    if not isinstance(content, dict):
+        return {**json.loads(path.read_text(encoding="utf-8"))}
+    except (OSError, ValueError, TypeError) as error:
         reason = "holds no JSON object" if path.is_file() else "is missing"
-        raise UserError(f"{path} {reason}: give the folder of a run that has been evaluated, or a file of eval.py")
-    return content
+        hint = "give the folder of a run that has been evaluated, or a file of eval.py"
+        raise UserError(f"{path} {reason}: {hint}") from error
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Texts as an HTML table; the first row is its head."""
-    head, *body = ["<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>\n" for row in rows]
-    return f"<table><thead>{head.replace('td>', 'th>')}</thead><tbody>{''.join(body)}</tbody></table>"
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Texts as an HTML table."""
+    cells = ["<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>\n" for row in (head, *rows)]
+    return f"<table><thead>{cells[0].replace('td>', 'th>')}</thead><tbody>{''.join(cells[1:])}</tbody></table>"
 
 
-def image_tag(content: bytes, kind: str, text: str) -> str:
-    """An <img> that carries its image."""
-    return f'<img alt="{escape(text)}" src="data:image/{kind};base64,{base64.b64encode(content).decode()}">'
+def image(content: bytes, kind: str, text: str, caption: str = "") -> str:
+    """An <img> that carries its image, with a caption below it."""
+    tag = f'<img alt="{text}" src="data:image/{kind};base64,{base64.b64encode(content).decode()}">'
+    return f"<figure>{tag}<figcaption>{escape(caption)}</figcaption></figure>" if caption else tag
 
 
-def chart(text: str, width: float, height: float, draw, columns: int = 1) -> str:
-    """What `draw` makes of so many axes of a matplotlib figure, in inches, as an image. Raises `UserError`."""
+@contextlib.contextmanager
+def chart(width: float, height: float) -> Iterator[tuple[Any, io.BytesIO]]:
+    """A matplotlib figure, in inches, that the block draws on, and the SVG file that it becomes. Raises `UserError`."""
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -80,97 +82,62 @@ def chart(text: str, width: float, height: float, draw, columns: int = 1) -> str
         raise UserError("the report's charts need matplotlib: pip install matplotlib") from error
     with matplotlib.rc_context({"text.parse_math": False, "axes.spines.top": False, "axes.spines.right": False}):
         figure, file = Figure((width, height), layout="constrained"), io.BytesIO()
-        draw(figure.subplots(1, columns))
+        yield figure, file
         figure.savefig(file, format="svg")
-    return image_tag(file.getvalue(), "svg+xml", text)
-
-
-def figures_table(runs: Sequence[SimpleNamespace]) -> str:
-    """The headlines of each run in percent."""
-    rows = [["run", "step", *(title for title, _ in HEADLINES)]]
-    for run in runs:
-        name = run.name + " (oracle)" * ("ORACLE" in run.facts.get("protocol", ""))
-        rows.append([name, run.facts.get("step", "-"), *(percent(run.result[key]) for _, key in HEADLINES)])
-    return table(rows)
 
 
 def curves(runs: Sequence[SimpleNamespace]) -> str:
     """The first five figures over the steps, a line a run."""
-
-    def draw(all_axes) -> None:
+    if all(len(run.log) < 2 for run in runs):
+        return ""
+    with chart(14, 2.6 + 0.25 * len(runs)) as (figure, file):
+        all_axes = figure.subplots(1, 5)
         for axes, (title, key) in zip(all_axes, HEADLINES):
             for run in runs:
                 points = [(entry["step"], 100 * entry[key]) for entry in run.log if entry.get(key) is not None]
                 axes.plot(*zip(*points or [(0, np.nan)]), "o-", markersize=3, label=run.name)
             axes.set(title=f"{title}, %", xlabel="step", ylim=(0, None))
-        all_axes[0].figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower left", frameon=False)
-
-    several = any(len(run.log) > 1 for run in runs)
-    return chart("figures over the steps", 14, 2.6 + 0.25 * len(runs), draw, columns=5) if several else ""
-
-
-def class_table(runs: Sequence[SimpleNamespace]) -> str:
-    """IoU in percent, a row a class, in the order of the first run's classes; classes of other runs follow."""
-    iou = [dict(zip(run.classes, run.result["per_class"].values())) for run in runs]
-    names = dict.fromkeys(name for of_run in iou for name in of_run)
-    rows = [[name, *(percent(of_run.get(name)) for of_run in iou)] for name in names]
-    return table([["", *(run.name for run in runs)], *rows])
+        figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower left", frameon=False)
+    return image(file.getvalue(), "svg+xml", "figures over the steps")
 
 
 def confusion(run: SimpleNamespace) -> str:
     """The confusion matrix, each row the shares of a class's pixels."""
-
-    def draw(axes) -> None:
-        counts, ticks = np.asarray(run.result["confusion"], np.float64), range(len(run.classes))
-        share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    counts, ticks = np.asarray(run.result["confusion"], np.float64), range(len(run.classes))
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    with chart(6, 6) as (figure, file):
+        axes = figure.subplots()
         axes.imshow(np.sqrt(share), cmap="Blues", vmin=0, vmax=1)  # the square root shows small confusions
         axes.set_xticks(ticks, run.classes, rotation=90, fontsize=min(9, 250 / len(ticks)))
         axes.set_yticks(ticks, run.classes, fontsize=min(9, 250 / len(ticks)))
         for line in (axes.axhline, axes.axvline):
             line(len(ticks) - len(run.result["per_class_zsl"]) - 0.5, color="#888", linewidth=0.8)
-
-    return figure(run, chart("confusion matrix", 6, 6, draw))
-
-
-def images(run: SimpleNamespace) -> str:
-    """The sheet of a run's last evaluation: images that show its unseen classes, labels and predictions."""
-    sheets = sorted(run.folder.glob("images/evaluation_*.jpg"))
-    return figure(run, image_tag(sheets[-1].read_bytes(), "jpeg", "predictions")) if sheets else ""
-
-
-def figure(run: SimpleNamespace, image: str) -> str:
-    """An image with the name of its run below it."""
-    return f"<figure>{image}<figcaption>{escape(run.name)}</figcaption></figure>"
-
-
-def facts_tables(runs: Sequence[SimpleNamespace]) -> str:
-    """Settings, versions and commit: those that differ, and those that all runs share, folded."""
-    names = dict.fromkeys(name for run in runs for name in run.facts)
-    rows = [[name, *(run.facts.get(name, "-") for run in runs)] for name in names]
-    differing = [["", *(run.name for run in runs)], *(row for row in rows if len(set(row[1:])) > 1)]
-    shared = [["", "value"], *(row[:2] for row in rows if len(set(row[1:])) == 1)]
-    return f"{table(differing)}<details><summary>The same in all runs</summary>{table(shared)}</details>"
+    return image(file.getvalue(), "svg+xml", "confusion matrix", run.name)
 
 
 def page(runs: Sequence[SimpleNamespace]) -> str:
-    """The whole HTML file: sections with a heading, their content, and a note on how to read it."""
-    sections = [
-        ("Figures", figures_table(runs), "Percent. seen, unseen: mean IoU where all classes compete; hIoU: their "
-         "harmonic mean; ZSL: unseen pixels, unseen classes alone; bias: share of unseen pixels given a seen class, "
-         "where less is better."),
-        ("During training", curves(runs), ""),
-        ("IoU of each class", class_table(runs), 'Percent; * unseen class; "-": neither labelled nor predicted.'),
-        ("Confusion", f'<div class="grid">{"".join(map(confusion, runs))}</div>', "Rows: labelled classes. Columns: "
-         "predicted classes, dark for many pixels (square root of the share)."),
-        ("Images", "".join(map(images, runs)), "Of the last evaluation; * unseen class."),
-        ("What differs", facts_tables(runs), ""),
-    ]  # fmt: skip
-    body = "\n".join(
-        f'<section><h2>{heading}</h2><div class="wide">{content}</div><p class="muted">{note}</p></section>'
-        for heading, content, note in sections
-        if content
+    """The whole HTML file."""
+    names = [run.name for run in runs]
+    figures = []
+    for run in runs:
+        name = run.name + " (oracle)" * ("ORACLE" in run.facts.get("protocol", ""))
+        figures.append([name, run.facts.get("step", "-"), *(percent(run.result[key]) for _, key in HEADLINES)])
+    iou = [dict(zip(run.classes, run.result["per_class"].values())) for run in runs]
+    classes = [[name, *(percent(of_run.get(name)) for of_run in iou)] for name in dict.fromkeys(chain(*iou))]
+    facts = dict.fromkeys(chain(*(run.facts for run in runs)))
+    facts = [[fact, *(run.facts.get(fact, "-") for run in runs)] for fact in facts]
+    sheets = [(run.name, sorted(run.folder.glob("images/evaluation_*.jpg"))[-1:]) for run in runs]
+    return Template(PAGE.read_text(encoding="utf-8")).substitute(
+        figures=table(["run", "step", *(title for title, _ in HEADLINES)], figures),
+        curves=curves(runs),
+        classes=table(["", *names], classes),
+        confusion="".join(map(confusion, runs)),
+        images="".join(
+            image(sheet.read_bytes(), "jpeg", "predictions", name) for name, last in sheets for sheet in last
+        ),
+        differing=table(["", *names], [row for row in facts if len(set(row[1:])) > 1]),
+        shared=table(["", "value"], [row[:2] for row in facts if len(set(row[1:])) == 1]),
     )
-    return Template(PAGE.read_text(encoding="utf-8")).substitute(body=body)
 
 
 @one_line_errors

@@ -8,23 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from utils.errors import atomic_write
-from utils.metrics import evaluation_mode
+from utils.metrics import predictions
 
-VOID_COLOUR = (224, 224, 224)  # light grey: VOC's own colour of 255 looks like one more class
 TEXT, MUTED, LINE, PAPER = (56, 56, 56), (128, 128, 128), (176, 176, 176), (255, 255, 255)
 CONTOUR = (250, 250, 250)
 OPACITY = 0.6  # of a class colour over its image
 MARGIN, GAP = 20, 10  # pixels
 TITLE_SIZE, HEADING_SIZE, LEGEND_SIZE = 22, 17, 16  # pixels
 COLUMN = 256  # pixels; a narrower image is enlarged
-UNSEEN_NOTE = "* not labelled in training"
-MAX_SEARCHED = 200  # images that `images_showing` opens at most
 
 Row = tuple[np.ndarray, Mapping[str, np.ndarray]]
 """An image and {heading: mask}, such as {"label": ..., "prediction": ...}."""
@@ -43,7 +39,7 @@ def voc_palette() -> np.ndarray:
 
 
 COLOURS = voc_palette()
-COLOURS[255] = VOID_COLOUR
+COLOURS[255] = 224  # light grey: VOC's own colour of 255 looks like one more class
 
 
 def save_index_png(mask: np.ndarray, path: Path) -> None:
@@ -104,53 +100,42 @@ def contact_sheet(
             # Resized first, so that contours are thin and sharp whatever the size of the image.
             cells[-1].append(overlay(cells[-1][0], _resize(mask, longest), ignore))
     order = [value for value in names if value in shown] + sorted(shown - set(names))
-    legend = [(value, names.get(value, str(value))) for value in order]
-    if any("*" in name for _, name in legend):
-        legend.append((None, UNSEEN_NOTE))
+    legend = [(names.get(value, str(value)), value) for value in order]
+    if any("*" in name for name, _ in legend):
+        legend.append(("* not labelled in training", None))
     return _page(["image", *rows[0][1]], cells, title, legend)
 
 
-def _page(headings, cells, title: str, legend) -> Image.Image:
-    """Rows of equally wide cells below their headings; the title above, the legend below."""
-    width = max(COLUMN, max(cell.shape[1] for row in cells for cell in row))
-    inner = len(headings) * (width + GAP) - GAP
-    foot = _legend(legend, inner)
+def _page(headings: list[str], cells: list[list[np.ndarray]], title: str, legend: list) -> Image.Image:
+    """Rows of equally wide cells below their headings; the title above, the legend of (name, mask value) below."""
+    step = GAP + max(COLUMN, max(cell.shape[1] for row in cells for cell in row))
+    centres = [MARGIN + column * step + (step - GAP) // 2 for column in range(len(headings))]
+    width = 2 * MARGIN + len(headings) * step - GAP
+    room = sum(GAP + max(cell.shape[0] for cell in row) for row in cells) + 200 + 2 * LEGEND_SIZE * len(legend)
+    page = Image.new("RGB", (width, room), PAPER)
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default  # it comes with Pillow: sheets look the same everywhere
+    draw.text((MARGIN, MARGIN), title, fill=TEXT, font=font(TITLE_SIZE))
     top = MARGIN + (TITLE_SIZE + 2 * GAP if title else 0)
-    row_top = top + HEADING_SIZE + GAP
-    heights = [max(cell.shape[0] for cell in row) for row in cells]
-    foot_top = row_top + sum(heights) + GAP * len(cells) + GAP // 2
-    page = Image.new("RGB", (inner + 2 * MARGIN, foot_top + foot.height - GAP + MARGIN), PAPER)
-    draw = ImageDraw.Draw(page)
-    draw.text((MARGIN, MARGIN), title, fill=TEXT, font=_font(TITLE_SIZE))
-    centres = [MARGIN + column * (width + GAP) + width // 2 for column in range(len(headings))]
     for heading, centre in zip(headings, centres):
-        draw.text((centre, top), heading, fill=TEXT, font=_font(HEADING_SIZE), anchor="ma")
-    for row, height in zip(cells, heights):
+        draw.text((centre, top), heading, fill=TEXT, font=font(HEADING_SIZE), anchor="ma")
+    top += HEADING_SIZE + GAP
+    for row in cells:
         for cell, centre in zip(row, centres):
-            page.paste(Image.fromarray(cell), (centre - cell.shape[1] // 2, row_top))
-        row_top += height + GAP
-    page.paste(foot, (MARGIN, foot_top))
-    return page
-
-
-def _legend(entries: Sequence[tuple[int | None, str]], width: int) -> Image.Image:
-    """A swatch and a name for each mask value, grey text for None, in as many rows as `width` pixels ask for."""
-    swatch, font, places, left, top = LEGEND_SIZE, _font(LEGEND_SIZE), [], 0, 0
-    for value, text in entries:
-        needed = round(font.getlength(text)) + (0 if value is None else swatch + GAP // 2)
-        if left and left + needed > width:
-            left, top = 0, top + swatch + GAP
-        places.append((left, top))
+            page.paste(Image.fromarray(cell), (centre - cell.shape[1] // 2, top))
+        top += GAP + max(cell.shape[0] for cell in row)
+    left, top = MARGIN, top + GAP // 2
+    for name, value in legend:  # a swatch and a name; without a mask value, grey text
+        swatch = 0 if value is None else LEGEND_SIZE + GAP // 2
+        needed = swatch + round(font(LEGEND_SIZE).getlength(name))
+        if left > MARGIN and left + needed > width - MARGIN:
+            left, top = MARGIN, top + LEGEND_SIZE + GAP
+        if swatch:
+            corner = (left + LEGEND_SIZE - 1, top + LEGEND_SIZE - 1)
+            draw.rectangle((left, top, *corner), fill=tuple(COLOURS[value].tolist()), outline=LINE)
+        place, colour = (left + swatch, top + LEGEND_SIZE // 2), TEXT if swatch else MUTED
+        draw.text(place, name, fill=colour, font=font(LEGEND_SIZE), anchor="lm")
         left += needed + 2 * GAP
-    image = Image.new("RGB", (max(1, width), top + swatch + GAP), PAPER)
-    draw = ImageDraw.Draw(image)
-    for (value, text), (left, top) in zip(entries, places):
-        if value is not None:
-            colour = tuple(COLOURS[value].tolist())
-            draw.rectangle((left, top, left + swatch - 1, top + swatch - 1), fill=colour, outline=LINE)
-            left += swatch + GAP // 2
-        draw.text((left, top + swatch // 2), text, fill=MUTED if value is None else TEXT, font=font, anchor="lm")
-    return image
+    return page.crop((0, 0, width, top + LEGEND_SIZE + MARGIN))
 
 
 def _resize(image: np.ndarray, longest: int, how=Image.Resampling.NEAREST) -> np.ndarray:
@@ -163,47 +148,33 @@ def _resize(image: np.ndarray, longest: int, how=Image.Resampling.NEAREST) -> np
     return image if factor == 1 else np.asarray(Image.fromarray(image).resize(size, how))
 
 
-def _font(size: int):
-    return ImageFont.load_default(size)  # it comes with Pillow, so sheets look the same everywhere
-
-
 # What a network predicts for images of a data set
 
 
 def images_showing(dataset: Dataset, classes: Iterable[int], share: float = 0.02) -> list[int]:
     """Indices of the first image that shows each of `classes` on more than `share` of its pixels.
 
-    Args:
-        dataset: gives image, label [H, W] and index.
-        classes: class indices. One that none of the first images shows is left out.
+    `dataset` gives image, label [H, W] and index. A class that none of the first images shows is left out.
     """
     wanted, found = set(classes), []
-    for index in range(min(len(dataset), MAX_SEARCHED)):
+    for index in range(min(len(dataset), 200)):
         label = dataset[index][1]
         shown = {c for c in wanted if (label == c).float().mean() > share}
-        if shown:
-            wanted -= shown
-            found.append(index)
+        wanted -= shown
+        found += [index] if shown else []
         if not wanted:
             break
     return found or list(range(min(len(dataset), 4)))
 
 
 def prediction_rows(model: nn.Module, dataset: Dataset, split: Any, indices: Iterable[int]) -> list[Row]:
-    """Label and prediction of some images of an evaluation data set.
+    """Label and prediction of images of an evaluation data set, see `utils.metrics.predictions`.
 
-    Args:
-        model: see `utils.metrics.predictions`.
-        dataset: gives image uint8 [3, H, W], label [H, W] and index.
-        split: its `to_mask` turns class indices into mask values.
-        indices: of the images.
+    `split.to_mask` turns class indices into mask values.
     """
-    rows, device = [], next(model.parameters()).device
-    with torch.inference_mode(), evaluation_mode(model):
-        for index in indices:
-            image, label, _ = dataset[index]
-            logits = model.pixel_logits(image[None].to(device))
-            (prediction,) = logits.map_pixels(lambda block: (block.argmax(dim=1),))
-            masks = (split.to_mask(classes.cpu().numpy()) for classes in (label, prediction[0]))
-            rows.append((image.permute(1, 2, 0).numpy(), dict(zip(("label", "prediction"), masks))))
+    rows, loader = [], DataLoader(Subset(dataset, list(indices)))
+    for image, label, _, logits in predictions(model, loader, next(model.parameters()).device):
+        (prediction,) = logits.map_pixels(lambda block: (block.argmax(dim=1),))
+        masks = (split.to_mask(classes[0].cpu().numpy()) for classes in (label, prediction))
+        rows.append((image[0].permute(1, 2, 0).cpu().numpy(), dict(zip(("label", "prediction"), masks))))
     return rows
