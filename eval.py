@@ -19,7 +19,7 @@ import torch
 
 from dataset.loaders import evaluation_loader
 from dataset.splits import SPLITS, Split, split_name
-from dataset.voc import EvaluationDataset, check_datasets, evaluation_dataset
+from dataset.voc import EvaluationDataset, evaluation_dataset
 from model.predictor import load_segmenter
 from model.segmenter import LONGEST_SIDE, MIN_SIDE
 from utils.checkpoint import check_settings, describe_protocol
@@ -84,7 +84,6 @@ def main(argv: list[str] | None = None) -> int:
     if args.split:
         check_settings(args.checkpoint, checkpoint["metadata"], {"split": args.split}, ["split"])
     dataset = evaluation_dataset(args.data_path, split, args.list)
-    check_datasets(dataset)
     loader = evaluation_loader(dataset, args.num_workers, images_at_once(args.evaluation_batch_size, device), place())
     model.to(device)
     if args.calibration is None:

@@ -1,15 +1,14 @@
 """The class index: which classes each mask shows, and which images and masks can be read.
 
-Training, evaluation and `dataset.prepare` read files with the same code, before the first step. What was read is kept
-in a file beside the masks, so that it is read once: an entry is made anew when its file has another size or time of
-change.
+Training, evaluation and `dataset.prepare` read files with this code before the first step. What was read is kept in a
+file beside the masks; an entry is made anew when its file has another size or time of change.
 """
 
 import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
@@ -31,14 +30,10 @@ def stamp(path: Path) -> list[int]:
 
 
 class ClassIndex:
-    """What is known of the images and masks of a folder in VOC layout.
+    """What is known of the images and masks of a `dataset.voc.VOCFolder`, kept in its `class_index_<mask folder>.json`.
 
-    An entry of `entries` is what is known of one image: `stamp`, `values` and `size` of its mask, and `image_stamp`, if
-    they were read.
-
-    Args:
-        folder: a `dataset.voc.VOCFolder`; the index is the file `class_index_<mask folder>.json` in it.
-        keep: write what is found to that file.
+    An entry is what is known of one image: `stamp`, `values` and `size` of its mask, and `image_stamp`, if they were
+    read. `keep` writes what is found to the file.
     """
 
     def __init__(self, folder: Any, keep: bool = True):
@@ -79,11 +74,10 @@ class ClassIndex:
         images, masked = dict.fromkeys(images), dict.fromkeys(masked)
         ids, before, problems = list(images | masked), dict(self.entries), []
         jobs = ((image, image in images, image in masked) for image in ids)
-        is_quiet = len(ids) < 2 or None  # None: where there is no terminal
         try:
             with ThreadPool(min(16, os.cpu_count() or 1)) as pool:
                 results = zip(ids, pool.imap(self._read, jobs, chunksize=16))
-                for image, (entry, wrong) in tqdm(results, title, len(ids), unit="file", disable=is_quiet):
+                for image, (entry, wrong) in tqdm(results, title, len(ids), unit="file", disable=None):
                     self.entries[image] = entry
                     problems += wrong
         finally:  # after Ctrl-C, what is done is kept
@@ -111,45 +105,43 @@ class ClassIndex:
         return entry, []
 
 
-def raise_first(problems: Sequence[str]) -> None:
+def raise_first(problems: Iterable[str]) -> None:
     """Raises `UserError` with the first problem and how many there are more, if there is any."""
-    if problems:
+    if problems := list(problems):
         more = f" (and {len(problems) - 1:,} more problems)" if len(problems) > 1 else ""
         raise UserError(problems[0] + more)
 
 
-def overlap(training: Sequence[str], evaluation: Sequence[str]) -> list[str]:
+def overlap(training: Iterable[str], evaluation: Iterable[str]) -> Iterator[str]:
     """What is wrong with lists that share images."""
     both = sorted({*training}.intersection(evaluation))
-    if not both:
-        return []
-    return [
-        f"the lists overlap: {len(both)} evaluation images are among the training images, {both[0]} first; figures on "
-        "them are not those of new images: take them off one of the lists"
-    ]
+    if both:
+        yield (
+            f"the lists overlap: {len(both)} evaluation images are among the training images, {both[0]} first; figures "
+            "on them are not those of new images: take them off one of the lists"
+        )
 
 
-def lack_of_masks(unmasked: Sequence[str], number: int) -> list[str]:
+def lack_of_masks(unmasked: Sequence[str], number: int) -> Iterator[str]:
     """What to do about the images without a mask among `number` training images."""
-    if not unmasked:
-        return []
-    return [
-        f"{len(unmasked)} of {number} training images have no mask, {unmasked[0]} first: get the masks (SBD's of VOC: "
-        "python -m dataset.prepare voc --data-path data/voc), or give a --train-list of images that have one; with "
-        "--target-images all, which is another protocol, they are target images"
-    ]
+    if unmasked:
+        yield (
+            f"{len(unmasked)} of {number} training images have no mask, {unmasked[0]} first: get the masks (SBD's of "
+            "VOC: python -m dataset.prepare voc --data-path data/voc), or give a --train-list of images that have one; "
+            "with --target-images all, which is another protocol, they are target images"
+        )
 
 
-def describe_lists(index: ClassIndex, training: Sequence[str], evaluation: Sequence[str]) -> list[str]:
+def describe_lists(index: ClassIndex, training: Collection[str], evaluation: Collection[str]) -> Iterator[str]:
     """What is odd about the lists of images, a line each; call it after `ClassIndex.check`."""
     unmasked = [image for image in training if index.values(image) is None]
     trained, evaluated = ({v for image in ids for v in index.values(image) or ()} for ids in (training, evaluation))
     classes = [(name, value) for name, value in index.folder.classes.items() if name != BACKGROUND]
     alone = ", ".join(name for name, value in classes if value in evaluated - trained)
-    notes = overlap(training, evaluation) + lack_of_masks(unmasked, len(training))
+    yield from overlap(training, evaluation)
+    yield from lack_of_masks(unmasked, len(training))
     if alone and not unmasked:
-        notes.append(
+        yield (
             f"no training image shows {alone}, which evaluation images show: add training images of it, or take it out "
             "of the classes, which is another protocol"
         )
-    return notes

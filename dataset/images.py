@@ -29,18 +29,17 @@ VOC_COLOURS = list(map(tuple, voc_palette().tolist()))
 
 @contextlib.contextmanager
 def opened(path: Path, kind: str) -> Iterator[Image.Image]:
-    """The file opened by Pillow; whatever goes wrong in the block is a `UserError`. `kind` is "image" or "mask"."""
+    """The file opened by Pillow; what goes wrong in the block is a `UserError`. `kind` is "an image" or "a mask"."""
     try:
         with Image.open(path) as image:
             yield image
     except (UserError, MemoryError):
         raise
     except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: copy the {kind} there or take the image off the list") from error
+        raise UserError(f"{path} is missing: copy it there, or take it off the list") from error
     except Exception as error:  # Pillow raises many kinds of errors for broken or huge files
         reason = (str(error).splitlines() or [type(error).__name__])[0].replace(str(path), "the file")
-        article = "an" if kind == "image" else "a"
-        raise UserError(f"{path} can't be read as {article} {kind} ({reason}): replace the file") from error
+        raise UserError(f"{path} can't be read as {kind} ({reason}): replace the file") from error
 
 
 def read_image(path: Path, mask_size: tuple[int, int] | None = None) -> np.ndarray:
@@ -49,7 +48,7 @@ def read_image(path: Path, mask_size: tuple[int, int] | None = None) -> np.ndarr
     `mask_size` is the width and height of its mask. Raises `UserError` if it is missing, broken, huge, animated, of
     more than 8 bits a colour, or its mask has another size.
     """
-    with opened(path, "image") as image:
+    with opened(path, "an image") as image:
         if getattr(image, "is_animated", False) and image.format != "MPO":  # cameras add a preview to a JPEG
             raise UserError(f"{path} is animated: save one of its frames as a JPEG")
         if image.mode.startswith(("I", "F")):
@@ -71,7 +70,7 @@ def read_mask(path: Path, colours: Colours, reorder: bool = False) -> np.ndarray
     missing or broken file, one that is no 8-bit image without loss, a value or colour that no class has, and without
     `reorder` a palette in another order, whose indices are not the classes'.
     """
-    with opened(path, "mask") as image:
+    with opened(path, "a mask") as image:
         kind = "JPEG" if image.info.get("compression") == "jpeg" else image.format
         if kind in LOSSY:
             raise UserError(f"{path} is a {kind}, which changes values near edges: export the masks as PNG")

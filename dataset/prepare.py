@@ -16,9 +16,6 @@ import json
 import os
 import shutil
 import sys
-import tarfile
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -32,7 +29,7 @@ from tqdm import tqdm
 from dataset.checks import ClassIndex, describe_lists, lack_of_masks, overlap, raise_first
 from dataset.images import IMAGE_SUFFIXES, read_mask
 from dataset.splits import BACKGROUND, NAMES, read_classes
-from dataset.voc import CLASS_FILES, COLOUR_FILES, LIST_FOLDER, VOCFolder, find_root, holds, list_files
+from dataset.voc import CLASS_FILES, COLOUR_FILES, LIST_FOLDER, TRAIN_LISTS, VOCFolder, find_root, holds, list_files
 from utils.config import Parser
 from utils.errors import UserError, atomic_write, one_line_errors, write_text
 from utils.visualize import save_index_png
@@ -42,16 +39,14 @@ PUBLISHED = json.loads(Path(__file__).with_name("archives.json").read_text(encod
 which of its files are MATLAB's masks, `matrices`, which are the images of a list, `lists`, and which go to what folder,
 `move`), where that was found, and how many images published tables train and evaluate on."""
 
-# Archives
-
 
 def extract(path: Path, folder: Path) -> None:
     """Unpacks an archive, with nothing outside of `folder`. Raises `UserError` if it is broken or unsafe."""
     shutil.rmtree(folder, ignore_errors=True)
     try:
         shutil.unpack_archive(path, folder, **({} if path.suffix == ".zip" else {"filter": "data"}))
-    except (shutil.ReadError, tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise UserError(f"{path} is broken or unsafe ({error}): delete it and fetch it again") from error
+    except Exception as error:  # of many kinds, for a broken archive, one with a file outside, and a full disk
+        raise UserError(f"{path} can't be unpacked ({error}): if the disk has room, fetch it again") from error
 
 
 def find(folder: Path, pattern: str) -> list[Path]:
@@ -86,10 +81,9 @@ def convert_matrix(path: Path, labels: Sequence[int], masks: Path) -> None:
 
 
 def prepare(dataset: str, root: Path) -> None:
-    """Fetches and unpacks what is not unpacked yet; `prepared.json` says what is.
+    """Fetches, unless it lies in `root/archives`, and unpacks what `prepared.json` does not say is unpacked.
 
-    An archive that lies in `root/archives` already is checked and taken. Raises `UserError` for one that is damaged,
-    unsafe or out of reach.
+    Raises `UserError` for an archive that is damaged, unsafe or out of reach.
     """
     folder, lists, marker = root / "archives", root / LIST_FOLDER, root / "prepared.json"
     folder.mkdir(parents=True, exist_ok=True)
@@ -125,24 +119,20 @@ def prepare(dataset: str, root: Path) -> None:
         write_text(marker, json.dumps({"unpacked": done}) + "\n")
 
 
-# Images of one's own
-
-
 def copy_roboflow(root: Path) -> None:
     """Copies Roboflow's `train` and `valid`, where x_mask.png lies beside x.jpg, to images, masks and lists, once."""
-    subsets = {name: root / folder for name, folder in (("train", "train"), ("val", "valid"))}
-    subsets = {name: folder for name, folder in subsets.items() if (folder / "_classes.csv").is_file()}
-    if not subsets or (root / "_classes.csv").is_file():
+    folders = [root / name for name in ("train", "valid") if (root / name / "_classes.csv").is_file()]
+    if not folders or (root / "_classes.csv").is_file():
         return
-    for name, folder in subsets.items():
+    for folder in folders:
         files = list_files(folder, IMAGE_SUFFIXES)
         ids = [image for image in files if f"{image}_mask" in files]
-        for image in ids:
-            for part, file in (("images", files[image]), ("masks", files[f"{image}_mask"])):
-                (root / part).mkdir(exist_ok=True)
-                shutil.copy2(folder / file, root / part)
-        if len(subsets) == 2:
-            write_list(root, name, ids)
+        for part, suffix in (("images", ""), ("masks", "_mask")):
+            (root / part).mkdir(exist_ok=True)
+            for image in ids:
+                shutil.copy2(folder / files[image + suffix], root / part)
+        if len(folders) == 2:
+            write_list(root, folder.name.replace("valid", "val"), ids)
         print(f"copied {len(ids)} images of {folder}, and their masks, to {root}/images and {root}/masks")
     shutil.copy2(folder / "_classes.csv", root)  # last: it says that all is copied
 
@@ -196,15 +186,13 @@ def convert_colour_masks(folder: VOCFolder) -> None:
     print(f"{converted} masks were colour masks" + f"; they are kept in {keep}" * (converted > 0))
 
 
-# The check
-
-
 def check(dataset: str, folder: VOCFolder, lists: dict[str, list[str]], index: ClassIndex) -> list[str]:
     """Reads every image and mask of the lists "train" and "val" into `index`, and prints what there is.
 
     `dataset` is a key of `PUBLISHED`, or "own". Returns what is wrong, a line each.
     """
-    problems, train, val = overlap(lists["train"], lists["val"]), lists["train"], lists["val"]
+    train, val = lists["train"], lists["val"]
+    problems = list(overlap(train, val))
     if len(folder.classes.keys() - {BACKGROUND}) < 2:
         problems.append(f"{folder.root} has one class: two are needed, one to be seen and one to be unseen")
     for subset, ids in lists.items():
@@ -227,14 +215,9 @@ def check(dataset: str, folder: VOCFolder, lists: dict[str, list[str]], index: C
     return problems
 
 
-# Command line
-
-
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m dataset.prepare", description=__doc__)
-    parser.add_argument(
-        "dataset", choices=[*PUBLISHED, "own"], help="own: your own images, in DIR/images and DIR/masks"
-    )
+    parser.add_argument("dataset", choices=[*PUBLISHED, "own"], help="own: your own, in DIR/images and DIR/masks")
     parser.add_argument("--data-path", type=Path, required=True, metavar="DIR", help="the folder to make, or to check")
     parser.add_argument("--check", action="store_true", help="only say what is there and what is wrong with it")
     parser.add_argument("--convert-colour-masks", action="store_true", help="own: first make index masks of colours")
@@ -258,11 +241,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = VOCFolder.open(root)
     if is_own and folder.class_file is None:
         names = ", ".join((*CLASS_FILES[1:], *COLOUR_FILES))
-        raise UserError(f"{folder.root}/classes.txt is missing, and so are {names}: write one class a line")
+        raise UserError(f"{root}/classes.txt is missing, and so are {names}: write one class a line")
     if args.convert_colour_masks:
         convert_colour_masks(folder)
         folder = VOCFolder.open(root)
-    is_new = is_own and not args.check and not folder.has_lists
+    has_lists = not {*os.listdir(folder.lists)}.isdisjoint(f"{name}.txt" for name in (*TRAIN_LISTS, "val"))
+    is_new = is_own and not args.check and not has_lists
     lists = divide(folder) if is_new else {"train": folder.read_list(), "val": folder.read_list("val")}
     print_left_out(folder)
     index = ClassIndex(folder, keep=not args.check)

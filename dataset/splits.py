@@ -74,9 +74,6 @@ def read_classes(path: Path, lines: Sequence[str] | None = None) -> dict[str, in
 VOC_CLASSES = tuple(name for name in read_classes(NAMES / "voc.txt") if name != BACKGROUND)
 """The classes of PASCAL VOC in the order of their mask values, which begin at 1 (0 is the background)."""
 
-BACKGROUND_CHOICES = ("ignore", "score", "auxiliary")
-"""The background is void; or a seen class; or a class that is trained on and not scored."""
-
 
 def split_name(text: str) -> int | str:
     """A split as it is called on the command line: the paper's have a number, 1 to 4, the others a name."""
@@ -127,8 +124,9 @@ class Split:
     ) -> "Split":  # fmt: skip
         """A split of any `classes`, name -> mask value of all that a mask may show, each side in the order of values.
 
-        Seen is what is neither `unseen` nor `left_out`, whose pixels are void in training and evaluation. `background`
-        is one of `BACKGROUND_CHOICES`. Raises `UserError` for a name that is no class, or no seen or unseen class.
+        Seen is what is neither `unseen` nor `left_out`, whose pixels are void in training and evaluation. `background`:
+        "ignore" makes it void, "score" a seen class, "auxiliary" a class that is trained on and not scored. Raises
+        `UserError` for a name that is no class, or no seen or unseen class.
         """
         name_of = {fold_name(class_): class_ for class_ in sorted(classes, key=classes.get)}
         for wanted in (*unseen, *left_out, *([BACKGROUND] if background != "ignore" else [])):
@@ -144,7 +142,7 @@ class Split:
 
     @property
     def background(self) -> str:
-        """What is done with the background: one of `BACKGROUND_CHOICES`."""
+        """What is done with the background, see `of`."""
         scored = "score" if BACKGROUND in self.names else "ignore"
         return "auxiliary" if self.num_auxiliary else scored
 

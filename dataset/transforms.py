@@ -10,11 +10,9 @@ from PIL import Image
 
 from dataset.splits import VOID
 
-RESIZES = ("square", "crop")
-"""The whole image stretched to a square, as the published code does; or a square crop that keeps the aspect."""
-
 FILL = {"square": (0, 0, 0), "crop": (124, 116, 104)}
-"""The colour outside the image: the published code's black, and ImageNet's mean. The label is `VOID` there."""
+"""The colour outside the image for each `resize`; the label is `VOID` there. "square" stretches the image, as the
+published code does, which has black; "crop" takes a square part that keeps the aspect: with ImageNet's mean."""
 
 View = tuple[float, float, float, float, float, float]
 """(a, b, c, d, e, f): the point (x, y) of the result shows the image's point (a x + b y + c, d x + e y + f).

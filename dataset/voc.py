@@ -3,9 +3,6 @@
 *Source* images show a seen class; their masks are labels, with unseen pixels void. *Target* images are used without a
 mask. Which classes an image shows is kept in an index file (`dataset.checks`), so that training with
 `target_pixels="all"` opens no mask of an image that is target only.
-
-PASCAL Context and COCO-Stuff are prepared in the same layout (`dataset.prepare`). Images of one's own may lie in
-`images` and `masks`; a file `classes.txt`, or one that a labelling tool wrote, then says what the mask values mean.
 """
 
 import json
@@ -14,7 +11,7 @@ import re
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -55,8 +52,7 @@ class VOCFolder:
     def open(cls, data_path: str | Path, split: Split | None = None) -> "VOCFolder":
         """Finds the layout at `data_path`, or below it, see `find_root`.
 
-        Raises `UserError` if a part is missing, or if it holds other classes than `split`: its mask values would be
-        taken for others.
+        Raises `UserError` if a part is missing, or for other classes than those of `split`.
         """
         root = find_root(data_path)
         found = [] if root is None else find_folders(root, MASK_FOLDERS)
@@ -68,13 +64,9 @@ class VOCFolder:
         with_masks = (masks for masks in found if list_files(masks, MASK_SUFFIXES) or not os.listdir(masks))
         masks = next(with_masks, found[0])  # labelme writes arrays to SegmentationClass
         folder = cls(root, find_folders(root, IMAGE_FOLDERS)[0], masks)
-        for name, value in zip(split.names, split.mask_values) if split else ():
-            if folder.classes.get(name) != value:
-                raise UserError(
-                    f"{root} holds other classes than the split: {name!r} has no mask value {value} in "
-                    f"{folder.class_file or 'VOC, which a folder without classes.txt is taken for'}; give the "
-                    "--data-path or --split of the same data set"
-                )
+        if split and not dict(zip(split.names, split.mask_values)).items() <= folder.classes.items():
+            source = folder.class_file or "VOC, for want of a classes.txt"
+            raise UserError(f"{root} holds other classes than the split, those of {source}: see --split and --unseen")
         return folder
 
     @property
@@ -127,11 +119,6 @@ class VOCFolder:
         path = self.first_file(COLOUR_FILES)
         given = read_colours(path) if path else {}
         return {value: given.get(name) for name, value in self.classes.items()}
-
-    @property
-    def has_lists(self) -> bool:
-        """Whether there is any list."""
-        return any((self.lists / f"{name}.txt").is_file() for name in (*TRAIN_LISTS, "val"))
 
     def read_list(self, name: str | None = None) -> list[str]:
         """Image ids of a list, see `image_id` for what a line may be.
@@ -206,17 +193,11 @@ def list_files(folder: Path, suffixes: Sequence[str]) -> dict[str, str]:
 
 
 def read_colours(path: Path) -> dict[str, tuple[int, int, int]]:
-    """Class name -> colour, from one of `COLOUR_FILES`, in its order; the background is black if it has no line.
-
-    Raises `UserError` if it can't be read.
-    """
+    """Class name -> colour, from one of `COLOUR_FILES`, in its order; a background without a line is black."""
     text = "\n".join(read_lines(path))
     try:
-        if path.suffix == ".json":
-            rows = json.loads(text).items()
-        else:
-            rows = re.findall(r"^([^#\n:]+):(\d+,\d+,\d+)", text, flags=re.MULTILINE)
-            rows = [(name, colour.split(",")) for name, colour in rows]
+        rows = re.findall(r"^([^#\n:]+):(\d+),(\d+),(\d+)", text, flags=re.MULTILINE)
+        rows = json.loads(text).items() if path.suffix == ".json" else [(name, colour) for name, *colour in rows]
         colours = {class_name(name): tuple(map(int, colour)) for name, colour in rows}
     except (ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{path} can't be read as names and colours: export it again") from error
@@ -227,10 +208,7 @@ def read_colours(path: Path) -> dict[str, tuple[int, int, int]]:
 def choose_split(
     data_path: str | Path, name: int | str, unseen: Sequence[str] | None, background: str = "ignore"
 ) -> Split:
-    """The split `name`, see `Split.named`, or with `unseen` these classes of the folder against all its others.
-
-    Raises `UserError` for a class that the folder does not have.
-    """
+    """The split `name`, or with `unseen` these classes of the folder, which must have them, against all its others."""
     if unseen is None:
         return Split.named(name, background)
     split = Split.of(VOCFolder.open(data_path).classes, unseen, background)
@@ -238,27 +216,21 @@ def choose_split(
 
 
 def showing(shown: dict[str, frozenset[int] | None], values: frozenset[int], kind: str) -> list[str]:
-    """Ids of the images that show one of the mask `values`, those of "a seen" or "an unseen" class.
-
-    `shown` holds what each image shows; None: that is not known. Raises `UserError` if no image shows one.
-    """
+    """Ids of the images that show "a seen" or "an unseen" class, one of `values`. Raises `UserError` if none does."""
     ids = [image for image, there in shown.items() if there and there & values]
     if not ids:
         raise UserError(f"no training image shows {kind} class: check the training list, the masks and --split")
     return ids
 
 
-# Datasets
-
 Transform = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(eq=False)
 class _Images(Dataset):
-    """What the three datasets share: ids in, an image and a mask of the same size out.
+    """Images and masks of the same size; an item of a training dataset is asked for by (index, seed).
 
-    An item of a training dataset is asked for by (index, seed), see `loaders.StepSampler`: the seed draws the random
-    numbers of `transform`.
+    The seed draws the random numbers of `transform`, see `loaders.StepSampler`.
     """
 
     folder: VOCFolder
@@ -336,7 +308,7 @@ class EvaluationDataset(_Images):
         """Width and height of each item, from the headers of the masks. Raises `UserError`."""
         sizes = []
         for image in self.ids:
-            with opened(self.folder.mask_path(image), "mask") as mask:
+            with opened(self.folder.mask_path(image), "a mask") as mask:
                 sizes.append((max(mask.width, MIN_SIDE), max(mask.height, MIN_SIDE)))
         return sizes
 
@@ -352,7 +324,7 @@ def training_datasets(
     data_path: str | Path, split: Split, transform: Transform, target_images: str, target_pixels: str,
     train_list: str | None = None, supervised: bool = False, complete_labels: bool = False,
 ) -> tuple[SourceDataset, TargetDataset]:  # fmt: skip
-    """The source and target images of a folder in VOC layout.
+    """The source and target images of a folder in VOC layout, whose files were all read once.
 
     Source images show a seen class, the background aside even where it is one: else every image would be a source
     image, and training would open the masks of those that show only unseen classes. `target_images` are "all", or
@@ -360,34 +332,30 @@ def training_datasets(
     Raises `UserError` for whatever is wrong with the folder, its list or its masks, and for no source or target image.
     """
     folder = VOCFolder.open(data_path, split)
-    shown = ClassIndex(folder).classes(folder.read_list(train_list))
+    index = ClassIndex(folder)
+    shown = index.classes(folder.read_list(train_list))
     labelled = split.seen_values | (split.unseen_values if supervised else frozenset())
     source = SourceDataset(folder, showing(shown, labelled, "a seen"), split, transform, supervised)
     if target_images == "unseen":
         raise_first(lack_of_masks([image for image, values in shown.items() if values is None], len(shown)))
         shown = showing(shown, split.unseen_values, "an unseen")
-    return source, TargetDataset(
-        folder, list(shown), split, transform, target_pixels, frozenset(source.ids) if complete_labels else None
-    )
+    labelled = frozenset(source.ids) if complete_labels else None
+    target = TargetDataset(folder, list(shown), split, transform, target_pixels, labelled)
+    masked = [*source.ids, *(target.ids if target_pixels == "oracle" else ())]
+    raise_first(index.check([*source.ids, *target.ids], masked))
+    return source, target
 
 
-def evaluation_dataset(data_path: str | Path, split: Split, evaluation_list: str | None = None) -> EvaluationDataset:
-    """The evaluation images of a folder in VOC layout. Raises `UserError` as `training_datasets` does."""
-    folder = VOCFolder.open(data_path, split)
-    return EvaluationDataset(folder, folder.read_list(evaluation_list or "val"), split)
+def evaluation_dataset(
+    data_path: str | Path, split: Split, evaluation_list: str | None = None, training: Iterable[str] = ()
+) -> EvaluationDataset:
+    """The evaluation images of a folder in VOC layout, whose files were all read once.
 
-
-def check_datasets(
-    evaluation: EvaluationDataset, source: SourceDataset | None = None, target: TargetDataset | None = None
-) -> None:
-    """Reads every file that training and evaluation will read, and prints what is odd about the lists.
-
-    Raises `UserError` for the first file that can't be used, with the number of such files.
+    Prints what is odd about their list and that of the `training` images. Raises `UserError` as `training_datasets`.
     """
-    index = ClassIndex(evaluation.folder)
-    sources, targets = (images.ids if images else [] for images in (source, target))
-    training = list(dict.fromkeys([*sources, *targets]))
-    labelled = training if target and target.pixels == "oracle" else sources
-    raise_first(index.check([*training, *evaluation.ids], [*evaluation.ids, *labelled]))
-    for note in describe_lists(index, training, evaluation.ids) if training else ():
+    folder, training = VOCFolder.open(data_path, split), list(dict.fromkeys(training))
+    ids, index = folder.read_list(evaluation_list or "val"), ClassIndex(folder)
+    raise_first(index.check(ids, ids))
+    for note in describe_lists(index, training, ids) if training else ():
         print(f"note: {note}", file=sys.stderr)
+    return EvaluationDataset(folder, ids, split)

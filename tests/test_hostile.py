@@ -201,7 +201,7 @@ HOSTILE = [
     ("mask that is a JPEG", stage1, other_image("mask", "RGB", "JPEG"), ["{mask}", "is a JPEG", "as PNG"]),
     ("mask of 16 bits", stage1, other_image("mask", "I;16", "PNG"), ["{mask}", "mode I;16", "8-bit"]),
     ("mask with an unknown value", stage1, lambda p: fill(p.mask, 21), ["{mask}", "21", "0-20", "255"]),
-    ("mask not there", stage1, lambda p: p.mask.unlink(), ["{mask}", "missing", "copy the mask"]),
+    ("mask not there", stage1, lambda p: p.mask.unlink(), ["{mask}", "missing", "copy it there"]),
     ("mask that is a folder", evaluation, mask_folder, ["{val_mask}", "can't be read as a mask"]),
     ("list with a image not there", stage1, write("list", lambda b: b + b"other\n"), ["{list}", "'other'", "shorten"]),
     ("list of unseen classes alone", stage1, lambda p: p.list.write_text("\n".join(target_only(p.data, SPLIT))),

@@ -301,7 +301,7 @@ def replaced(name, content=b"", link=None):
     return spoil
 
 
-UNSAFE = f"{CONTEXT_TGZ} is broken or unsafe"
+UNSAFE = f"{CONTEXT_TGZ} can't be unpacked"
 BAD_ARCHIVES = {
     "cut in the middle": (cut(0.5), UNSAFE),
     "cut near its end": (cut(0.95), UNSAFE),

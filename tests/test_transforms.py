@@ -6,7 +6,7 @@ import torch
 from scipy.ndimage import map_coordinates
 
 from dataset.splits import VOID
-from dataset.transforms import FILL, RESIZES, draw_view, training_transform
+from dataset.transforms import FILL, draw_view, training_transform
 
 
 def pair(label: np.ndarray):
@@ -86,7 +86,7 @@ def test_a_stretched_image_and_its_label_stay_together(seed):
     assert (image[:, void] > 0).sum() < 9  # black outside, as published, but for pixels on the edge
 
 
-@pytest.mark.parametrize("resize", RESIZES)
+@pytest.mark.parametrize("resize", FILL)
 def test_flips_and_rotations_are_drawn_over_their_range(resize):
     halves = pair(np.kron([[0, 1]], np.ones((32, 16))))
     flip = training_transform(32, (1, 1), 0, 0.5, resize)

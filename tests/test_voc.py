@@ -14,7 +14,6 @@ from dataset.voc import (
     EvaluationDataset,
     TargetDataset,
     VOCFolder,
-    check_datasets,
     evaluation_dataset,
     showing,
     training_datasets,
@@ -180,16 +179,15 @@ def test_narrow_evaluation_images_are_padded_and_the_padding_is_void(folder, wid
     assert (label[:height, :width] == SPLIT.names.index("car")).all() and (label != VOID).sum() == width * height
 
 
-def test_datasets_are_checked_and_odd_lists_are_told(folder, capsys):
-    source, target = training_datasets(folder.root, SPLIT, nothing, "unseen", "all")
-    evaluation = evaluation_dataset(folder.root, SPLIT)
-    check_datasets(evaluation, source, target)
+def test_files_are_checked_and_odd_lists_are_told(folder, capsys):
+    training_datasets(folder.root, SPLIT, nothing, "unseen", "all")
+    evaluation_dataset(folder.root, SPLIT, training=IDS)
     assert "note: the lists overlap: 1 evaluation images" in capsys.readouterr().err
     folder.mask_path("unseen").unlink()  # no mask of a target image is looked at
     folder.image_path("unseen").write_bytes(b"x")
     folder.image_path("seen").write_bytes(b"x")
     with pytest.raises(UserError, match=r"seen\.jpg can't be read as an image .*and 1 more problems"):
-        check_datasets(evaluation, source, target)
+        training_datasets(folder.root, SPLIT, nothing, "unseen", "all")
     folder.mask_path("both").unlink()
     with pytest.raises(UserError, match=r"both\.png is missing"):
-        check_datasets(evaluation)
+        evaluation_dataset(folder.root, SPLIT)

@@ -26,7 +26,7 @@ from torch import nn
 
 from dataset.loaders import empty_batches, evaluation_loader, training_loader
 from dataset.transforms import training_transform
-from dataset.voc import check_datasets, choose_split, evaluation_dataset, training_datasets
+from dataset.voc import choose_split, evaluation_dataset, training_datasets
 from embeddings import load_class_embeddings
 from model.backbone import WITH_CLASSIFIER, build_backbone, has_classifier
 from model.segmenter import Segmenter
@@ -161,8 +161,8 @@ class Trainer:
                 args.data_path, self.split, transform, "all" if self._source_only else args.target_images,
                 args.target_pixels, args.train_list, supervised, getattr(args, "complete_labels", False),
             )  # fmt: skip
-            images = evaluation_dataset(args.data_path, self.split, args.evaluation_list)
-            check_datasets(images, self.source, self.target)
+            training = [*self.source.ids, *self.target.ids]
+            images = evaluation_dataset(args.data_path, self.split, args.evaluation_list, training)
         at_once = metrics.images_at_once(args.evaluation_batch_size, self.device)
         self.evaluation = evaluation_loader(images, args.num_workers, at_once, distributed.place())
         steps = -(-args.num_epochs * len(self.source) // args.batch_size)
