@@ -22,9 +22,7 @@ VOID = 255
 
 BACKGROUND = "background"
 
-VOID_NAMES = (
-    "ignore", "ignored", "void", "unlabeled", "unlabelled", "none", "null", "nothing", "unknown", "dontcare",
-)  # fmt: skip
+VOID_NAMES = r"ignored?|void|unlabell?ed|none|null|nothing|unknown|dontcare"
 """What lists of classes call pixels without a class, as `fold_name` writes it."""
 
 NAMES = Path(__file__).parent / "names"
@@ -56,7 +54,7 @@ def read_classes(path: Path, lines: Sequence[str] | None = None) -> dict[str, in
     for place, line in enumerate(lines):
         number = re.match(r"(\d+)\s*[:,]", line)
         value, name = (int(number[1]), class_name(line[number.end() :])) if number else (place, class_name(line))
-        if fold_name(name) in VOID_NAMES:
+        if re.fullmatch(VOID_NAMES, fold_name(name)):
             raise UserError(
                 f"{path}, line {line!r}: pixels without a class have the value {VOID} in masks and no line here: leave "
                 f"the line out, or call it {BACKGROUND} if masks show it"

@@ -31,60 +31,46 @@ def training_transform(
     how sharp. "crop" shows a random part of an image larger than the crop; neither scaled nor rotated, pixels stay what
     they are. Pixels outside the image are `VOID` in the label.
     """
-    draw = {"square": _stretch, "crop": _crop}[resize]
-    return functools.partial(_augment, draw, size, scale, degrees, flip)
+    return functools.partial(_augment, resize, size, scale, degrees, flip)
 
 
 def _augment(
-    draw: Callable, size: int, scale: tuple, degrees: float, flip: float, image: torch.Tensor, label: torch.Tensor
+    resize: str, size: int, scale: tuple, degrees: float, flip: float, image: torch.Tensor, label: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     image, label = Image.fromarray(image.permute(1, 2, 0).numpy()), Image.fromarray(label.numpy())
-    image, label = draw(image, label, size, scale, degrees, flip)
+    image, view, label_view = {"square": stretch, "crop": crop}[resize](image, size, scale, degrees, flip)
+    square, affine = (size, size), Image.Transform.AFFINE
+    image = image.transform(square, affine, view, Image.Resampling.BILINEAR, fillcolor=FILL[resize])
+    label = label.transform(square, affine, label_view, Image.Resampling.NEAREST, fillcolor=VOID)
     # Channels apart first: NumPy copies three planes faster than it permutes one array.
     planes = np.stack([np.asarray(plane) for plane in image.split()])
     return torch.from_numpy(planes), torch.from_numpy(np.array(label))
 
 
-def _warp(image: Image.Image, size: int, view: View, resampling: Image.Resampling, fill) -> Image.Image:
-    return image.transform((size, size), Image.Transform.AFFINE, view, resampling, fillcolor=fill)
-
-
-def _stretch(
-    image: Image.Image, label: Image.Image, size: int, scale: tuple[float, float], degrees: float, flip: float
-):
-    """Resized by a random factor, then to size x size, then rotated and flipped."""
+def stretch(image: Image.Image, size: int, scale: tuple, degrees: float, flip: float) -> tuple[Image.Image, View, View]:
+    """The image resized by a random factor, then to size x size; a rotation and flip of it; and that of its label."""
     factor = float(torch.empty(1).uniform_(*scale))
     view = _rotation(size, size / 2, size / 2, degrees, flip)
+    across, down = image.width / size, image.height / size
     if factor < 1:  # a larger image would only be made smaller again
         image = image.resize([max(1, round(side * factor)) for side in image.size], Image.Resampling.BILINEAR)
     image = image.resize((size, size), Image.Resampling.BILINEAR)
-    across, down = label.width / size, label.height / size
-    to_label = (*(across * n for n in view[:3]), *(down * n for n in view[3:]))
-    label = _warp(label, size, to_label, Image.Resampling.NEAREST, VOID)
-    return _warp(image, size, view, Image.Resampling.BILINEAR, FILL["square"]), label
+    return image, view, (*(across * n for n in view[:3]), *(down * n for n in view[3:]))
 
 
-def _crop(image: Image.Image, label: Image.Image, size: int, scale: tuple, degrees: float, flip: float):
-    """Scaled and rotated around the middle of a random crop, each of whose pixels is computed once."""
-    factor, view = draw_view(image.height, image.width, size, scale, degrees, flip)
-    label = _warp(label, size, view, Image.Resampling.NEAREST, VOID)
-    if factor < 1:  # bilinear interpolation would leave pixels out
-        image, view = _shrink(image, view, size, factor)
-    return _warp(image, size, view, Image.Resampling.BILINEAR, FILL["crop"]), label
-
-
-def draw_view(
-    height: int, width: int, size: int, scale: tuple[float, float], degrees: float, flip: float
-) -> tuple[float, View]:
-    """Draws a scale and a crop at it, see `training_transform`, of an image of height x width pixels."""
+def crop(image: Image.Image, size: int, scale: tuple, degrees: float, flip: float) -> tuple[Image.Image, View, View]:
+    """The image, a view of a random crop of it, scaled and rotated around its middle; and that of its label."""
     factor = float(torch.empty(1).uniform_(*scale))
     side = size / factor  # of the crop, in pixels of the image
     # An image smaller than the crop lies in its middle, a larger one anywhere around it.
-    top = (float(torch.rand(1)) if height > side else 0.5) * (height - side)
-    left = (float(torch.rand(1)) if width > side else 0.5) * (width - side)
+    top = (float(torch.rand(1)) if image.height > side else 0.5) * (image.height - side)
+    left = (float(torch.rand(1)) if image.width > side else 0.5) * (image.width - side)
     if factor == 1 and not degrees:  # pixel for pixel
         top, left = round(top), round(left)
-    return factor, _rotation(size, left + side / 2, top + side / 2, degrees, flip, factor)
+    view = _rotation(size, left + side / 2, top + side / 2, degrees, flip, factor)
+    if factor < 1:  # bilinear interpolation would leave pixels out
+        return *_shrink(image, view, size, factor), view
+    return image, view, view
 
 
 def _rotation(size: int, x: float, y: float, degrees: float, flip: float, factor: float = 1.0) -> View:

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.ndimage import map_coordinates
 
 from dataset.splits import VOID
-from dataset.transforms import FILL, draw_view, training_transform
+from dataset.transforms import FILL, crop, training_transform
 
 
 def pair(label: np.ndarray):
@@ -36,9 +37,9 @@ def test_neither_scaled_nor_rotated_a_image_stays_as_it_is(height, width, flip):
     label = torch.randint(0, 20, (height, width), dtype=torch.uint8)
     found = drawn(training_transform(64, (1, 1), 0, flip), image, label, 0)
     top, left = round((height - 64) / 2), round((width - 64) / 2)
-    for source, crop in zip((image, label), found):
-        crop = crop.flip(-1) if flip else crop
-        assert torch.equal(crop[..., -top : height - top, -left : width - left], source)
+    for source, result in zip((image, label), found):
+        result = result.flip(-1) if flip else result
+        assert torch.equal(result[..., -top : height - top, -left : width - left], source)
     void = found[1] == VOID
     assert void.sum() == 64 * 64 - height * width
     assert found[0][:, void].unique(dim=1).T.tolist() in ([], [list(FILL["crop"])])
@@ -50,17 +51,17 @@ def test_each_pixel_is_what_its_point_of_the_image_shows(seed):
     image = torch.randint(0, 256, (3, 90, 120), dtype=torch.uint8)
     label = torch.randint(0, 20, (90, 120), dtype=torch.uint8)
     settings = 64, (1, 2.5), 15, 0.5
-    crop, cut = drawn(training_transform(*settings), image, label, seed)
+    shown, cut = drawn(training_transform(*settings), image, label, seed)
     torch.manual_seed(seed)
-    _, (a, b, c, d, e, f) = draw_view(90, 120, *settings)
+    *_, (a, b, c, d, e, f) = crop(Image.new("RGB", (120, 90)), *settings)
     row, column = np.mgrid[:64, :64] + 0.5
     x, y = a * column + b * row + c, d * column + e * row + f
     inside = (x >= 0) & (x < 120) & (y >= 0) & (y < 90)
     assert ((cut.numpy() != VOID) == inside).mean() > 0.999  # a pixel on the very edge may be rounded either way
     inside &= cut.numpy() != VOID
     points = y[inside] - 0.5, x[inside] - 0.5
-    for shown, channel in zip(crop.numpy(), image.double()):
-        assert np.abs(map_coordinates(channel, points, order=1, mode="nearest") - shown[inside]).max() <= 1
+    for plane, channel in zip(shown.numpy(), image.double()):
+        assert np.abs(map_coordinates(channel, points, order=1, mode="nearest") - plane[inside]).max() <= 1
     nearest = label.numpy()[y[inside].astype(int), x[inside].astype(int)]
     assert (nearest == cut.numpy()[inside]).mean() > 0.99
 
@@ -72,9 +73,9 @@ def test_a_smaller_image_counts_every_pixel(scale, degrees):
     stripes = torch.arange(400).remainder(2).mul(200).to(torch.uint8).expand(3, 400, 400).clone()
     transform = training_transform(100, (scale, scale), degrees, 0.5)
     for seed in range(5):
-        crop, _ = drawn(transform, stripes, torch.zeros(400, 400, dtype=torch.uint8), seed)
-        assert crop.float().std() < (30 if scale == 0.8 else 10)  # with pixels left out: above 55
-        assert crop.float().mean() == pytest.approx(100, abs=5)
+        shown, _ = drawn(transform, stripes, torch.zeros(400, 400, dtype=torch.uint8), seed)
+        assert shown.float().std() < (30 if scale == 0.8 else 10)  # with pixels left out: above 55
+        assert shown.float().mean() == pytest.approx(100, abs=5)
 
 
 @pytest.mark.parametrize("seed", range(8))
