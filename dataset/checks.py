@@ -4,7 +4,6 @@ Training, evaluation and `dataset.prepare` read files with this code before the 
 file beside the masks; an entry is made anew when its file has another size or time of change.
 """
 
-import contextlib
 import json
 import os
 import sys
@@ -23,10 +22,8 @@ from utils.errors import UserError, write_text
 
 def stamp(path: Path) -> list[int]:
     """Size and time of change of a file; empty, which no entry of the index is, if it is not there."""
-    with contextlib.suppress(OSError):
-        status = os.stat(path)
-        return [status.st_size, status.st_mtime_ns]
-    return []
+    status = path.stat() if path.is_file() else None
+    return [status.st_size, status.st_mtime_ns] if status else []
 
 
 class ClassIndex:

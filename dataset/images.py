@@ -58,8 +58,7 @@ def read_image(path: Path, mask_size: tuple[int, int] | None = None) -> np.ndarr
         if not is_on_its_side or mask_size != image.size or image.width == image.height:
             ImageOps.exif_transpose(image, in_place=True)
         if mask_size not in (None, image.size):
-            one, other = (f"{width} x {height}" for width, height in (image.size, mask_size))
-            raise UserError(f"{path} is {one} but its mask is {other}: make them the same size")
+            raise UserError(f"{path} has the size {image.size} but its mask {mask_size}: make them the same")
         return np.array(image.convert("RGB"))
 
 
@@ -80,10 +79,9 @@ def read_mask(path: Path, colours: Colours, reorder: bool = False) -> np.ndarray
         shown = [value for value, count in enumerate(image.histogram()) if count] if mask.ndim == 2 else []
         wrong = reordered(image, shown, colours) if image.mode == "P" else None
         if wrong and not reorder:
-            root = shlex.quote(str(path.parent.parent))
             raise UserError(
                 f"{path} has the classes' colours in another order ({wrong}): run python -m dataset.prepare own "
-                f"--data-path {root} --convert-colour-masks"
+                f"--data-path {shlex.quote(str(path.parent.parent))} --convert-colour-masks"
             )
         if wrong or image.mode in ("RGB", "RGBA"):
             return colours_to_values(np.array(image.convert("RGB")), colours, path)
@@ -117,8 +115,7 @@ def reordered(image: Image.Image, shown: Sequence[int], colours: Colours) -> str
         return None
     is_known = {*colour_of.values()} <= value_of.keys() and {*table} <= {*value_of, *VOC_COLOURS}
     is_black = any(colour_of[value] == (0, 0, 0) and value != VOID for value in wrong)
-    value = min(wrong)
-    return f"index {value} has the colour of class {wrong[value]}" if is_black or is_known else None
+    return f"index {min(wrong)} has the colour of class {wrong[min(wrong)]}" if is_black or is_known else None
 
 
 def colours_to_values(image: np.ndarray, colours: Colours, path: Path) -> np.ndarray:

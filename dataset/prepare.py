@@ -11,7 +11,6 @@ unless they lie there already; that folder may be deleted in the end. The last l
 with it.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -40,15 +39,6 @@ which of its files are MATLAB's masks, `matrices`, which are the images of a lis
 `move`), where that was found, and how many images published tables train and evaluate on."""
 
 
-def extract(path: Path, folder: Path) -> None:
-    """Unpacks an archive, with nothing outside of `folder`. Raises `UserError` if it is broken or unsafe."""
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        shutil.unpack_archive(path, folder, **({} if path.suffix == ".zip" else {"filter": "data"}))
-    except Exception as error:  # of many kinds, for a broken archive, one with a file outside, and a full disk
-        raise UserError(f"{path} can't be unpacked ({error}): if the disk has room, fetch it again") from error
-
-
 def find(folder: Path, pattern: str) -> list[Path]:
     """The files below `folder` that match, without hidden ones: macOS packs a ._name beside each."""
     return sorted(path for path in folder.rglob(pattern) if not path.name.startswith("."))
@@ -72,12 +62,9 @@ def convert_matrix(path: Path, labels: Sequence[int], masks: Path) -> None:
     try:
         content = loadmat(path)
         matrix = content["LabelMap"] if "LabelMap" in content else content["GTcls"][0]["Segmentation"][0]
-        mask = to_value[matrix]
-        if mask.ndim != 2:
-            raise ValueError(f"labels of shape {mask.shape}")
+        save_index_png(to_value[matrix], target)
     except Exception as error:  # scipy raises many kinds of errors for a broken file
-        raise UserError(f"{path} can't be read as MATLAB's labels ({error}): fetch the archive again") from error
-    save_index_png(mask, target)
+        raise UserError(f"{path} can't be made a mask ({error}): if the disk has room, fetch it again") from error
 
 
 def prepare(dataset: str, root: Path) -> None:
@@ -93,15 +80,16 @@ def prepare(dataset: str, root: Path) -> None:
         url, name = archive["url"], archive["url"].rpartition("/")[2]
         if name in done:
             continue
+        content = folder / "content"
+        shutil.rmtree(content, ignore_errors=True)
         try:
             download_url(url, str(folder), name, archive["md5"])
-        except (OSError, RuntimeError) as error:
+            shutil.unpack_archive(folder / name, content, **({} if name.endswith(".zip") else {"filter": "data"}))
+        except Exception as error:  # of many kinds: no connection, no room, a broken archive, one with a file outside
             raise UserError(
-                f"{url} can't be fetched ({error}): run the command again, or put {name} into {folder} by other means "
-                "(curl -C - -O URL continues where it stopped)"
+                f"{folder / name} can't be fetched and unpacked ({error}): delete it if it is there and run this "
+                f"again, or put it there by other means (curl -C - -O {url} continues where it stopped)"
             ) from error
-        content = folder / "content"
-        extract(folder / name, content)
         for pattern, masks in archive.get("matrices", {}).items():
             for path in find(content, pattern):
                 convert_matrix(path, PUBLISHED[dataset].get("labels", range(1, 256)), root / masks)
@@ -160,10 +148,7 @@ def print_left_out(folder: VOCFolder) -> None:
 
 
 def convert_colour_masks(folder: VOCFolder) -> None:
-    """Makes index masks, PNGs, of masks of colours and of palettes in another order; the old ones go to `..._colour`.
-
-    Raises `UserError` for bad masks, when the others are done.
-    """
+    """Makes index masks, PNGs, of masks of colours or palettes in another order; the old ones go to `..._colour`."""
     keep, converted, problems = folder.masks.with_name(f"{folder.masks.name}_colour"), 0, []
     for name in tqdm(sorted(set(folder.mask_files.values())), "converting masks", unit="file", disable=None):
         path = folder.masks / name
@@ -187,9 +172,9 @@ def convert_colour_masks(folder: VOCFolder) -> None:
 
 
 def check(dataset: str, folder: VOCFolder, lists: dict[str, list[str]], index: ClassIndex) -> list[str]:
-    """Reads every image and mask of the lists "train" and "val" into `index`, and prints what there is.
+    """Reads the images and masks of the lists "train" and "val", and prints what there is; what is wrong, a line each.
 
-    `dataset` is a key of `PUBLISHED`, or "own". Returns what is wrong, a line each.
+    `dataset` is a key of `PUBLISHED`, or "own".
     """
     train, val = lists["train"], lists["val"]
     problems = list(overlap(train, val))
@@ -215,7 +200,8 @@ def check(dataset: str, folder: VOCFolder, lists: dict[str, list[str]], index: C
     return problems
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+@one_line_errors
+def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m dataset.prepare", description=__doc__)
     parser.add_argument("dataset", choices=[*PUBLISHED, "own"], help="own: your own, in DIR/images and DIR/masks")
     parser.add_argument("--data-path", type=Path, required=True, metavar="DIR", help="the folder to make, or to check")
@@ -224,12 +210,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.convert_colour_masks and (args.check or args.dataset != "own"):
         parser.error("--convert-colour-masks goes with own, and without --check, which changes nothing")
-    return args
-
-
-@one_line_errors
-def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_arguments(argv)
     root, is_own = find_root(args.data_path) or args.data_path, args.dataset == "own"
     is_begun = any((root / name).exists() for name in ("classes.txt", "JPEGImages"))
     if not is_own and is_begun and VOCFolder(root, root, root).classes != read_classes(NAMES / f"{args.dataset}.txt"):
@@ -240,8 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prepare(args.dataset, root)
     folder = VOCFolder.open(root)
     if is_own and folder.class_file is None:
-        names = ", ".join((*CLASS_FILES[1:], *COLOUR_FILES))
-        raise UserError(f"{root}/classes.txt is missing, and so are {names}: write one class a line")
+        raise UserError(f"{root} needs {' or '.join(CLASS_FILES + COLOUR_FILES)}: write one class a line to the first")
     if args.convert_colour_masks:
         convert_colour_masks(folder)
         folder = VOCFolder.open(root)

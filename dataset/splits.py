@@ -44,8 +44,7 @@ def read_classes(path: Path, lines: Sequence[str] | None = None) -> dict[str, in
 
     A line is `VALUE: NAME`, or only `NAME`: then its mask value is its place, and the first line has 0.
     First lines of labelling tools do not count: labelme's `__ignore__`, which is void, and Roboflow's header.
-    Raises `UserError` for a file that can't be read, no class, a name or value twice, a name that means void, and a
-    value outside 0 ... 254.
+    Raises `UserError` for a file that can't be read, no class, one given twice or meaning void, and values above 254.
     """
     lines = read_lines(path) if lines is None else lines
     if lines[:1] in (["__ignore__"], ["Pixel Value, Class"]):
@@ -99,9 +98,7 @@ class Split:
         are_values = all(isinstance(value, int) and 0 <= value < VOID for value in (*values, *self.known_values))
         are_distinct = len({*self.names}) == len(self.names) == len(self.mask_values) and len({*values}) == len(values)
         if not (self.seen and self.unseen and are_values and are_distinct):
-            raise UserError(
-                f"a split needs seen and unseen classes (--unseen), each with a mask value of its own, 0 to {VOID - 1}"
-            )
+            raise UserError("a split needs seen and --unseen classes, each with a mask value of its own from 0 to 254")
 
     @classmethod
     def named(cls, name: int | str, background: str = "ignore") -> "Split":

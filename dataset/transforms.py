@@ -16,7 +16,6 @@ published code does, which has black; "crop" takes a square part that keeps the 
 
 View = tuple[float, float, float, float, float, float]
 """(a, b, c, d, e, f): the point (x, y) of the result shows the image's point (a x + b y + c, d x + e y + f).
-
 Points, not pixels: the first pixel's middle is (0.5, 0.5), so that the image, which is interpolated, and the label,
 whose nearest pixel is taken, stay together."""
 

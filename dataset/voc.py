@@ -205,9 +205,7 @@ def read_colours(path: Path) -> dict[str, tuple[int, int, int]]:
     return colours if has_black else {BACKGROUND: (0, 0, 0), **colours}
 
 
-def choose_split(
-    data_path: str | Path, name: int | str, unseen: Sequence[str] | None, background: str = "ignore"
-) -> Split:
+def choose_split(data_path: str | Path, name: int | str, unseen: Sequence[str] | None, background: str) -> Split:
     """The split `name`, or with `unseen` these classes of the folder, which must have them, against all its others."""
     if unseen is None:
         return Split.named(name, background)
@@ -223,20 +221,14 @@ def showing(shown: dict[str, frozenset[int] | None], values: frozenset[int], kin
     return ids
 
 
-Transform = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-
-
 @dataclass(eq=False)
 class _Images(Dataset):
-    """Images and masks of the same size; an item of a training dataset is asked for by (index, seed).
-
-    The seed draws the random numbers of `transform`, see `loaders.StepSampler`.
-    """
+    """Images and masks of one size; an item for training is asked for by (index, seed), see `loaders.StepSampler`."""
 
     folder: VOCFolder
     ids: Sequence[str]
     split: Split
-    transform: Transform | None = None
+    transform: Callable | None = None  # see `transforms.training_transform`
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -321,15 +313,14 @@ class EvaluationDataset(_Images):
 
 
 def training_datasets(
-    data_path: str | Path, split: Split, transform: Transform, target_images: str, target_pixels: str,
+    data_path: str | Path, split: Split, transform: Callable, target_images: str, target_pixels: str,
     train_list: str | None = None, supervised: bool = False, complete_labels: bool = False,
 ) -> tuple[SourceDataset, TargetDataset]:  # fmt: skip
     """The source and target images of a folder in VOC layout, whose files were all read once.
 
-    Source images show a seen class, the background aside even where it is one: else every image would be a source
-    image, and training would open the masks of those that show only unseen classes. `target_images` are "all", or
-    those known to show an "unseen" class. With `complete_labels` the labels of source images name all that they show.
-    Raises `UserError` for whatever is wrong with the folder, its list or its masks, and for no source or target image.
+    Source images show a seen class; the background does not count, or training would open the masks of all images.
+    `target_images` are "all", or those known to show an "unseen" class. With `complete_labels` source labels name all
+    that an image shows. Raises `UserError` for whatever is wrong with the folder, its list, its images or its masks.
     """
     folder = VOCFolder.open(data_path, split)
     index = ClassIndex(folder)

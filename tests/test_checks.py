@@ -57,7 +57,7 @@ def test_an_image_is_read_again_only_when_it_or_its_mask_changes(folder, opened)
     assert ClassIndex(folder).check(IDS, ["seen"]) == [] and opened == []
     write_values(folder.mask_path("seen"), np.zeros((9, 12)))
     (problem,) = ClassIndex(folder).check(IDS, IDS)
-    assert "seen.jpg is 12 x 8 but its mask is 12 x 9" in problem and opened == ["seen.png", "seen.jpg"]
+    assert "seen.jpg has the size (12, 8) but its mask (12, 9)" in problem and opened == ["seen.png", "seen.jpg"]
     folder.image_path("both").write_bytes(b"x")
     assert "both.jpg can't be read as an image" in ClassIndex(folder).check(["both"], [])[0]
 
