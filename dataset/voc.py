@@ -330,7 +330,7 @@ def training_datasets(
     if target_images == "unseen":
         raise_first(lack_of_masks([image for image, values in shown.items() if values is None], len(shown)))
         shown = showing(shown, split.unseen_values, "an unseen")
-    labelled = frozenset(source.ids) if complete_labels else None
+    labelled = frozenset(source.ids if complete_labels else shown)
     target = TargetDataset(folder, list(shown), split, transform, target_pixels, labelled)
     masked = [*source.ids, *(target.ids if target_pixels == "oracle" else ())]
     raise_first(index.check([*source.ids, *target.ids], masked))
