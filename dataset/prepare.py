@@ -102,7 +102,7 @@ def prepare(dataset: str, root: Path) -> None:
             (root / target).mkdir(parents=True, exist_ok=True)
             for path in find(content, pattern):
                 path.replace(root / target / path.name)
-        shutil.rmtree(content)
+        shutil.rmtree(content, ignore_errors=True)
         done.append(name)
         write_text(marker, json.dumps({"unpacked": done}) + "\n")
 
