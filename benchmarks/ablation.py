@@ -22,21 +22,18 @@ CONFIG = "configs/best_cpu.toml"
 SOURCE_ONLY = ("--background", "ignore")
 PAPER, PAPER2 = (*SOURCE_ONLY, *runs.PAPER), (*SOURCE_ONLY, *runs.PAPER2)
 ORACLE = ("--target-pixels", "oracle")
-ROWS = {
-    row.name: row
-    for row in (
-        Row("source only", "source_only", SOURCE_ONLY),
-        Row("paper, oracle: stage 1", "oracle", (*PAPER, *ORACLE)),
-        Row("paper, oracle: stage 2", "oracle", (*PAPER, *ORACLE), (*PAPER2, *ORACLE)),
-        Row("paper: stage 1", "paper", PAPER),
-        Row("paper: stage 2", "paper", PAPER, PAPER2),
-        Row("best", "best", (), ()),
-        Row("supervised, all 20 labels", "supervised", (*SOURCE_ONLY, "--supervised")),
-        # The best setting with one thing changed:
-        Row("labels may be incomplete", "best", (), ("--no-complete-labels",)),
-        Row("background scored", "background", ("--background", "score"), ("--background", "score")),
-    )
-}
+ROWS = (
+    Row("source only", "source_only", SOURCE_ONLY),
+    Row("paper, oracle: stage 1", "oracle", (*PAPER, *ORACLE)),
+    Row("paper, oracle: stage 2", "oracle", (*PAPER, *ORACLE), (*PAPER2, *ORACLE)),
+    Row("paper: stage 1", "paper", PAPER),
+    Row("paper: stage 2", "paper", PAPER, PAPER2),
+    Row("best", "best", (), ()),
+    Row("supervised, all 20 labels", "supervised", (*SOURCE_ONLY, "--supervised")),
+    # The best setting with one thing changed:
+    Row("labels may be incomplete", "best", (), ("--no-complete-labels",)),
+    Row("background scored", "background", ("--background", "score"), ("--background", "score")),
+)
 
 
 def parse_arguments(argv: list[str] | None):
@@ -46,11 +43,12 @@ def parse_arguments(argv: list[str] | None):
     parser.add_argument("--output-dir", type=Path, default=Path("runs/ablation"), help="runs and logs")
     parser.add_argument("--evaluation-list", help="evaluation images, as for the scripts (default: val)")
     parser.add_argument("--splits", nargs="+", type=split_name, default=[4], help="splits to run the rows on")
-    parser.add_argument("--rows", nargs="+", metavar="NAME", choices=ROWS, help="only these rows (default: all)")
+    names = [row.name for row in ROWS]
+    parser.add_argument("--rows", nargs="+", metavar="NAME", choices=names, default=names, help="only these rows")
     parser.add_argument("--only-table", action="store_true", help="train nothing; the runs that are done")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="one run of each stage a seed")
     args = parser.parse_args(argv)
-    args.rows = [row for name, row in ROWS.items() if args.rows is None or name in args.rows]
+    args.rows = [row for row in ROWS if row.name in args.rows]
     args.data_path, args.output_dir = args.data_path.resolve(), args.output_dir.resolve()
     return args
 

@@ -32,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
@@ -40,7 +40,7 @@ from dataset.drawn import write_dataset
 from dataset.loaders import evaluation_loader
 from dataset.splits import VOID, Split
 from dataset.transforms import training_transform
-from dataset.voc import evaluation_dataset, training_datasets
+from dataset.voc import EvaluationDataset, evaluation_dataset, training_datasets
 from model.backbone import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, Recomputed, build_backbone
 from model.segmenter import Segmenter
 from train_split_lambda import train_step
@@ -70,26 +70,19 @@ QUICK = {"batch_size": 2, "crops": 2, "crop_size": 256, "repeats": 1, "input_siz
 # step is two forward passes, two optimisers, logits upsampled to every pixel, and losses read at once. An evaluation
 # goes over the images twice, for GZSL and ZSL, one image at a time with gradients on, and counts in NumPy.
 
-FILL = {tv_tensors.Image: [124.0, 116.0, 104.0], tv_tensors.Mask: float(VOID)}
 normalise = v2.Normalize([255 * value for value in IMAGENET_MEAN], [255 * value for value in IMAGENET_STD])
 """Float image [..., 3, H, W] in [0, 255] -> what ImageNet weights expect."""
 
 
-class PlainDataset(Dataset):
-    """Normalised images float32 [3, H, W] and labels int64 [H, W] of `dataset`, after a transform of both."""
-
-    def __init__(self, dataset: Dataset, to_labels: Callable, transform: Callable = lambda *pair: pair):
-        self.folder, self.ids, self.to_labels, self.transform = dataset.folder, dataset.ids, to_labels, transform
-
-    def __len__(self) -> int:
-        return len(self.ids)
+class PlainDataset(EvaluationDataset):
+    """Normalised images float32 [3, H, W] and labels int64 [H, W], after a transform of both."""
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         image = np.asarray(Image.open(self.folder.image_path(self.ids[index])).convert("RGB"), np.float32)
-        label = self.to_labels(np.asarray(Image.open(self.folder.mask_path(self.ids[index])))).astype(np.float32)
-        pair = self.transform(tv_tensors.Image(image.transpose(2, 0, 1).copy()), tv_tensors.Mask(label))
-        image, label = (tensor.as_subclass(torch.Tensor) for tensor in pair)
-        return normalise(image), label.long()
+        label = self.split.to_labels(np.asarray(Image.open(self.folder.mask_path(self.ids[index])))).astype(np.float32)
+        pair = tv_tensors.Image(image.transpose(2, 0, 1).copy()), tv_tensors.Mask(label)
+        image, label = self.transform(*pair) if self.transform else pair
+        return normalise(image.as_subclass(torch.Tensor)), label.as_subclass(torch.Tensor).long()
 
 
 def plain_logits(model: Segmenter, image: torch.Tensor) -> torch.Tensor:
@@ -184,7 +177,7 @@ def build_evaluation(side: str, args: argparse.Namespace) -> Callable[[], object
     model, dataset = build_network(side, args), evaluation_dataset(args.data_path, SPLIT)
     dataset.ids = dataset.ids[: args.images]
     if side == "plain":
-        plain = PlainDataset(dataset, SPLIT.to_labels)
+        plain = PlainDataset(dataset.folder, dataset.ids, SPLIT)
         return lambda: plain_evaluate(model, plain, SPLIT.num_seen, args.device, args.num_workers)
     device = torch.device(args.device)
     loader = evaluation_loader(dataset, args.num_workers, images_at_once(None, device))
@@ -194,10 +187,11 @@ def build_evaluation(side: str, args: argparse.Namespace) -> Callable[[], object
 def build_input(side: str, args: argparse.Namespace) -> Callable[[], object]:
     torch.set_num_threads(1)
     source, _ = training_datasets(args.data_path, SPLIT, training_transform(args.crop_size), "all", "all")
-    plain = PlainDataset(source, lambda mask: SPLIT.to_labels(mask, "seen"), v2.Compose([
+    fill = {tv_tensors.Image: [124.0, 116.0, 104.0], tv_tensors.Mask: float(VOID)}
+    plain = PlainDataset(source.folder, source.ids, SPLIT, v2.Compose([
         v2.RandomResize(300, 938, antialias=False),  # 0.8 to 2.5 times the 375 pixels of VOC's shorter sides
-        v2.RandomRotation(15, v2.InterpolationMode.BILINEAR, fill=FILL),
-        v2.RandomCrop(args.crop_size, pad_if_needed=True, fill=FILL),
+        v2.RandomRotation(15, v2.InterpolationMode.BILINEAR, fill=fill),
+        v2.RandomCrop(args.crop_size, pad_if_needed=True, fill=fill),
         v2.RandomHorizontalFlip(),
     ]))  # fmt: skip
     item = plain.__getitem__ if side == "plain" else lambda index: source[index, index]
@@ -214,7 +208,7 @@ def run(part: str, side: str, args: argparse.Namespace) -> float:
         work, before = build_step(side, argparse.Namespace(**vars(args) | changes)), peak_memory(device)
         work()
         return peak_memory(device) - before
-    if side == "ours":  # memory is measured without what a process keeps for the next step
+    if (part, side) == ("train", "ours"):  # memory is measured without what a process keeps for the next step
         keep_freed_memory(device)
     build, images, calls, clock = {
         "train": (build_step, 2 * args.batch_size, args.steps, time.perf_counter),
@@ -252,7 +246,6 @@ def main(argv: list[str] | None = None) -> int:
     args, figures = parse_arguments(argv), {}
     name = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine()
     machine = {"name": name, "threads": args.threads, "load_before": os.getloadavg()[0], "torch": torch.__version__}
-    settings = {name: value for name, value in vars(args).items() if name != "settings"}
     print(f"{'ours / plain':<36} {'ratio':>6} {'wanted':>8} {'ours':>8} {'plain':>8}  spread")
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -270,6 +263,7 @@ def main(argv: list[str] | None = None) -> int:
             title, unit, wanted = PARTS[part]
             row = f"{title:<36} {ours / plain:>6.2f} {wanted[args.device]:>8} {ours:>8.3g} {plain:>8.3g}"
             print(f"{row}  {spread:.0%}, {unit}", flush=True)
+    settings = {name: value for name, value in vars(args).items() if name != "settings"}
     how = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in {**settings, **machine}.items())
     print(textwrap.fill(how, 110))
     if args.json is not None:

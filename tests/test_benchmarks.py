@@ -94,7 +94,7 @@ def test_the_ablation_trains_every_row_under_its_own_protocol(tmp_path, monkeypa
     argv = ["--data-path", tmp_path / "data", "--output-dir", tmp_path / "runs", "--seeds", 1]
     ablation.main([*map(str, argv)])
     printed = capsys.readouterr().out
-    assert all(f"| {name}" in printed for name in ablation.ROWS)
+    assert all(f"| {row.name}" in printed for row in ablation.ROWS)
     logs = {log.parts[-5]: json.loads(log.read_text()) for log in tmp_path.rglob("split4/*/log.jsonl")}
     oracle = {name for name, line in logs.items() if line["target_pixels"] == "oracle"}
     assert oracle == {"oracle", "paper__oracle__stage_2"}
