@@ -99,8 +99,7 @@ def result_names(paths: Sequence[Path]) -> list[str]:
 def predict_image(predictor: Predictor, path: Path, name: str, args: argparse.Namespace) -> dict:
     """Segments one image, writes its files as `name`, and returns its entry of predictions.json.
 
-    Raises:
-        UserError: if the image can't be read.
+    Raises `UserError` if the image can't be read.
     """
     began, classes = time.perf_counter(), predictor.classes
     image = read_image(path)

@@ -1,11 +1,11 @@
 """Readers of the formats in which others publish word vectors: word2vec, fastText, GloVe, a pickle.
 
-A file has millions of words and gigabytes, and a few dozen words are wanted. The scanners are generators of (word,
-float [D]) for the wanted words alone, and hold a small part of the file at a time. Words are compared as bytes, since
-some published files have malformed UTF-8.
+A file has millions of words and gigabytes, and a few dozen words are wanted. The scanners hold a word at a time, and
+compare words as bytes, since some published files have malformed UTF-8.
 """
 
 import gzip
+import io
 import itertools
 import pickle
 import re
@@ -18,8 +18,7 @@ import numpy as np
 
 from utils.errors import UserError
 
-CHUNK = 1 << 20  # bytes of one read
-LONGEST_LINE = 16 << 20  # bytes
+LONGEST_LINE, LONGEST_WORD = 16 << 20, 1000  # bytes
 BOM = b"\xef\xbb\xbf"
 SIGNATURES = {
     b"version https://git-lfs": "it is a Git LFS pointer, not the file itself: run git lfs pull",
@@ -48,7 +47,7 @@ def read_vectors(path: Path, wanted: Collection[str]) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     try:
         keys = {word.encode(): word for word in wanted}
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+        with io.BufferedReader(gzip.open(path)) if path.suffix == ".gz" else path.open("rb") as stream:
             for word, vector in scan(stream, path, keys):
                 found.setdefault(word, vector)
     except (OSError, EOFError, zlib.error, UnicodeError) as error:
@@ -58,28 +57,25 @@ def read_vectors(path: Path, wanted: Collection[str]) -> dict[str, np.ndarray]:
 
 def parse_header(line: bytes) -> tuple[int, int] | None:
     """(words, dimensions) if `line` is a header of two whole numbers."""
-    match = re.fullmatch(rb"\s*(\d{1,18})\s+(\d{1,18})\s*", line)
+    match = re.fullmatch(rb"\s*([1-9]\d{,11})\s+([1-9]\d{,4})\s*", line)
     return match and (int(match[1]), int(match[2]))
 
 
 def scan_binary(stream: BinaryIO, path: Path, keys: Mapping[bytes, str]) -> Iterator[tuple[str, np.ndarray]]:
     """word2vec's binary format: 'words dimensions', then each word, a space, float32 [D] and perhaps a newline."""
-    first, newline, buffer = stream.read(CHUNK).partition(b"\n")
-    header = parse_header(first)
-    if not newline or header is None:
+    header = parse_header(stream.readline(LONGEST_LINE))
+    if header is None:
         raise UserError(f"{path}: not in word2vec's binary format: {describe_file(path)}")
-    (count, dim), start = header, 0
+    count, dim = header
     for done in range(count):
-        space = buffer.find(b" ", start)
-        while space < 0 or space + 1 + 4 * dim > len(buffer):
-            more = stream.read(CHUNK)
-            if not more or len(buffer) - start > LONGEST_LINE:
-                raise UserError(f"{path}: damaged, or cut short after {done} of {count} words: download it again")
-            buffer, start = buffer[start:] + more, 0
-            space = buffer.find(b" ")
-        if word := keys.get(buffer[start:space].lstrip(b"\n")):
-            yield word, np.frombuffer(buffer, "<f4", dim, space + 1)
-        start = space + 1 + 4 * dim
+        word, byte = b"", stream.read(1)
+        while byte not in (b" ", b"") and len(word) < LONGEST_WORD:
+            word, byte = word + byte, stream.read(1)
+        vector = stream.read(4 * dim)
+        if byte != b" " or len(vector) < 4 * dim:
+            raise UserError(f"{path}: damaged, or cut short after {done} of {count} words: download it again")
+        if name := keys.get(word.lstrip(b"\n")):
+            yield name, np.frombuffer(vector, "<f4")
 
 
 def scan_text(stream: BinaryIO, path: Path, keys: Mapping[bytes, str]) -> Iterator[tuple[str, np.ndarray]]:

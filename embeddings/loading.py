@@ -63,9 +63,8 @@ def read_names(path: Path) -> tuple[str, ...]:
 
 def is_word_file(path: Path) -> bool:
     """Whether a source has vectors of words rather than of classes."""
-    if path.suffix == ".npy":
-        return path.with_name("words.txt").is_file() and not path.with_name("classes.txt").is_file()
-    return path.suffix != ".pkl"
+    classes, words = (path.with_name(name).is_file() for name in LISTS)
+    return path.suffix != ".pkl" and (path.suffix != ".npy" or (words and not classes))
 
 
 def read_table(path: Path) -> dict[str, np.ndarray]:
@@ -123,15 +122,9 @@ def average_vectors(vectors: Sequence[np.ndarray], where: str) -> np.ndarray:
 
 
 def find_class_vectors(path: Path, names: Sequence[str], optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
-    """Class name -> vector, float64 [D], with the length that the source gives it.
+    """Class name -> vector, float64 [D], with the length that the class table or word file gives it.
 
-    Args:
-        path: a class table or a word file.
-        names: classes that the source must have.
-        optional: classes that it may have.
-
-    Raises:
-        UserError: `names` that the source lacks, all of them, or a bad file.
+    Raises `UserError` for a bad file, and for those of `names`, not of `optional`, that it lacks.
     """
     wanted = (*names, *optional)
     if is_word_file(path):
@@ -144,8 +137,7 @@ def find_class_vectors(path: Path, names: Sequence[str], optional: Sequence[str]
     for name, groups in choices.items():
         if group := next((group for group in groups if all(word in table for word in group)), None):
             found[name] = average_vectors([table[word] for word in group], f"{path}: class '{name}'")
-    missing = ", ".join(repr(name) for name in names if name not in found)
-    if missing:
+    if missing := ", ".join(repr(name) for name in names if name not in found):
         source = "the shipped words" if path == VOCABULARY else path
         advice = "give other names, or vectors that have them (--embedding; predict.py: --vocabulary)"
         raise UserError(f"{source}: no vector for {missing}: {advice}")
@@ -157,16 +149,11 @@ def find_sources(embedding: Sequence[str] | None, folder: Path | None) -> dict[s
 
     Args:
         embedding: sources, each the path of a file, or a name in `folder` without its ending, or the shipped one.
-        folder: where they are; None: this package's. A given folder is never replaced by the shipped one.
-
-    Raises:
-        UserError: a source that is missing or there twice, or a folder with no source or no obvious one.
+        folder: where they are; None: this package's. A given one must have sources, and one unless `embedding` says.
     """
     files = [path for path in sorted((folder or PACKAGE).glob("[!.]*")) if path.name not in LISTS]
     there = {path.name.removesuffix(end): path for end in ENDINGS[::-1] for path in files if path.name.endswith(end)}
-    listed = ", ".join(sorted(there)) or "none"
-    if folder is not None and not there:
-        raise UserError(f"--embedding-path {folder}: no word vectors there (.npy, .pkl, .bin, .vec or .txt)")
+    where = f"--embedding-path {folder or PACKAGE}: there: {', '.join(sorted(there)) or 'no word vectors'}"
     if embedding is not None:
         check_once(embedding, "--embedding")
     elif set(PUBLISHED) <= set(there):
@@ -177,32 +164,29 @@ def find_sources(embedding: Sequence[str] | None, folder: Path | None) -> dict[s
     elif len(there) == 1:
         embedding = list(there)
     else:
-        raise UserError(f"--embedding-path {folder}: several sources: give --embedding with some of {listed}")
-    found = {}
-    for source in embedding:
-        found[source] = Path(source) if Path(source).is_file() else ({SHIPPED: VOCABULARY} | there).get(source)
-        if found[source] is None:
-            raise UserError(
-                f"no '{source}' vectors in {folder or PACKAGE}; there: {listed}; shipped: {SHIPPED}: give "
-                "--embedding-path with their folder (embeddings/README.md says how to get them)"
-            )
+        raise UserError(f"{where}: give another folder, or --embedding with one or more of several sources")
+    if folder is None or there:
+        there = {SHIPPED: VOCABULARY} | there
+    found = {source: Path(source) if Path(source).is_file() else there.get(source) for source in embedding}
+    if missing := [source for source in embedding if found[source] is None]:
+        advice = f"no '{missing[0]}' vectors (shipped: {SHIPPED}); embeddings/README.md says how to get them"
+        raise UserError(f"{where}: {advice}")
     return found
 
 
 def embed_words(
     names: Sequence[str], paths: Collection[Path], weighting: str = "raw", known: Mapping[str, np.ndarray] | None = None
 ) -> dict[str, np.ndarray]:
-    """Class name -> the vectors of all sources side by side, float32 [D], a unit vector; any word or phrase is a name.
+    """Class name -> the vectors of all sources side by side, float32 [D], a unit vector.
 
     Args:
-        names: the classes wanted.
+        names: classes, or any words and phrases.
         paths: the sources.
         weighting: "raw" keeps the lengths that the sources give their vectors, so that the source with longer ones
             counts more, as in the published code; "equal" makes the vectors of each source unit first.
-        known: a checkpoint's classes and their embeddings, float [D], which must have come from the same vectors.
+        known: a checkpoint's classes and their embeddings, float [D].
 
-    Raises:
-        UserError: see `find_class_vectors`; or the vectors are not those of `known`.
+    Raises `UserError` as `find_class_vectors`, and for other vectors than those of `known`.
     """
     known = known or {}
     found = [find_class_vectors(path, names, tuple(known)) for path in paths]
@@ -225,7 +209,7 @@ def load_class_embeddings(
 ) -> tuple[np.ndarray, list[str]]:  # fmt: skip
     """The class embeddings that logits are products with, float32 [len(names), D], unit rows, and the sources used.
 
-    For the arguments see `find_sources` and `embed_words`. Raises `UserError` as they do, and for a name given twice.
+    For the arguments see `find_sources` and `embed_words`. Raises `UserError` as they do, and for a name twice or none.
     """
     check_once(map(fold_name, names), "class names")
     sources = find_sources(embedding, embedding_path)
