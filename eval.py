@@ -33,15 +33,13 @@ from utils.visualize import contact_sheet, save_image, save_index_png
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
-    data, model = parser.add_argument_group("data"), parser.add_argument_group("network")
-    output, running = parser.add_argument_group("output"), parser.add_argument_group("running")
+    data, model, output, running = map(parser.add_argument_group, ("data", "network", "output", "running"))
     # fmt: off
     add_settings(data, ["data_path"])
     data.add_argument("--list", metavar="LIST", help="evaluation images: a list of ImageSets/Segmentation or a text "
                       "file (default: val)")
     model.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help="latest.pth or best.pth of a run")
-    model.add_argument("--split", type=split_name, choices=SPLITS, metavar="SPLIT",
-                       help="refuse a checkpoint of another split")
+    model.add_argument("--split", type=split_name, choices=SPLITS, metavar="SPLIT", help="refuse those of other splits")
     model.add_argument("--calibration", type=fraction, metavar="GAMMA", help="subtract GAMMA from the softmax of the "
                        "seen classes (default: as the checkpoint was trained, else 0). Choose it on a validation split "
                        "such as 1-val, where seen classes play the unseen ones, never by what is reported")
@@ -86,16 +84,15 @@ def main(argv: list[str] | None = None) -> int:
     dataset = evaluation_dataset(args.data_path, split, args.list)
     loader = evaluation_loader(dataset, args.num_workers, images_at_once(args.evaluation_batch_size, device), place())
     model.to(device)
-    if args.calibration is None:
-        args.calibration = checkpoint["settings"]["calibration"]
+    gamma = checkpoint["settings"]["calibration"] if args.calibration is None else args.calibration
     views = {name: getattr(args, name) for name in ("longest_side", "scales", "flip", "edges")}
     save = partial(save_predictions, args.save_dir, dataset, split) if args.save_dir else None
     metrics = ZeroShotMetrics(split.names, split.num_seen)
-    result = evaluate(model, loader, metrics, device, args.calibration, save, **views)
+    result = evaluate(model, loader, metrics, device, gamma, save, **views)
     if is_main():
         about = {"checkpoint": str(args.checkpoint), **{key: checkpoint[key] for key in ("stage", "step", "selection")}}
-        about |= {"protocol": describe_protocol(checkpoint["metadata"]), "images": len(dataset), **views}
-        about["calibration"] = args.calibration
+        about |= {"protocol": describe_protocol(checkpoint["metadata"]), "images": len(dataset)}
+        about |= {**views, "calibration": gamma}
         if args.json:
             write_text(args.json, json_lines({**result, **about}))
         print("\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in about.items()))

@@ -41,8 +41,7 @@ MARKS = {"seen": "", "unseen": "*", "new": " (new)"}
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
-    task, words = parser.add_argument_group("what to do"), parser.add_argument_group("words")
-    model, output = parser.add_argument_group("network"), parser.add_argument_group("output")
+    task, words, model, output = map(parser.add_argument_group, ("what to do", "words", "network", "output"))
     switch = argparse.BooleanOptionalAction
     # fmt: off
     task.add_argument("--images", type=Path, nargs="+", metavar="PATH", help="images of any size, or folders of images")
@@ -50,9 +49,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
                       "(torch.export), .onnx (pip install onnx onnxscript), or .pth (without a frozen trunk)")
     words.add_argument("--classes", nargs="+", metavar="WORD", help="what the images may show, separated by commas: "
                        '"cat, dog, traffic light" (default: the classes of the checkpoint)')
-    words.add_argument("--vocabulary", type=Path, nargs="+", default=[], metavar="FILE", help="files of the word "
-                       "vectors that the checkpoint was trained with, for words that are no class of it (default: "
-                       "the shipped common words)")
+    words.add_argument("--vocabulary", type=Path, nargs="+", default=[], metavar="FILE", help="word vectors of the "
+                       "checkpoint's training, for words that are no class of it (default: the shipped common words)")
     words.add_argument("--embedding-path", type=Path, metavar="FOLDER", help="as in training (default: embeddings/)")
     model.add_argument("--checkpoint", type=Path, default=SHIPPED, metavar="PATH", help="latest.pth or best.pth of a "
                        "run (default: the shipped one, docs/CHECKPOINT.md)")
@@ -60,8 +58,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
                        "images are resized to this for the network (default: the size of the training images)")
     model.add_argument("--scales", type=positive, nargs="+", default=[1.0], metavar="SCALE",
                        help="mean of the softmax over the image at these sizes, such as 0.75 1 1.25")
-    model.add_argument("--flip", action=switch, default=True, help="mean of the softmax over the image and its mirror "
-                       "image (default)")
+    model.add_argument("--flip", action=switch, default=True, help="likewise with the mirror image (default)")
     model.add_argument("--edges", action=switch, default=True, help="let borders follow the image's edges (default)")
     output.add_argument("--output-dir", type=Path, default=Path("predictions"), metavar="FOLDER", help="for results")
     output.add_argument("--confidence", action="store_true", help="write confidence/<image>.png too, white is certain")
@@ -101,8 +98,7 @@ def predict_image(predictor: Predictor, path: Path, name: str, args: argparse.Na
 
     Raises `UserError` if the image can't be read.
     """
-    began, classes = time.perf_counter(), predictor.classes
-    image = read_image(path)
+    began, classes, image = time.perf_counter(), predictor.classes, read_image(path)
     mask, confidence = predictor.segment(image, None, args.scale_to, args.scales, args.flip, args.edges)
     seconds = time.perf_counter() - began
     mask[confidence < args.min_confidence] = VOID
@@ -133,8 +129,8 @@ def main(argv: list[str] | None = None) -> int:
     protocol = describe_protocol(predictor.checkpoint["metadata"])
     print(f"{args.checkpoint}: {protocol}")
     for kind, meaning in KINDS.items():
-        names = [name for name, its_kind in predictor.kinds.items() if its_kind == kind]
-        print(f"{f'{kind} ({meaning})':<32}{', '.join(names) or '-'}")
+        names = ", ".join(name for name, its_kind in predictor.kinds.items() if its_kind == kind)
+        print(f"{f'{kind} ({meaning})':<32}{names or '-'}")
     if args.export is not None:
         export(predictor, args.checkpoint, args.export)
         print(f"{args.export}, {args.export.stat().st_size / 1e6:.1f} MB")

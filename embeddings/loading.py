@@ -9,7 +9,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,18 +46,12 @@ def word_choices(name: str, published: bool) -> list[tuple[str, ...]]:
     return [*groups, *whole, split_name(name)]
 
 
-def check_once(names: Iterable[str], where: str) -> None:
-    """Raises `UserError`, which begins with `where`, if there are no names or one is there twice."""
-    counts = Counter(names)
-    twice = [name for name, count in counts.items() if count > 1]
-    if twice or not counts:
-        raise UserError(f"{where}: {f'{twice[0]!r} twice' if twice else 'none'}: give each name once")
-
-
 def read_names(path: Path) -> tuple[str, ...]:
     """Names, one a line, also as `VALUE: NAME`. Raises `UserError`: no file, not UTF-8, no names, or a name twice."""
     names = tuple(re.sub(r"^\d+\s*:\s*", "", line) for line in read_lines(path))
-    check_once(names, str(path))
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice or not names:
+        raise UserError(f"{path}: {f'{twice[0]!r} twice' if twice else 'no names'}: write each name once, one a line")
     return names
 
 
@@ -154,21 +148,16 @@ def find_sources(embedding: Sequence[str] | None, folder: Path | None) -> dict[s
     files = [path for path in sorted((folder or PACKAGE).glob("[!.]*")) if path.name not in LISTS]
     there = {path.name.removesuffix(end): path for end in ENDINGS[::-1] for path in files if path.name.endswith(end)}
     where = f"--embedding-path {folder or PACKAGE}: there: {', '.join(sorted(there)) or 'no word vectors'}"
-    if embedding is not None:
-        check_once(embedding, "--embedding")
-    elif set(PUBLISHED) <= set(there):
+    if embedding is None and set(PUBLISHED) <= set(there):
         embedding = PUBLISHED
-    elif folder is None:
+    elif embedding is None and folder is None:
         print("embedding: the shipped 100-d GloVe; see embeddings/README.md for the published 600-d", file=sys.stderr)
         embedding = [SHIPPED]
-    elif len(there) == 1:
-        embedding = list(there)
-    else:
+    elif (embedding is None and len(there) != 1) or not (folder is None or there):
         raise UserError(f"{where}: give another folder, or --embedding with one or more of several sources")
-    if folder is None or there:
-        there = {SHIPPED: VOCABULARY} | there
-    found = {source: Path(source) if Path(source).is_file() else there.get(source) for source in embedding}
-    if missing := [source for source in embedding if found[source] is None]:
+    paths = {SHIPPED: VOCABULARY} | there
+    found = {source: Path(source) if Path(source).is_file() else paths.get(source) for source in embedding or there}
+    if missing := [source for source, path in found.items() if path is None]:
         advice = f"no '{missing[0]}' vectors (shipped: {SHIPPED}); embeddings/README.md says how to get them"
         raise UserError(f"{where}: {advice}")
     return found
@@ -209,9 +198,8 @@ def load_class_embeddings(
 ) -> tuple[np.ndarray, list[str]]:  # fmt: skip
     """The class embeddings that logits are products with, float32 [len(names), D], unit rows, and the sources used.
 
-    For the arguments see `find_sources` and `embed_words`. Raises `UserError` as they do, and for a name twice or none.
+    For the arguments see `find_sources` and `embed_words`, which raise `UserError`.
     """
-    check_once(map(fold_name, names), "class names")
     sources = find_sources(embedding, embedding_path)
     rows = embed_words(names, sources.values(), weighting)
     return np.stack([rows[name] for name in names]), list(sources)

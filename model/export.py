@@ -32,8 +32,7 @@ def export(predictor: Predictor, checkpoint: Path, path: Path) -> None:
     The network takes one uint8 image [1, 3, H, W] of any size from 32 and gives logits [1, K, H, W]. Its class names
     are the file `classes.json` inside a .pt2 and the metadata `classes` of an .onnx.
 
-    Raises:
-        UserError: for another ending, or a package that is missing.
+    Raises `UserError` for another ending, or a package that is missing.
     """
     if path.suffix == ".pth":
         save_head(checkpoint, path)

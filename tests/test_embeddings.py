@@ -235,17 +235,13 @@ def test_a_given_folder_is_never_replaced_by_the_shipped_words(tmp_path):
 @pytest.mark.parametrize(
     ("names", "sources", "parts"),
     [
-        (["cat"], [], ["--embedding"]),
-        (["cat"], ["glove", "glove"], ["--embedding"]),
         (["cat"], ["nowhere/w.vec"], ["nowhere/w.vec"]),
         (["cat"], ["nothing"], ["no 'nothing' vectors"]),
-        ([], ["glove"], ["class names: none"]),
-        (["cat", "dog", "Cat"], ["glove"], ["class names: 'cat' twice"]),
         (["cat", "wombatish"], ["glove"], ["the shipped words", "'wombatish'", "--embedding"]),
         (["cat", "dog", "red-panda"], ["w.txt"], ["w.txt", "no vector for 'dog', 'red-panda':", "--embedding"]),
     ],
 )
-def test_names_and_sources_are_given_once_each_and_all_that_lack_a_vector_are_named(
+def test_sources_that_are_missing_and_all_names_that_lack_a_vector_are_named(
     tmp_path, monkeypatch, names, sources, parts
 ):
     put(tmp_path / "w.txt", b"cat 1 0\nred 0 1\n")
