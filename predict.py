@@ -25,8 +25,7 @@ from tqdm import tqdm
 
 from dataset.images import IMAGE_SUFFIXES, read_image
 from dataset.splits import BACKGROUND, VOID
-from model.export import export
-from model.predictor import SHIPPED, Predictor
+from model.predictor import SHIPPED, Predictor, export
 from model.segmenter import MIN_SIDE
 from utils.checkpoint import describe_protocol
 from utils.config import Parser, add_settings, fraction, number, positive
