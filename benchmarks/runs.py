@@ -61,15 +61,9 @@ def command(arguments: Sequence, log: Path) -> None:
 
 
 def train(script: str, flags: Sequence, folder: Path) -> Path:
-    """Trains a stage, or resumes it, unless it is done with the same flags and the same settings file.
+    """Trains a stage, or resumes it, unless it is done with the same flags and the same settings file after `--config`.
 
-    Args:
-        script: of `SCRIPTS`.
-        flags: all but `--restore-from-where continue`; the settings file is the first one after `--config`.
-        folder: where the stage keeps its run; run.log there gets the output.
-
-    Returns:
-        The path of `latest.pth`.
+    `folder` is where the stage keeps its run; run.log there gets the output. Returns the path of latest.pth.
     """
     flags = list(map(str, flags))
     config = (ROOT / flags[flags.index("--config") + 1]).read_text(encoding="utf-8") if "--config" in flags else ""

@@ -100,12 +100,8 @@ class ZeroShotMetrics:
 
     @torch.no_grad()
     def update(self, best: Tensor, best_unseen: Tensor, label: Tensor) -> None:
-        """Counts one batch, integer [N, H, W] each.
-
-        Args:
-            best: the predicted class among all K, for GZSL.
-            best_unseen: the predicted class among the unseen ones, from 0, for ZSL; counted where the label is unseen.
-            label: from 0 to K - 1, and 255 for pixels that do not count.
+        """Counts one batch, integer [N, H, W] each: the predicted class among all K (GZSL), and among the unseen ones
+        from 0 (ZSL), which counts where the label is unseen. Pixels with the label 255 do not count.
         """
         label = torch.where(label == 255, -1, label.long())
         counts = count_pixels(label, best, len(self.gzsl))
@@ -116,30 +112,22 @@ class ZeroShotMetrics:
     def compute(self) -> dict:
         """What all processes counted, each of images of its own, as plain floats in [0, 1]; None is "undefined".
 
-        miou_seen, miou_unseen: mean IoU of the seen / the unseen classes under the GZSL argmax
-        hiou:            their harmonic mean
-        miou_zsl:        mean IoU of the unseen classes on unseen pixels under the ZSL argmax
-        bias:            share of the unseen pixels that the GZSL argmax gave to a seen class
-        pixel_accuracy:  share of the pixels that are right, GZSL
-        mean_accuracy:   mean over the labelled classes of the share of their pixels that are right, GZSL
-        fwiou:           IoU weighted by each class's share of the labelled pixels, GZSL
-        per_class:       {name: IoU}, GZSL, in the order of `names`
-        per_class_zsl:   {unseen name: IoU}, ZSL
-        confusion:       pixel counts, a row a labelled class, GZSL
+        Besides the figures below, "confusion": pixel counts under the GZSL argmax, a row a labelled class.
         """
         gzsl, zsl = (distributed.all_reduce_sum(counts.cpu()) for counts in (self.gzsl, self.zsl))
         matrix, num_seen = gzsl.double(), self.num_seen
         iou, iou_zsl, hits, labelled = class_iou(matrix), class_iou(zsl), matrix.diagonal(), matrix.sum(1)
         seen, unseen = float(iou[:num_seen].nanmean()), float(iou[num_seen:].nanmean())
-        figures = {
-            "miou_seen": seen,
+        figures = {  # under the GZSL argmax, but for the two of ZSL: those of the unseen classes on unseen pixels
+            "miou_seen": seen,  # mean IoU of the seen classes
             "miou_unseen": unseen,
-            "hiou": 2 * seen * unseen / (seen + unseen) if seen + unseen != 0 else 0.0,
+            "hiou": 2 * seen * unseen / (seen + unseen) if seen + unseen != 0 else 0.0,  # harmonic mean
             "miou_zsl": float(iou_zsl.nanmean()),
+            # the share of the unseen pixels that were given to a seen class
             "bias": float(matrix[num_seen:, :num_seen].sum() / labelled[num_seen:].sum()),
             "pixel_accuracy": float(hits.sum() / matrix.sum()),
-            "mean_accuracy": float((hits / labelled).nanmean()),
-            "fwiou": float((labelled * iou.nan_to_num(0.0)).sum() / matrix.sum()),
+            "mean_accuracy": float((hits / labelled).nanmean()),  # over the labelled classes
+            "fwiou": float((labelled * iou.nan_to_num(0.0)).sum() / matrix.sum()),  # IoU weighted by labelled pixels
             "per_class": dict(zip(self.names, iou.tolist())),
             "per_class_zsl": dict(zip(self.names[num_seen:], iou_zsl.tolist())),
         }
@@ -203,9 +191,10 @@ def format_table(result: dict, columns: int = 4) -> str:
 
 def format_rows(results: Mapping[str, dict]) -> str:
     """Several results of `compute` as a table of headlines in percent, a row each; the key names the row."""
-    lines = [(name, *(percent(result[key]) for _, key in HEADLINES)) for name, result in results.items()]
     width = max(map(len, results))
-    return "\n".join(
-        f"{name:<{width}}" + "".join(cell.rjust(len(title) + 3) for cell, (title, _) in zip(cells, HEADLINES))
-        for name, *cells in [("", *(title for title, _ in HEADLINES)), *lines]
-    )
+    lines = [" " * width + "".join(f"   {title}" for title, _ in HEADLINES)]
+    for name, result in results.items():
+        lines.append(
+            f"{name:<{width}}" + "".join(f"{percent(result[key]):>{len(title) + 3}}" for title, key in HEADLINES)
+        )
+    return "\n".join(lines)

@@ -57,12 +57,9 @@ def save_image(image: Image.Image, path: Path) -> None:
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, ignore: Collection[int] = (0, 255)) -> np.ndarray:
-    """A mask laid over its image, with thin light contours between regions: uint8 [H, W, 3].
+    """A mask, uint8 [H, W], laid over its image, with thin light contours between regions: uint8 [H, W, 3].
 
-    Args:
-        image: uint8 [H, W, 3].
-        mask: uint8 [H, W].
-        ignore: mask values that get no colour; the image shows there.
+    The image shows where the mask has a value of `ignore`.
     """
     plain = np.isin(mask, list(ignore))
     grey = image.mean(axis=2, keepdims=True)
