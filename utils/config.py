@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.splits import SPLITS, split_name
-from model.backbone import BACKBONES
+from model.backbone import BACKBONES, WITH_CLASSIFIER, has_classifier
 from utils.errors import UserError
 
 
@@ -39,14 +39,6 @@ def number(kind: type, low: float, high: float = math.inf, exclusive: bool = Fal
     return parse
 
 
-def class_names(text: str) -> list[str]:
-    """A type for argparse: class names separated by commas."""
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names:
-        raise argparse.ArgumentTypeError(f"{text!r}: give class names separated by commas, like sheep,sofa")
-    return names
-
-
 count, natural = number(int, 1), number(int, 0)
 fraction, weight, positive = number(float, 0.0, 1.0), number(float, 0.0), number(float, 0.0, exclusive=True)
 
@@ -55,47 +47,38 @@ fraction, weight, positive = number(float, 0.0, 1.0), number(float, 0.0), number
 class Setting:
     """One row of the table."""
 
-    name: str  # the key in a TOML file; the flag has - for _
+    name: str  # the attribute; the key in a TOML file has no _ at its end, and the flag has - for _
     kind: Any  # a type for argparse, `bool`, or a tuple of choices; {stage: kind} where stages differ
     default: Any  # or {stage: default}
     help: str  # one sentence, with advice
-    metavar: str | tuple | None = None  # what the help shows for the value
     nargs: int | str | None = None  # number of values, as in argparse
-    flag: bool = True  # False: the setting is written with `--set`
 
 
-RARE = {"flag": False}
 SETTINGS: dict[str, list[Setting]] = {
     "data": [
-        Setting("data_path", Path, Path("data/VOCdevkit/VOC2012"), "folder in VOC layout, see DATA_PATH.md", "FOLDER"),
+        Setting("data_path", Path, Path("data/VOCdevkit/VOC2012"), "folder in VOC layout, see DATA_PATH.md"),
         Setting("split", split_name, 1, "which classes are unseen: 1-4, or a name of dataset/named_splits"),
-        Setting("unseen", class_names, None, "unseen classes of your own data, in place of --split", "A,B"),
+        Setting("unseen", lambda text: [name for name in text.split(",") if name.strip()], None, "unseen classes of "
+                "your own data, as in sheep,sofa, in place of --split"),
         Setting("train_list", str, None, "training images: a list of ImageSets/Segmentation or a text file "
-                "(default: train_aug, else train)", "LIST"),
-        Setting("evaluation_list", str, None, "evaluation images, likewise (default: val)", "LIST"),
-        Setting("input_size", number(int, 16), 512, "side of a training image; memory and time grow with its square, "
-                "256 is enough to try things out", "PIXELS"),
-        Setting("resize", ("square", "crop"), "square", "square: the whole image, stretched, as published; crop: a "
-                "random part that keeps the aspect", **RARE),
-        Setting("scale", positive, [0.8, 2.5], "range of the random scale", ("LOW", "HIGH"), 2, **RARE),
-        Setting("rotation", number(float, 0.0, 180.0), 15.0, "largest random rotation in degrees", "DEGREES", **RARE),
-        Setting("flip", fraction, 0.5, "probability of a horizontal flip", "P", **RARE),
+                "(default: train_aug, else train)"),
+        Setting("evaluation_list", str, None, "evaluation images, likewise (default: val)"),
+        Setting("input_size", number(int, 16), 512, "side of a training image in pixels; memory and time grow with its "
+                "square, 256 is enough to try things out"),
     ],
     "words": [
         Setting("embedding", str, None, "word vectors, concatenated if several (default: word2vec fasttext where their "
-                "files exist, else the shipped glove)", "NAME", "+"),
-        Setting("embedding_path", Path, None, "folder with word vectors (default: embeddings/)", "FOLDER"),
-        Setting("word_weighting", ("raw", "equal"), "raw", "of several kinds: raw: concatenate and normalise "
-                "once, as published; equal: normalise each first", **RARE),
+                "files exist, else the shipped glove)", "+"),
+        Setting("embedding_path", Path, None, "folder with word vectors (default: embeddings/)"),
     ],
     "network": [
         Setting("backbone", BACKBONES, "vgg16", "the network below the projection; vgg16 is the published one"),
-        Setting("backbone_weights", str, "imagenet", "where the backbone starts: ImageNet weights (downloaded once), "
-                "random ones, or a state dict on disk", "{imagenet,none,PATH}"),
+        Setting("backbone_weights", str, "imagenet", "where the backbone starts: imagenet (downloaded once), none, or "
+                "the path of a state dict"),
         Setting("freeze_backbone", bool, False, "train only what follows the ImageNet weights: faster on a CPU, less "
                 "accurate"),
-        Setting("cache_features", Path, None, "keep a frozen backbone's features there: later epochs and runs need no "
-                "forward pass through it (0.7 MB for an image of 320 pixels and efficientnet_lite0)", "FOLDER"),
+        Setting("cache_features", Path, None, "keep a frozen backbone's features in this folder: later epochs and runs "
+                "need no forward pass through it (0.7 MB for an image of 320 pixels and efficientnet_lite0)"),
         Setting("restore_from_where", {1: ("pretrained", "continue"), 2: ("saved", "continue", "pretrained")},
                 {1: "pretrained", 2: "saved"}, "pretrained: ImageNet weights; continue: resume this stage exactly "
                 "where it stopped; saved: start stage 2 from stage 1's checkpoint"),
@@ -107,39 +90,32 @@ SETTINGS: dict[str, list[Setting]] = {
                 "that the target's own mask calls unseen, as the published code does"),
         Setting("target_images", ("unseen", "all"), "unseen", "unseen: training images known to show an unseen class; "
                 "all: every training image"),
-        Setting("select", ("last", "best"), "last", "the checkpoint to report and to start stage 2 from; best: the one "
-                "with the highest unseen mIoU on the evaluation images, as published", **RARE),
-        Setting("weak_proportion", fraction, 0.2, "w, the target's share of the loss", "W"),
-        Setting("lambda", weight, 0.2, "weight of the bias term: raise it if unseen classes stay at 0; 0 trains on "
+        Setting("weak_proportion", fraction, 0.2, "w, the target's share of the loss"),
+    ],
+    "stage 1": [
+        Setting("lambda_", weight, 0.2, "weight of the bias term: raise it if unseen classes stay at 0; 0 trains on "
                 "the source alone"),
-        Setting("supervised", bool, False, "NOT zero-shot: train on the labels of unseen classes too, for an upper "
-                "bound"),
-        Setting("stage1_checkpoint", Path, None, "where `saved` starts (default: latest.pth of stage 1)", "PATH"),
-        Setting("self_training_weight", weight, 0.4, "weight of the self-training term; the published code calls it "
-                "lambdaa", "WEIGHT"),
+        Setting("supervised", bool, False, "NOT zero-shot: train on labels of unseen classes too, for an upper bound"),
+    ],
+    "stage 2": [
+        Setting("stage1_checkpoint", Path, None, "where `saved` starts (default: latest.pth of stage 1)"),
+        Setting("self_training_weight", weight, 0.4, "of the self-training term; the published code calls it lambdaa"),
         Setting("keep", fraction, 0.6, "share of the valid target pixels that get a pseudo-label; the published code "
-                "calls it st_lambda", "SHARE"),
-        Setting("balance_classes", bool, False, "keep the share --keep of each unseen class's pixels, not of all "
-                "together"),
-        Setting("pseudo_labels", ("network", "episodes"), "network", "network: the network's own unseen logits, as "
-                "published; episodes: a labeller that learns from held-out seen classes what an unseen object looks "
-                "like"),
+                "calls it st_lambda"),
+        Setting("balance_classes", bool, False, "keep that share of each unseen class's pixels, not of all together"),
+        Setting("pseudo_labels", ("network", "episodes"), "network", "network: its own unseen logits, as published; "
+                "episodes: a labeller that learns from held-out seen classes what an unseen object looks like"),
         Setting("complete_labels", bool, False, "every image that shows a seen class is a source image, so "
                 "other target images show only background and an unseen class (with --pseudo-labels episodes)"),
     ],
     "optimiser": [
         Setting("optimizer", ("sgd", "adamw"), "sgd", "sgd as published; adamw learns rare classes in fewer steps"),
-        Setting("learning_rate", positive, 1e-4, "of the backbone; raise it for a frozen or untrained one", "LR"),
+        Setting("learning_rate", positive, 1e-4, "of the backbone; raise it for a frozen or untrained one"),
         Setting("batch_size", count, {1: 9, 2: 10}, "source images a step, of all processes together; lower it where "
-                "memory runs out, and --learning-rate with it", "N"),
-        Setting("target_batch_size", count, None, "target images a step (default: as --batch-size)", "N"),
-        Setting("num_epochs", count, 50, "passes over the source images", "N"),
-        Setting("max_steps", count, None, "end after so many steps; the schedule ends there too", "N"),
-        Setting("head_factor", positive, 10.0, "the layers after the trunk learn so many times as fast", "F", **RARE),
-        Setting("momentum", fraction, 0.9, "of SGD", **RARE),
-        Setting("weight_decay", weight, 5e-4, "of either optimiser", **RARE),
-        Setting("poly_power", weight, 0.9, "the rate falls as (1 - step / steps) ** power", **RARE),
-        Setting("loss_stride", count, 1, "compute the losses at every N-th row and column", "N", **RARE),
+                "memory runs out, and --learning-rate with it"),
+        Setting("target_batch_size", count, None, "target images a step (default: as --batch-size)"),
+        Setting("num_epochs", count, 50, "passes over the source images"),
+        Setting("max_steps", count, None, "end after so many steps; the schedule ends there too"),
     ],
     "speed and memory": [
         Setting("amp", ("auto", "off", "bf16"), "auto", "precision of the convolutions; auto: bf16 on a GPU "
@@ -147,35 +123,42 @@ SETTINGS: dict[str, list[Setting]] = {
         Setting("checkpoint_activations", bool, False, "compute the backbone's activations again in the backward "
                 "pass: less memory, a third more time"),
         Setting("num_workers", natural, min(4, os.cpu_count() or 1), "processes that read images, for each process of "
-                "torchrun; results do not depend on it", "N"),
-        Setting("device", str, "auto", "cpu, cuda, cuda:1, mps, or auto: the first there is; under torchrun cpu or "
-                "cuda"),
-        Setting("deterministic", bool, False, "the same bits in each run on a GPU too, where it is slower; a CPU gives "
-                "them anyway"),
+                "torchrun; results do not depend on it"),
+        Setting("device", str, "auto", "cpu, cuda, cuda:1, mps, or the first there is; under torchrun cpu or cuda"),
+        Setting("deterministic", bool, False, "the same bits in each run on a GPU too, where it is slower"),
     ],
     "running": [
-        Setting("output_dir", Path, Path("runs"), "the run is kept in FOLDER/split<name>/stage<n>", "FOLDER"),
-        Setting("calibration", fraction, 0.0, "taken from the softmax of the seen classes wherever the network "
-                "predicts; choose it on a fold such as 4-val", "GAMMA", **RARE),
-        Setting("save_every", natural, 1000, "steps between checkpoints; 0: at the end", "STEPS"),
-        Setting("evaluate_every", natural, 5000, "steps between evaluations; 0: at the end", "STEPS"),
+        Setting("output_dir", Path, Path("runs"), "the run is kept in its folder split<name>/stage<n>"),
+        Setting("save_every", natural, 1000, "steps between checkpoints; 0: at the end"),
+        Setting("evaluate_every", natural, 5000, "steps between evaluations; 0: at the end"),
         Setting("dry_run", bool, False, "check data, words and weights, take a few steps, print time and memory of the "
                 "run, and keep nothing: do this first"),
         Setting("seed", number(int, 0, 2**63 - 1), 1234, "of everything random"),
-        Setting("log_every", count, 20, "steps between looks at the losses; each waits for a GPU", "STEPS", **RARE),
+    ],
+    "rare": [
+        Setting("resize", ("square", "crop"), "square", "whole images, stretched, as published, or a random part"),
+        Setting("scale", positive, [0.8, 2.5], "range of the random scale", 2),
+        Setting("rotation", number(float, 0.0, 180.0), 15.0, "largest random rotation in degrees"),
+        Setting("flip", fraction, 0.5, "probability of a horizontal flip"),
+        Setting("word_weighting", ("raw", "equal"), "raw", "several kinds of vectors as they are, as published, or "
+                "each normalised"),
+        Setting("select", ("last", "best"), "last", "the checkpoint to report and to start stage 2 from; best: the one "
+                "with the highest unseen mIoU on the evaluation images, as published"),
+        Setting("head_factor", positive, 10.0, "the layers after the trunk learn so many times as fast"),
+        Setting("momentum", fraction, 0.9, "of SGD"),
+        Setting("weight_decay", weight, 5e-4, "of either optimiser"),
+        Setting("poly_power", weight, 0.9, "the rate falls as (1 - step / steps) ** power"),
+        Setting("loss_stride", count, 1, "compute the losses at every N-th row and column"),
+        Setting("calibration", fraction, 0.0, "taken from the softmax of the seen classes wherever the network "
+                "predicts; choose it on a fold such as 4-val"),
+        Setting("log_every", count, 20, "steps between looks at the losses; each waits for a GPU"),
         Setting("evaluation_batch_size", count, None, "evaluation images of one size at a time (default: 8 on a GPU, "
-                "1 on a CPU)", "N", **RARE),
+                "1 on a CPU)"),
     ],
 }  # fmt: skip
-"""All settings of both stages, by the headings of the help."""
+"""All settings of both stages, by the headings of the help. The rare ones are written with `--set`."""
 
 TABLE = {setting.name: setting for group in SETTINGS.values() for setting in group}
-ONLY_STAGE = {
-    1: {"lambda", "supervised"},
-    2: {"stage1_checkpoint", "self_training_weight", "keep", "balance_classes", "pseudo_labels",
-        "complete_labels"},
-}  # fmt: skip
-"""Settings that one stage alone has."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -203,22 +186,19 @@ def add_settings(parser: Any, names: Iterable[str], stage: int = 1, suppress: bo
     suppress: leave no attribute where a flag is not given, instead of the default.
     """
     for setting in map(TABLE.get, names):
-        flags = ["--" + setting.name.replace("_", "-")]
+        flags = ["--" + setting.name.strip("_").replace("_", "-")]
         flags += ["--RESTORE_FROM_WHERE"] if setting.name == "restore_from_where" else []
         kind, default = _of_stage(setting.kind, stage), _of_stage(setting.default, stage)
-        text = " ".join(map(str, default)) if isinstance(default, list) else default
-        options = {
-            "dest": _attribute(setting.name),
-            "default": argparse.SUPPRESS if suppress else default,
-            "help": setting.help + ("" if default in (None, False) else f" (default: {text})"),
-        }
+        options: dict[str, Any] = {"dest": setting.name, "default": argparse.SUPPRESS if suppress else default}
+        options["help"] = setting.help + ("" if default in (None, False) else f" (default: {default})")
         if kind is bool:
-            parser.add_argument(*flags, action=argparse.BooleanOptionalAction, **options)
-            continue
-        choices = SPLITS if setting.name == "split" else kind if isinstance(kind, tuple) else None
-        metavar = setting.metavar or (None if choices and len(choices) < 8 else setting.name.split("_")[-1].upper())
-        kind = str if isinstance(kind, tuple) else kind
-        parser.add_argument(*flags, type=kind, choices=choices, nargs=setting.nargs, metavar=metavar, **options)
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            choices = SPLITS if setting.name == "split" else kind if isinstance(kind, tuple) else None
+            metavar = None if choices and len(choices) < 8 else flags[0].split("-")[-1].upper()
+            kind = str if isinstance(kind, tuple) else kind
+            options |= {"type": kind, "choices": choices, "nargs": setting.nargs, "metavar": metavar}
+        parser.add_argument(*flags, **options)
 
 
 def parse_settings(argv: Sequence[str] | None, stage: int, description: str = "") -> argparse.Namespace:
@@ -237,22 +217,29 @@ def parse_settings(argv: Sequence[str] | None, stage: int, description: str = ""
     parser, names = Parser(description), _names(stage)
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings of both stages, such as "
                         "configs/best_cpu.toml; flags override them")  # fmt: skip
-    rare = ", ".join(name for name in names if not TABLE[name].flag)
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
-                        help=f"settings without a flag of their own: {rare}")  # fmt: skip
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="settings without "
+                        "a flag of their own: " + ", ".join(s.name for s in SETTINGS["rare"]))  # fmt: skip
     for title, group in SETTINGS.items():
-        flags = [setting.name for setting in group if setting.flag and setting.name in names]
-        add_settings(parser.add_argument_group(title), flags, stage, suppress=True)
+        if title not in ("rare", f"stage {3 - stage}"):
+            add_settings(parser.add_argument_group(title), [s.name for s in group], stage, suppress=True)
     given = vars(parser.parse_args(argv))
-    config, pairs = given.pop("config"), given.pop("set")
     if "unseen" in given and "split" in given:
         raise UserError("--unseen and --split exclude each other: give one of them")
-    values = {_attribute(name): _of_stage(TABLE[name].default, stage) for name in names}
-    found = (read_config(config)[stage] if config else {}) | _read_pairs(pairs) | given
-    values |= {key: value for key, value in found.items() if key in values}  # --set may name one of the other stage
+    config, pairs = given.pop("config"), given.pop("set")
+    files = read_config(config) if config else {1: {}, 2: {}}
+    parts = (pair.partition("=") for pair in pairs)
+    rare = {name: {"true": True, "false": False}.get(text, text.split(",")) for name, _, text in parts}
+    found = files[stage] | _read_values(rare, f"--set {' '.join(pairs)} (write NAME=VALUE)", TABLE) | given
+    values = {name: found.get(name, _of_stage(TABLE[name].default, stage)) for name in names}
     args = argparse.Namespace(**values, config=config)
     if args.scale[0] > args.scale[1]:
         raise UserError(f"scale {args.scale[0]} is above {args.scale[1]}: give the lower one first")
+    episodes = (files[2] | values).get("pseudo_labels") == "episodes"  # in stage 1 too: what stage 2 can't use
+    if episodes and not has_classifier(args.backbone, args.backbone_weights):
+        raise UserError(
+            f"--pseudo-labels episodes can't be used with --backbone {args.backbone}: it needs ImageNet weights "
+            f"and one of {', '.join(WITH_CLASSIFIER)}"
+        )
     return args
 
 
@@ -266,29 +253,13 @@ def read_config(path: Path) -> dict[int, dict[str, Any]]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{where} can't be read ({reason}): give a TOML file like configs/paper.toml") from error
-    parts = {number: content.pop(f"stage{number}", {}) for number in (1, 2)}
+        raise UserError(f"{where} can't be read ({error}): give a TOML file like configs/paper.toml") from error
+    parts = {n: content.pop(f"stage{n}") for n in (1, 2) if isinstance(content.get(f"stage{n}"), dict)}
     shared = _read_values(content, where, [name for name in TABLE if name != "restore_from_where"])
-    for number, part in parts.items():
-        if not isinstance(part, dict):
-            raise UserError(f"{where}: stage{number} = {part!r} is no table of settings")
-        parts[number] = shared | _read_values(part, f"{where}, [stage{number}]", _names(number))
-    return parts
+    return {n: shared | _read_values(parts.get(n, {}), f"{where}, [stage{n}]", _names(n), n) for n in (1, 2)}
 
 
-def _read_pairs(pairs: Sequence[str]) -> dict[str, Any]:
-    """NAME=VALUE texts as settings. Raises `UserError`."""
-    values = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not equals:
-            raise UserError(f"--set {pair}: write NAME=VALUE with a name that --help lists")
-        values[name] = {"true": True, "false": False}.get(text, text.split(","))
-    return _read_values(values, f"--set {' '.join(pairs)}", TABLE)
-
-
-def _read_values(values: Mapping[str, Any], where: str, names: Iterable[str]) -> dict[str, Any]:
+def _read_values(values: Mapping[str, Any], where: str, names: Iterable[str], stage: int = 1) -> dict[str, Any]:
     """Values by the name of the setting, as the flags of `names` would give them. Raises `UserError`."""
     argv = []
     for name, value in values.items():
@@ -298,7 +269,7 @@ def _read_values(values: Mapping[str, Any], where: str, names: Iterable[str]) ->
         else:
             argv += [f"--{flag}", *map(str, value)] if isinstance(value, list) else [f"--{flag}={value}"]
     parser = Parser()
-    add_settings(parser, names, suppress=True)
+    add_settings(parser, names, stage, suppress=True)
     try:
         return vars(parser.parse_args(argv))
     except UserError as error:
@@ -307,11 +278,7 @@ def _read_values(values: Mapping[str, Any], where: str, names: Iterable[str]) ->
 
 def _names(stage: int) -> list[str]:
     """The settings that a stage has."""
-    return [name for name in TABLE if name not in ONLY_STAGE[3 - stage]]
-
-
-def _attribute(name: str) -> str:
-    return "lambda_" if name == "lambda" else name
+    return [s.name for title, group in SETTINGS.items() if title != f"stage {3 - stage}" for s in group]
 
 
 def _of_stage(value: Any, stage: int) -> Any:

@@ -28,7 +28,7 @@ from dataset.loaders import empty_batches, evaluation_loader, training_loader
 from dataset.transforms import training_transform
 from dataset.voc import choose_split, evaluation_dataset, training_datasets
 from embeddings import load_class_embeddings
-from model.backbone import WITH_CLASSIFIER, build_backbone, has_classifier
+from model.backbone import build_backbone
 from model.segmenter import Segmenter
 from utils import distributed, metrics
 from utils.checkpoint import (
@@ -42,7 +42,6 @@ from utils.checkpoint import (
     load_schedule,
     save_checkpoint,
 )
-from utils.config import read_config
 from utils.distributed import choose_amp, choose_device, keep_freed_memory
 from utils.errors import UserError, check_writable, expect_ending_workers, write_text
 from utils.logging import LossMeter, json_lines, open_run_folder, peak_memory, progress, read_log, write_log
@@ -127,7 +126,6 @@ class Trainer:
         self.device = choose_device(args.device, args.deterministic)
         args.amp = choose_amp(args.amp, self.device)
         torch.manual_seed(args.seed)
-        self._check_pseudo_labels()
         self._load_data()
         self._build_network()
         self.pseudo_labeler: nn.Module | None = None
@@ -135,16 +133,6 @@ class Trainer:
         self.best: float | None = None
         self._losses, self._bar = LossMeter(), None
         self._waited, self._times = 0.0, []
-
-    def _check_pseudo_labels(self) -> None:
-        """Refuses, in stage 1 too, a backbone that the pseudo-labels of stage 2 can't use. Raises `UserError`."""
-        args = self.args
-        stage2 = vars(args) if self.stage == 2 else read_config(args.config)[2] if args.config else {}
-        if stage2.get("pseudo_labels") == "episodes" and not has_classifier(args.backbone, args.backbone_weights):
-            raise UserError(
-                f"--pseudo-labels episodes can't be used with --backbone {args.backbone}: it needs ImageNet weights "
-                f"and one of {', '.join(WITH_CLASSIFIER)}"
-            )
 
     def _load_data(self) -> None:
         """Labelled source images, unlabelled target images, evaluation images."""
