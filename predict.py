@@ -31,7 +31,6 @@ from utils.checkpoint import describe_protocol
 from utils.config import Parser, add_settings, fraction, number, positive
 from utils.distributed import choose_device
 from utils.errors import UserError, one_line_errors, write_text
-from utils.logging import progress
 from utils.visualize import contact_sheet, save_image, save_index_png
 
 KINDS = {"seen": "labelled", "unseen": "shown without labels", "new": "never shown, only words"}
@@ -135,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{args.export}, {args.export.stat().st_size / 1e6:.1f} MB")
     predictor.to(device)
     entries, broken = {}, []
-    for path, name in zip(progress(paths, desc="predict", unit="image"), result_names(paths)):
+    for path, name in zip(tqdm(paths, desc="predict", unit="image", disable=None), result_names(paths)):
         try:
             entries[name] = predict_image(predictor, path, name, args)
         except UserError as error:  # the others are segmented all the same

@@ -34,16 +34,8 @@ HIGHEST_SIMILARITY = 0.6  # cosine to an unseen class; ImageNet classes above it
 def train_step(network, optimizer, source, target, num_seen: int, args, pseudo_labeler=None) -> dict[str, torch.Tensor]:
     """One optimiser step; returns the losses as scalars on the device.
 
-    Args:
-        network: in training mode.
-        optimizer: over its parameters.
-        source: image uint8 [N, 3, S, S] and label uint8 [N, S, S], unseen and unlabelled pixels void.
-        target: image uint8 [M, 3, S, S], valid bool [M, S, S] and may_show_seen bool [M], see `TargetDataset`.
-        num_seen: the first so many of the K classes are seen.
-        args: the settings.
-        pseudo_labeler: labels the target images; None: the network's own unseen logits do, as published.
-
-    With several processes each gets its part of the batch and returns its part of the losses: the sum is the batch's.
+    The arguments are those of stage 1's `train_step`, and what labels the target images: `pseudo_labeler`, or, as
+    published, the network's own unseen logits.
     """
     source_image, label = source
     target_image, valid, may_show_seen = target
@@ -84,11 +76,10 @@ def episode_pseudo_labeler(args, split, device: torch.device) -> EpisodePseudoLa
 def main(argv: list[str] | None = None) -> int:
     args = parse_settings(argv, STAGE, __doc__)
     trainer = Trainer(STAGE, args)  # data, network, optimiser, run folder
-    if args.pseudo_labels == "episodes":
-        trainer.pseudo_labeler = episode_pseudo_labeler(args, trainer.split, trainer.device)
-    trainer.restore()
-    trainer.fit_pseudo_labeler()
-    num_seen, labeler = trainer.split.trained.num_seen, trainer.pseudo_labeler
+    episodes = args.pseudo_labels == "episodes"
+    labeler = episode_pseudo_labeler(args, trainer.split, trainer.device) if episodes else None
+    trainer.restore(labeler)
+    num_seen = trainer.split.trained.num_seen
     for source, target in trainer.steps():
         losses = train_step(trainer.replica, trainer.optimizer, source, target, num_seen, args, labeler)
         trainer.end_step(losses)  # logs, saves, evaluates

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from benchmarks.runs import format_table
 from dataset.splits import VOID, Split
@@ -20,7 +21,6 @@ from train_st_split import episode_pseudo_labeler
 from utils.checkpoint import load_checkpoint
 from utils.config import Parser
 from utils.errors import UserError, one_line_errors
-from utils.logging import progress
 from utils.metrics import count_pixels, percent
 
 
@@ -33,7 +33,7 @@ def label_images(checkpoint: dict, data_path: Path) -> Iterator[tuple[torch.Tens
     _, target = training_datasets(
         data_path, split, None, args.target_images, "all", args.train_list, complete_labels=args.complete_labels
     )
-    for image, mask, index in progress(EvaluationDataset(target.folder, target.ids, split.trained), unit="image"):
+    for image, mask, index in tqdm(EvaluationDataset(target.folder, target.ids, split.trained), disable=None):
         valid, may_show_seen = torch.ones(1, *mask.shape, dtype=torch.bool), target.ids[index] in target.labelled
         yield mask[None].long(), labeler(image[None], valid, torch.tensor([may_show_seen]))
 

@@ -150,7 +150,7 @@ def record_losses(record: Path, build=tiny_network) -> None:
 
     def recording(trainer, losses):
         end_step(trainer, losses)
-        append(record, json.dumps(trainer._losses.means()))
+        append(record, json.dumps(trainer._losses.means(trainer.step)))
 
     Trainer.end_step = recording
 

@@ -24,7 +24,7 @@ def test_an_error_is_one_line(text, line):
 BUS_ERROR = "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that workers are "
 DESCRIBED = [
     (UserError("a.txt is bad"), ["a.txt is bad"]),
-    (FileNotFoundError(2, "No such file or directory", "a.txt"), ["a.txt: No such file", "check that it is there"]),
+    (FileNotFoundError(2, "No such file or directory", "a.txt"), ["No such file", "a.txt", "check that it is there"]),
     (RuntimeError(BUS_ERROR + "out of shared memory. Please try to raise."), ["--num-workers", "--shm-size"]),
     (RuntimeError("unable to allocate shared memory(shm) for file </torch_7_8_9>"), ["--num-workers", "--shm-size"]),
     (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), ["died", "lower --num-workers"]),

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import utils.checkpoint
 import utils.trainer
 from dataset.voc import EvaluationDataset, SourceDataset
 from helpers import (
@@ -49,7 +50,7 @@ RUNS = {
 def whole(request, data, tmp_path_factory):
     """A run that nobody stops, and a copy of its folder after each of its steps."""
     stage, changes = request.param
-    folder, save = tmp_path_factory.mktemp("whole"), utils.trainer.save_checkpoint
+    folder, save = tmp_path_factory.mktemp("whole"), utils.checkpoint.save_checkpoint
     flags = EPOCHS | changes
 
     def keep(path, **content):
@@ -60,7 +61,7 @@ def whole(request, data, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         use_network(tiny_network, patch)
-        patch.setattr(utils.trainer, "save_checkpoint", keep)
+        patch.setattr(utils.checkpoint, "save_checkpoint", keep)
         return stage, flags, folder, train(stage, data, folder / "end", **flags)
 
 
@@ -175,7 +176,7 @@ ENDLESS = 100_000
 
 def record_saves(record: Path, waiting: int = 0) -> None:
     """Writes the step of each `latest.pth` once it is saved; its save `waiting` does not start for an hour."""
-    save, saves = utils.trainer.save_checkpoint, itertools.count(1)
+    save, saves = utils.checkpoint.save_checkpoint, itertools.count(1)
 
     def recording(path, **content):
         if path.name == "latest.pth" and next(saves) == waiting:
@@ -184,7 +185,7 @@ def record_saves(record: Path, waiting: int = 0) -> None:
         if path.name == "latest.pth":
             append(record, str(content["step"]))
 
-    utils.trainer.save_checkpoint = recording
+    utils.checkpoint.save_checkpoint = recording
 
 
 def die_in_save(record: Path, number: int, share: float) -> None:
@@ -313,12 +314,13 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_ends_in_one_line(data, tmp_pa
 
 def test_losses_are_means_since_the_last_look():
     meter = LossMeter()
-    for step, loss in enumerate([1.0, 3.0], start=1):
-        meter.add(step, {"total": torch.tensor(loss), "ce": torch.tensor(2 * loss)})
-    assert meter.means() == {"total": 2.0, "ce": 4.0} == meter.means() == meter.last
-    meter.add(3, {"total": torch.tensor(5.0), "ce": torch.tensor(float("inf"))})
+    for loss in (1.0, 3.0):
+        meter.add({"total": torch.tensor(loss), "ce": torch.tensor(2 * loss)})
+    assert meter.means(2) == {"total": 2.0, "ce": 4.0} == meter.means(2) == meter.last
+    for loss in (float("inf"), 5.0):
+        meter.add({"total": torch.tensor(5.0), "ce": torch.tensor(loss)})
     with pytest.raises(UserError, match="loss ce is inf at step 3"):
-        meter.means()
+        meter.means(4)
 
 
 NOT_FINITE = {

@@ -21,20 +21,9 @@ from typing import Any
 
 import torch
 
-from utils.errors import UserError, atomic_write
-
-SAME_NETWORK = ("split", "background", "backbone", "embedding", "supervised")
-"""Metadata that a checkpoint and the run that starts from it must share."""
-
-SAME_RUN = (*SAME_NETWORK, "target_pixels", "target_images")
-"""As above, for a run that continues: it has one protocol from its first step to its last."""
-
-SAME_SCHEDULE = ("freeze_backbone", "head_factor", "optimizer", "momentum", "weight_decay", "poly_power")
-"""Settings that a run that continues can't change: they are part of the state of its optimiser and schedule."""
+from utils.errors import UserError, atomic_write, one_line
 
 FORMAT = 3
-
-
 KEYS = {
     "stage": int, "step": int, "model": dict, "optimizer": dict, "scheduler": dict,
     "best": (float, type(None)), "selection": str, "pseudo_labeler": dict, "settings": dict, "metadata": dict,
@@ -43,13 +32,7 @@ KEYS = {
 
 
 def save_checkpoint(path: Path, **content: Any) -> None:
-    """Writes `content` (the keys of the module's docstring) to `path`, whole or not at all.
-
-    Raises:
-        UserError: if the disk does not take it; what stood at `path` before is whole.
-    """
-    if set(content) != set(KEYS):
-        raise ValueError(f"a checkpoint holds {tuple(KEYS)}, not {tuple(content)}")
+    """Writes `content` (`KEYS`) to `path`, whole or not at all; raises `UserError` if the disk does not take it."""
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         torch.save({"format": FORMAT, **content}, file)
 
@@ -57,22 +40,15 @@ def save_checkpoint(path: Path, **content: Any) -> None:
 def load_checkpoint(path: Path, hint: str = "") -> dict[str, Any]:
     """The checkpoint at `path`, on the CPU. Nothing in it is run.
 
-    Args:
-        path: a file written by `save_checkpoint`.
-        hint: how to get the file where it is missing.
-
-    Raises:
-        UserError: if it is missing, broken, or no checkpoint of this project.
+    Raises `UserError` if it is missing (`hint`: how to get it), broken, or no checkpoint of this project.
     """
-    path = Path(path)
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}{': ' + hint if hint else ''}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle raises almost any type
         raise UserError(f"{path} is no readable checkpoint: give a latest.pth or best.pth of this project") from error
-    if not isinstance(checkpoint, dict):
-        checkpoint = {}
+    checkpoint = checkpoint if isinstance(checkpoint, dict) else {}
     if checkpoint.get("format", FORMAT) != FORMAT:
         raise UserError(
             f"{path} has checkpoint format {checkpoint['format']} and this code reads {FORMAT}: train "
@@ -85,57 +61,32 @@ def load_checkpoint(path: Path, hint: str = "") -> dict[str, Any]:
     return checkpoint
 
 
-def check_settings(path: Path, saved: dict[str, Any], wanted: dict[str, Any], flags: Iterable[str]) -> None:
-    """Refuses a checkpoint that was made with other values of `flags` than are wanted now.
-
-    Args:
-        path: named in the message.
-        saved: the checkpoint's setting.
-        wanted: the present setting.
-        flags: the keys of both that must agree; the flag is the key with - for _.
-
-    Raises:
-        UserError: for the first that differs.
-    """
-    for key in flags:
-        if saved.get(key) != wanted[key]:
-            flag = "--" + key.replace("_", "-")
+def check_settings(path: Path, saved: dict[str, Any], wanted: dict[str, Any], names: Iterable[str]) -> None:
+    """Raises `UserError` for the first of `names` whose value in the checkpoint `path` is not the one wanted now."""
+    for name in names:
+        if saved.get(name) != wanted[name]:
+            flag = "--" + name.replace("_", "-")
             was, now = (
                 " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
-                for value in (saved.get(key), wanted[key])
+                for value in (saved.get(name), wanted[name])
             )
             raise UserError(
                 f"{path} was made with {flag} {was}, not {now}: give the same {flag}, or another checkpoint"
             )
 
 
-def load_model(model: torch.nn.Module, checkpoint: dict[str, Any], path: Path, key: str = "model") -> None:
-    """Puts the checkpoint's weights, those under `key`, into `model`.
-
-    Raises:
-        UserError: for the first name, shape or type that is not the model's; the model is as before.
-    """
-    weights, wanted = checkpoint[key], model.state_dict()
-    if strange := weights.keys() ^ wanted.keys():
-        reason = f"other names, such as {min(strange)}"
-    else:
-        kinds = {
-            name: [f"{tuple(t.shape)} {t.dtype}".replace("torch.", "") for t in (weights[name], tensor)]
-            for name, tensor in wanted.items()
-        }
-        reason = next((f"{name} is {a} instead of {b}" for name, (a, b) in kinds.items() if a != b), "")
-    if reason:
-        raise UserError(f"{path} does not fit the network ({reason}): give a checkpoint of the same network")
-    model.load_state_dict(weights)
+def load_model(model: torch.nn.Module, weights: dict[str, Any], path: Path) -> None:
+    """Puts the `weights` of the checkpoint `path` into `model`. Raises `UserError` if they do not fit."""
+    try:
+        model.load_state_dict(weights)
+    except (AttributeError, RuntimeError, TypeError) as error:
+        reason = one_line(error)[:300]
+        raise UserError(f"{path} does not fit the network ({reason}): give a checkpoint of the same network") from error
 
 
 def load_schedule(optimizer: torch.optim.Optimizer, scheduler: Any, checkpoint: dict[str, Any], path: Path) -> None:
-    """Puts the checkpoint's optimiser and schedule into those of a run.
-
-    Raises:
-        UserError: if they do not fit.
-    """
-    saved, groups = checkpoint["optimizer"], optimizer.param_groups
+    """Puts the checkpoint's optimiser and schedule into those of a run. Raises `UserError` if they do not fit."""
+    saved, groups, steps = checkpoint["optimizer"], optimizer.param_groups, scheduler.total_iters
     try:
         # How a step is computed is the device's matter: a run may continue on another one.
         kept = [{**old, "fused": new["fused"]} for old, new in zip(saved["param_groups"], groups, strict=True)]
@@ -144,8 +95,11 @@ def load_schedule(optimizer: torch.optim.Optimizer, scheduler: Any, checkpoint: 
         fits = all(v.shape in (parameter.shape, ()) for parameter, s in optimizer.state.items() for v in s.values())
     except (AttributeError, KeyError, TypeError, ValueError):
         fits = False
-    if not fits:
-        raise UserError(f"{path} does not fit the optimiser: give another checkpoint")
+    if not fits or scheduler.total_iters != steps:
+        raise UserError(
+            f"{path} does not fit the optimiser or its {steps} steps: give the same --max-steps, --num-epochs, "
+            "--batch-size and training list, or another checkpoint"
+        )
 
 
 def describe_protocol(metadata: dict[str, Any]) -> str:

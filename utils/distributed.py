@@ -2,19 +2,15 @@
 
 Each process takes its part of every batch. The number of pixels that a loss divides by is summed over all of them
 (`all_reduce_sum`), batch norm on GPUs is synchronised, and gradients are summed, so N processes take the step that one
-would take with the whole batch. Rank 0 alone writes and prints.
-
-torchrun sets RANK and WORLD_SIZE in the environment. Without them there is one process, and nothing here does anything.
+would take with the whole batch. Rank 0 alone writes and prints. With one process nothing here does anything.
 """
 
 import contextlib
 import ctypes
 import os
-import sys
 import time
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,28 +22,17 @@ from utils.errors import UserError
 PATIENCE = timedelta(hours=1)
 """How long a process waits for another, which may be reading all images for a pseudo-labeller, before it gives up."""
 
-_store: Any = None  # torchrun's key-value store, while the processes are connected
-_silenced: list = []  # the streams that a silent process would write to
-
-
-def rank() -> int:
-    """The number of this process, from 0."""
-    return int(os.environ.get("RANK", 0))
-
-
-def world_size() -> int:
-    """The number of processes."""
-    return int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
+_silence = contextlib.ExitStack()  # while the output of a process other than rank 0 goes nowhere
 
 
 def place() -> tuple[int, int]:
-    """(rank, world size), which says what part of a batch is this process's."""
-    return rank(), world_size()
+    """(rank, world size): the number of this process, from 0, and how many there are, as torchrun says."""
+    return (int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", 1))) if "RANK" in os.environ else (0, 1)
 
 
 def is_main() -> bool:
     """Whether this process is the one that writes and prints."""
-    return rank() == 0
+    return place()[0] == 0
 
 
 def connect(device: str = "auto") -> None:
@@ -56,59 +41,48 @@ def connect(device: str = "auto") -> None:
     Tensors on a GPU go through NCCL, those on the CPU through Gloo. With the setting `device` "cpu", or without a GPU
     for each process of this machine, there is Gloo alone, since NCCL connects at once and fails.
     """
-    global _store
-    if world_size() == 1:
+    rank, world_size = place()
+    if world_size == 1:
         return
-    _store, *_ = next(dist.rendezvous("env://", timeout=PATIENCE))
     enough = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 0
     backend = "cpu:gloo,cuda:nccl" if enough and device != "cpu" and dist.is_nccl_available() else "gloo"
-    dist.init_process_group(
-        backend, store=dist.PrefixStore("run", _store), rank=rank(), world_size=world_size(), timeout=PATIENCE
-    )
-    if not is_main():
-        nowhere = open(os.devnull, "w")  # noqa: SIM115
-        _silenced.extend((sys.stdout, sys.stderr, nowhere))
-        sys.stdout = sys.stderr = nowhere
+    dist.init_process_group(backend, timeout=PATIENCE)
+    if rank > 0:
+        nowhere = _silence.enter_context(open(os.devnull, "w"))  # noqa: SIM115
+        for redirect in (contextlib.redirect_stdout, contextlib.redirect_stderr):
+            _silence.enter_context(redirect(nowhere))
 
 
-def disconnect(failed: bool) -> None:
+def disconnect(failed: bool = False) -> None:
     """Lets the process print again and leaves the group; if it `failed`, without waiting for the others."""
-    global _store
-    if _silenced:
-        sys.stdout, sys.stderr, nowhere = _silenced
-        _silenced.clear()
-        nowhere.close()
+    _silence.close()
     if dist.is_initialized():
         # Gloo's threads need Python's lock to release the last tensors. A process that ends holds that lock while it
         # waits for them: pytorch/pytorch#56297. This sleep leaves them time.
         time.sleep(0.2)
         if not failed:
             dist.destroy_process_group()
-    _store = None
 
 
 @contextlib.contextmanager
 def rank_zero_first() -> Iterator[None]:
     """Rank 0 runs the block before the others, which then find its files on the disk."""
     if not is_main():
-        all_reduce_max(0)  # waits for rank 0
+        all_reduce_sum(torch.zeros(1))  # waits for rank 0
     try:
         yield
     finally:
         if is_main():
-            all_reduce_max(0)
+            all_reduce_sum(torch.zeros(1))
 
 
 def is_first_failure() -> bool:
     """Whether this process is the first to fail: the others fail because it is gone, and need not print."""
-    if _store is None:
+    if not dist.is_initialized():
         return is_main()  # before they are connected each fails alike
     with contextlib.suppress(RuntimeError):  # the store ended with the process that kept it
-        return _store.add("failures", 1) == 1
+        return dist.distributed_c10d._get_default_store().add("failures", 1) == 1
     return True
-
-
-# Devices
 
 
 def choose_device(name: str, deterministic: bool = False) -> torch.device:
@@ -123,25 +97,20 @@ def choose_device(name: str, deterministic: bool = False) -> torch.device:
     torch.use_deterministic_algorithms(deterministic)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if place()[1] > 1 and name != "cpu":
+        if name != "cuda":
+            raise UserError(f"--device {name} is not for several processes: give cuda or cpu")
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
-        device = _device_of_process(torch.device(name))
+        device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        raise UserError(f"--device {name} can't be used here: choose cpu, or auto for what there is") from error
+        raise UserError(
+            f"--device {name} can't be used here: choose cpu, auto for what there is, or no more processes than GPUs"
+        ) from error
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device
-
-
-def _device_of_process(device: torch.device) -> torch.device:
-    if world_size() == 1 or device.type == "cpu":
-        return device
-    if device.type != "cuda" or device.index is not None:
-        raise UserError(f"--device {device} is not for several processes: give cuda or cpu")
-    number, found = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-    if number >= found:
-        raise UserError(f"there are {found} GPUs here: give torchrun no higher --nproc-per-node, or --device cpu")
-    return torch.device("cuda", number)
 
 
 def choose_amp(name: str, device: torch.device) -> str:
@@ -167,9 +136,6 @@ def keep_freed_memory(device: torch.device) -> None:
             mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink it
 
 
-# Sums over all processes
-
-
 def all_reduce_sum(part: torch.Tensor) -> torch.Tensor:
     """The sum of all processes' `part`, without a gradient. Every process must call it, with tensors of one shape."""
     if not dist.is_initialized():
@@ -179,23 +145,11 @@ def all_reduce_sum(part: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def all_reduce_max(number: int) -> int:
-    """The highest of all processes' `number`; goes over the CPU."""
-    if not dist.is_initialized():
-        return number
-    found = torch.tensor(number)
-    dist.all_reduce(found, op=dist.ReduceOp.MAX)
-    return int(found)
-
-
 def broadcast(module: nn.Module) -> None:
     """Gives the state of the main process's `module` to that of every other."""
     if dist.is_initialized():
         for tensor in module.state_dict().values():
             dist.broadcast(tensor, src=0)
-
-
-# The network
 
 
 def replicate(model: nn.Module) -> nn.Module:
@@ -208,12 +162,10 @@ def replicate(model: nn.Module) -> nn.Module:
         return model
     if next(model.parameters()).is_cuda:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    # Buffers are the same everywhere. The hook sums the gradients, where DDP would take the mean: a loss is divided by
-    # what is counted over all processes already.
-    replica = DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
-    replica.register_comm_hook(None, _sum_gradients)
+
+    def sum_gradients(_, bucket):  # where DDP takes the mean: losses are divided by what all processes count
+        return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda done: done.value()[0])
+
+    replica = DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)  # they are alike
+    replica.register_comm_hook(None, sum_gradients)
     return replica
-
-
-def _sum_gradients(_, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-    return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda done: done.value()[0])

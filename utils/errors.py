@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,10 +38,9 @@ def one_line_errors(main: Callable) -> Callable:
     def wrapped(argv=None):
         from utils import distributed  # which imports this module
 
-        failed = True
         try:
             code = main(argv)
-            failed = False
+            distributed.disconnect()
             return code
         except KeyboardInterrupt:  # outside the steps of training, which finish and save
             print("stopped", file=sys.stderr)
@@ -54,19 +52,18 @@ def one_line_errors(main: Callable) -> Callable:
             expect_ending_workers()
             traceback.clear_frames(error.__traceback__)  # ends the loaders' workers
             if distributed.is_first_failure():
-                distributed.disconnect(failed)
+                distributed.disconnect(failed=True)
                 print(f"error: {text}", file=sys.stderr)
             raise SystemExit(2) from None
         finally:
-            distributed.disconnect(failed)
+            distributed.disconnect(failed=True)
 
     return wrapped
 
 
 def expect_ending_workers() -> None:
     """After an error: torch's handler of SIGCHLD would raise it again for each worker that ends."""
-    if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD"):  # not on Windows
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def describe_error(error: Exception) -> str | None:
@@ -74,13 +71,10 @@ def describe_error(error: Exception) -> str | None:
     text = one_line(error)
     if isinstance(error, UserError):
         return text
-    hint = next((hint for pattern, hint in HINTS.items() if re.search(pattern, text)), None)
-    if hint is not None:
-        return f"{text[:200]}: {hint}"
+    hints = [hint for pattern, hint in HINTS.items() if re.search(pattern, text)]
     if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or text}: check that it is there, may be used and has room"
-    return None
+        hints.append("check that it is there, may be used and has room")
+    return f"{text[:200]}: {hints[0]}" if hints else None
 
 
 def one_line(error: Exception) -> str:
@@ -96,10 +90,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, to be written in the block and renamed to `path` at its end.
 
     Whatever happens, `path` is the file of before or the whole new one, also after a power cut. A process that is
-    killed leaves the temporary file, see `remove_leftovers`.
-
-    Raises:
-        UserError: if the disk does not take it.
+    killed leaves `.NAME.PID.tmp`. Raises `UserError` if the disk does not take it.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -127,8 +118,7 @@ def write_text(path: Path, text: str) -> None:
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file in UTF-8 or marked UTF-16, without blanks around them and without empty ones.
 
-    Raises:
-        UserError: if it can't be read.
+    Raises `UserError` if it can't be read.
     """
     try:
         content = path.read_bytes()
@@ -139,22 +129,8 @@ def read_lines(path: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Removes the temporary files of processes that were killed as they wrote."""
-    for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
-
-
 def check_writable(folder: Path, flag: str) -> None:
-    """Refuses, without writing anything, a folder that is neither there and writable nor can be made.
-
-    Args:
-        folder: where files are to go.
-        flag: what the user gave, for the message.
-
-    Raises:
-        UserError: if nothing could be written there.
-    """
+    """Raises `UserError`, which names `flag`, for a folder that is neither there and writable nor can be made."""
     there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     may_write = os.access(there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids)
     if not (there.is_dir() and may_write):

@@ -1,42 +1,37 @@
 """What a run writes and prints besides checkpoints: args.json, log.jsonl, mean losses, a progress bar."""
 
 import json
-import math
 import platform
 import re
+import resource
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
-from tqdm import tqdm
 
 from utils import distributed
-from utils.errors import UserError, remove_leftovers, write_text
+from utils.errors import UserError, write_text
 
 
 def open_run_folder(folder: Path, first_step: int, arguments: dict[str, Any]) -> None:
     """Prepares a run's folder: clears what a killed process left, drops later log lines, writes args.json.
 
-    Args:
-        folder: made if it is not there.
-        first_step: the step that the run begins with; 0 for a new run.
-        arguments: every setting, in plain types.
-
-    Raises:
-        UserError: if a file can't be written.
+    The run begins with `first_step`, 0 for a new one, and has the settings `arguments`, in plain types. Raises
+    `UserError` if a file can't be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder)
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
     write_log(folder, [entry for entry in read_log(folder) if entry["step"] <= first_step])
     if first_step == 0:
         (folder / "best.pth").unlink(missing_ok=True)
     versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
     content = {"arguments": arguments, "versions": versions, "commit": _commit()}
-    write_text(folder / "args.json", json.dumps(content, indent=2, default=str) + "\n")
+    write_text(folder / "args.json", json.dumps(content, indent=2) + "\n")
 
 
 def _commit() -> str | None:
@@ -72,32 +67,31 @@ class LossMeter:
     """Keeps the losses of the last steps on the device and reads them only when asked, since each read waits for it."""
 
     def __init__(self):
-        self._steps: list[tuple[int, dict[str, torch.Tensor]]] = []
+        self._steps: list[dict[str, torch.Tensor]] = []
         self.last: dict[str, float] = {}
 
-    def add(self, step: int, losses: dict[str, torch.Tensor]) -> None:
-        """Keeps the scalars `losses` of `step`; those of several processes add up."""
-        self._steps.append((step, {name: loss.detach() for name, loss in losses.items()}))
+    def add(self, losses: dict[str, torch.Tensor]) -> None:
+        """Keeps the scalars `losses` of a step; those of several processes add up."""
+        self._steps.append({name: loss.detach().float() for name, loss in losses.items()})
 
-    def means(self) -> dict[str, float]:
-        """Means over the steps since the last call; those of before where there were none.
+    def means(self, step: int) -> dict[str, float]:
+        """Means over the steps since the last call, up to `step`; those of before where there were none.
 
-        Raises:
-            UserError: if a loss is not finite, with the step and the loss.
+        Raises `UserError` if a loss is not finite, with its step.
         """
         if self._steps:
-            names = list(self._steps[0][1])
-            rows = torch.stack([torch.stack([losses[n].float() for n in names]) for _, losses in self._steps])
-            rows = distributed.all_reduce_sum(rows)  # [steps, losses]
-            for (step, _), row in zip(self._steps, rows.tolist()):
-                for name, value in zip(names, row):
-                    if not math.isfinite(value):
-                        raise UserError(
-                            f"the loss {name} is {value} at step {step}: begin again with a lower --learning-rate and "
-                            "another --output-dir (continue takes a lower rate too, where the saved losses were normal)"
-                        )
-            self._steps.clear()
+            rows = torch.stack([torch.stack(list(losses.values())) for losses in self._steps])
+            rows = distributed.all_reduce_sum(rows).cpu()  # [steps, losses]
+            names, broken = list(self._steps[0]), (~rows.isfinite()).nonzero().tolist()
+            if broken:
+                row, column = broken[0]
+                raise UserError(
+                    f"the loss {names[column]} is {rows[row, column]} at step {step + 1 + row - len(rows)}: begin "
+                    "again with a lower --learning-rate and another --output-dir (continue takes a lower rate too, "
+                    "where the saved losses were normal)"
+                )
             self.last = dict(zip(names, rows.mean(dim=0).tolist()))
+            self._steps.clear()
         return self.last
 
 
@@ -106,14 +100,6 @@ def peak_memory(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device) / 1e9
     status = Path("/proc/self/status")  # of Linux, whose `ru_maxrss` begins with that of the process that started this
-    found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.exists() else None
-    if found:
+    if status.exists() and (found := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
         return int(found[1]) * 1024 / 1e9
-    import resource  # not on Windows
-
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
-
-
-def progress(items: Iterable, **options: Any) -> Iterator:
-    """A tqdm bar that is quiet where the output is no terminal."""
-    return tqdm(items, disable=None, dynamic_ncols=True, file=sys.stderr, **options)

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from utils import distributed
 from utils.errors import UserError
-from utils.logging import progress
 
 HEADLINES = (
     ("seen", "miou_seen"), ("unseen", "miou_unseen"), ("hIoU", "hiou"), ("ZSL", "miou_zsl"), ("bias", "bias"),
@@ -48,7 +48,7 @@ def predictions(
     broken, training = torch.zeros((), dtype=torch.bool, device=device), model.training
     model.eval()
     try:
-        for image, label, index in progress(loader, desc="evaluation", unit="batch", leave=False):
+        for image, label, index in tqdm(loader, desc="evaluation", unit="batch", leave=False, disable=None):
             image, label = image.to(device, non_blocking=True), label.to(device, non_blocking=True)
             logits = model.pixel_logits(image, **options)
             broken |= ~logits.coarse.isfinite().all()

@@ -15,7 +15,6 @@ import itertools
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from dataset.loaders import empty_batches, evaluation_loader, training_loader
 from dataset.transforms import training_transform
@@ -30,27 +30,22 @@ from dataset.voc import choose_split, evaluation_dataset, training_datasets
 from embeddings import load_class_embeddings
 from model.backbone import build_backbone
 from model.segmenter import Segmenter
-from utils import distributed, metrics
-from utils.checkpoint import (
-    SAME_NETWORK,
-    SAME_RUN,
-    SAME_SCHEDULE,
-    check_settings,
-    describe_protocol,
-    load_checkpoint,
-    load_model,
-    load_schedule,
-    save_checkpoint,
-)
-from utils.distributed import choose_amp, choose_device, keep_freed_memory
+from utils import checkpoint, distributed, metrics
 from utils.errors import UserError, check_writable, expect_ending_workers, write_text
-from utils.logging import LossMeter, json_lines, open_run_folder, peak_memory, progress, read_log, write_log
+from utils.logging import LossMeter, json_lines, open_run_folder, peak_memory, read_log, write_log
 
 DRY_RUN_STEPS = 4
 """Steps, and evaluation batches, of --dry-run; the first of them warms up and is not timed."""
 
 LOOK_AT_MOST = 3000
 """Images of each kind that a pseudo-labeller looks at before the first step, at most."""
+
+SAME_NETWORK = ("split", "background", "backbone", "embedding", "supervised")
+"""What a checkpoint and the run that starts from it must share."""
+
+SAME_RUN = (*SAME_NETWORK, "target_pixels", "target_images", "freeze_backbone", "head_factor", "optimizer", "momentum",
+            "weight_decay", "poly_power")  # fmt: skip
+"""As above, for a run that continues: one protocol from its first step to its last, and the state of its optimiser."""
 
 ANY_VALUE = ("restore_from_where", "cache_features", "num_workers", "device", "output_dir", "data_path", "config")
 """Settings that a run that continues may change without a note."""
@@ -83,21 +78,18 @@ def optimizer_step(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None
 def caught_signals() -> Iterator[list[int]]:
     """Within it Ctrl-C and SIGTERM only add their numbers to the list that it gives; a second Ctrl-C ends the process.
 
-    Outside the main thread, which alone gets signals, it does nothing. torchrun passes a Ctrl-C on to processes that
-    the terminal has interrupted already, so under it a third one ends them.
+    torchrun passes a Ctrl-C on to processes that the terminal has interrupted already, so under it a third ends them.
     """
     caught: list[int] = []
-    several = distributed.world_size() > 1
 
     def catch(number: int, _) -> None:
-        if caught or not several:
+        if caught or distributed.place()[1] == 1:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         if not caught and distributed.is_main():  # a plain write: a signal may come in the middle of a print
             os.write(2, b"\nstopping: finishes the step, then saves; Ctrl-C leaves at once\n")
         caught.append(number)
 
-    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    before = {number: signal.signal(number, catch) for number in numbers}
+    before = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield caught
     finally:
@@ -117,22 +109,24 @@ class Trainer:
 
     Attributes:
         network: the segmenter; `replica` is what to call in a training step (the same, with one process).
-        pseudo_labeler: a module whose state belongs to the run's checkpoint; a script sets it before `restore`.
     """
 
     def __init__(self, stage: int, args: argparse.Namespace):
         distributed.connect(args.device)
         self.stage, self.args = stage, args
-        self.device = choose_device(args.device, args.deterministic)
-        args.amp = choose_amp(args.amp, self.device)
+        self.device = distributed.choose_device(args.device, args.deterministic)
+        args.amp = distributed.choose_amp(args.amp, self.device)
         torch.manual_seed(args.seed)
         self._load_data()
         self._build_network()
-        self.pseudo_labeler: nn.Module | None = None
-        self.step = 0
-        self.best: float | None = None
-        self._losses, self._bar = LossMeter(), None
-        self._waited, self._times = 0.0, []
+        self.folder = stage_folder(args.output_dir, args.split, stage)
+        self.latest = self.folder / "latest.pth"
+        check_writable(self.folder, f"--output-dir {args.output_dir}")
+        self.settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+        names = ("backbone", "target_pixels", "target_images", "select")
+        self.metadata |= self.split.as_dict() | {name: getattr(args, name) for name in names}
+        self.step, self.best = 0, None
+        self._losses, self._waited, self._times = LossMeter(), 0.0, []
 
     def _load_data(self) -> None:
         """Labelled source images, unlabelled target images, evaluation images."""
@@ -140,14 +134,15 @@ class Trainer:
         self.split = choose_split(args.data_path, args.split, args.unseen, args.background)
         args.split, args.background = self.split.name, self.split.background
         transform = training_transform(args.input_size, tuple(args.scale), args.rotation, args.flip, args.resize)
-        supervised = getattr(args, "supervised", False)
-        if supervised:
+        self.metadata = {"supervised": getattr(args, "supervised", False)}
+        if self.metadata["supervised"]:
             args.lambda_ = 0.0
         self._source_only = self.stage == 1 and args.lambda_ == 0
         with distributed.rank_zero_first():  # it lists once which classes the images show
             self.source, self.target = training_datasets(
                 args.data_path, self.split, transform, "all" if self._source_only else args.target_images,
-                args.target_pixels, args.train_list, supervised, getattr(args, "complete_labels", False),
+                args.target_pixels, args.train_list, **self.metadata,
+                complete_labels=getattr(args, "complete_labels", False),
             )  # fmt: skip
             training = [*self.source.ids, *self.target.ids]
             images = evaluation_dataset(args.data_path, self.split, args.evaluation_list, training)
@@ -161,34 +156,26 @@ class Trainer:
         class_embeddings, embedding = load_class_embeddings(
             self.split.names, args.embedding, args.embedding_path, args.word_weighting
         )
+        self.metadata["embedding"] = list(embedding)
         with distributed.rank_zero_first():  # it downloads the weights, once
             weights = args.backbone_weights if args.restore_from_where == "pretrained" else "none"
             backbone = build_backbone(
                 args.backbone, weights, args.freeze_backbone, args.cache_features, args.checkpoint_activations
             )
-        self.network = Segmenter(
-            backbone, torch.from_numpy(class_embeddings), self.split.num_auxiliary, args.loss_stride, args.amp
-        ).to(self.device)
-        self.folder = stage_folder(args.output_dir, args.split, self.stage)
-        check_writable(self.folder, f"--output-dir {args.output_dir}")
-        keep_freed_memory(self.device)
+        words = torch.from_numpy(class_embeddings)
+        network = Segmenter(backbone, words, self.split.num_auxiliary, args.loss_stride, args.amp)
+        distributed.keep_freed_memory(self.device)
+        self.network = network.to(self.device)
         self.optimizer = build_optimizer(self.network.parameter_groups(args.learning_rate, args.head_factor), args)
         self.scheduler = torch.optim.lr_scheduler.PolynomialLR(self.optimizer, self.num_steps, args.poly_power)
-        self.settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-        names = ("backbone", "target_pixels", "target_images", "select")
-        self.metadata = {
-            **self.split.as_dict(), **{name: getattr(args, name) for name in names},
-            "supervised": getattr(args, "supervised", False), "embedding": list(embedding),
-        }  # fmt: skip
 
-    # Start
-
-    def restore(self) -> None:
+    def restore(self, pseudo_labeler: nn.Module | None = None) -> None:
         """Does what `--restore-from-where` says, then shares the weights with the other processes.
 
-        Raises `UserError` if the checkpoint is missing or does not fit, or the folder holds another run.
+        Rank 0 shows the data to `pseudo_labeler`, for all processes, unless the checkpoint brings its state. Raises
+        `UserError` if the checkpoint is missing or does not fit, or the folder holds another run.
         """
-        args = self.args
+        args, self.pseudo_labeler = self.args, pseudo_labeler
         if args.restore_from_where == "continue":
             self._resume()
         elif os.path.exists(self.latest) and not args.dry_run:
@@ -198,58 +185,35 @@ class Trainer:
             )
         elif args.restore_from_where == "saved":
             name = "best.pth" if args.select == "best" else "latest.pth"
-            self._start_from(args.stage1_checkpoint or stage_folder(args.output_dir, args.split, 1) / name)
+            path = args.stage1_checkpoint or stage_folder(args.output_dir, args.split, 1) / name
+            saved = checkpoint.load_checkpoint(path, "run stage 1 first, or give --stage1-checkpoint")
+            # After an oracle the result would be reported without one.
+            names = (*SAME_NETWORK, *(["target_pixels"] if saved["metadata"].get("target_pixels") == "oracle" else []))
+            checkpoint.check_settings(path, saved["metadata"], self.metadata, names)
+            checkpoint.load_model(self.network, saved["model"], path)
         self.replica = distributed.replicate(self.network)
         print(f"{len(self.source)} source and {len(self.target)} target images, {self.num_steps} steps, {self.folder}")
-
-    @property
-    def latest(self) -> Path:
-        return self.folder / "latest.pth"
+        if pseudo_labeler is not None and self.step == 0:
+            self._fit(pseudo_labeler)
 
     def _resume(self) -> None:
         """Takes everything from latest.pth, to continue exactly where it stopped."""
-        checkpoint = load_checkpoint(self.latest, "begin with --restore-from-where pretrained or saved")
-        before = checkpoint["settings"]
-        check_settings(self.latest, checkpoint["metadata"], self.metadata, SAME_RUN)
-        check_settings(self.latest, before, self.settings, SAME_SCHEDULE)
-        load_model(self.network, checkpoint, self.latest)
+        saved = checkpoint.load_checkpoint(self.latest, "begin with --restore-from-where pretrained or saved")
+        before = saved["settings"]
+        checkpoint.check_settings(self.latest, before | saved["metadata"], self.settings | self.metadata, SAME_RUN)
+        checkpoint.load_model(self.network, saved["model"], self.latest)
         if self.pseudo_labeler is not None:
-            load_model(self.pseudo_labeler, checkpoint, self.latest, "pseudo_labeler")
-        load_schedule(self.optimizer, self.scheduler, checkpoint, self.latest)
-        if self.scheduler.total_iters != self.num_steps:
-            raise UserError(
-                f"{self.latest} is of a run of {self.scheduler.total_iters} steps, not {self.num_steps}: give the same "
-                "--max-steps, --num-epochs, --batch-size and training list"
-            )
-        self.step, self.best = checkpoint["step"], checkpoint["best"]
+            checkpoint.load_model(self.pseudo_labeler, saved["pseudo_labeler"], self.latest)
+        checkpoint.load_schedule(self.optimizer, self.scheduler, saved, self.latest)
+        self.step, self.best = saved["step"], saved["best"]
         for group in self.optimizer.param_groups:  # the schedule computes each rate from the one before
             group["lr"] *= self.args.learning_rate / before["learning_rate"]
         for key, value in self.settings.items():
             if key not in ANY_VALUE and before.get(key) != value:
                 print(f"note: continues with {key.strip('_')} {value}, was {before.get(key)}", file=sys.stderr)
-        if self.step >= self.num_steps and not self._lacks_evaluation():
-            print(f"{self.latest} has all {self.num_steps} steps: nothing to do")
 
-    def _lacks_evaluation(self) -> bool:
-        """Whether the run stopped after it saved this step and before it logged the evaluation that belongs to it."""
-        due = self.step > 0 and self.is_due(self.args.evaluate_every)
-        logged = due and any(entry["step"] == self.step for entry in read_log(self.folder))
-        return bool(distributed.all_reduce_max(due and not logged))
-
-    def _start_from(self, path: Path) -> None:
-        """Takes the network, and nothing else, of another stage's checkpoint."""
-        checkpoint = load_checkpoint(path, "run stage 1 first, or give --stage1-checkpoint")
-        saved = checkpoint["metadata"]
-        check_settings(path, saved, self.metadata, SAME_NETWORK)
-        if saved["target_pixels"] == "oracle":  # otherwise the result would be reported without the oracle
-            check_settings(path, saved, self.metadata, ["target_pixels"])
-        load_model(self.network, checkpoint, path)
-
-    def fit_pseudo_labeler(self) -> None:
-        """Shows rank 0's pseudo-labeller the data, for all processes, unless a checkpoint brought its state."""
-        labeler, args = self.pseudo_labeler, self.args
-        if labeler is None or self.step > 0:
-            return
+    def _fit(self, labeler: nn.Module) -> None:
+        args = self.args
         size = args.target_batch_size or args.batch_size
         batches = (
             training_loader(images, size, 0, -(-min(len(images), LOOK_AT_MOST) // size), args.seed, args.num_workers)
@@ -259,42 +223,34 @@ class Trainer:
             labeler.fit(*batches)
         distributed.broadcast(labeler)
 
-    # Steps
-
     def steps(self) -> Iterator[tuple]:
         """Source and target batch of each step that is left, on the device, with a progress bar.
 
         Before each step the random state is set from seed, step and rank alone, so that a resumed run draws the same
-        numbers. Nothing is written before the first batch is there. After Ctrl-C or SIGTERM the step is finished,
-        with an evaluation that belongs to it, then latest.pth is saved. Several processes agree on the step.
+        numbers. After Ctrl-C or SIGTERM the step is finished, with an evaluation that belongs to it, then latest.pth is
+        saved. Several processes agree on the step.
 
         Raises:
             SystemExit: with 130 after Ctrl-C and 143 after SIGTERM.
         """
-        args = self.args
+        args, place = self.args, distributed.place()
         with caught_signals() as signals:  # before zip starts the loaders' workers
             last = min(self.num_steps, self.step + DRY_RUN_STEPS) if args.dry_run else self.num_steps
             plan = [(self.source, args.batch_size), (self.target, args.target_batch_size or args.batch_size)]
             source, target = (
-                training_loader(images, size, self.step, last, args.seed + n, args.num_workers, distributed.place())
+                training_loader(images, size, self.step, last, args.seed + n, args.num_workers, place)
                 for n, (images, size) in enumerate(plan)
             )
             target = empty_batches(args.input_size) if self._source_only else target
             batches = zip(source, target)  # which, unlike islice, keeps the loaders' workers when one of them dies
-            self._bar = progress(
-                batches, total=self.num_steps, initial=self.step, desc=f"stage {self.stage}", unit=" steps"
-            )
+            title = {"desc": f"stage {self.stage}", "unit": " steps"}
+            self._bar = tqdm(batches, total=self.num_steps, initial=self.step, disable=None, **title)
             try:
-                if self._lacks_evaluation():
-                    self._open_folder()
-                    self._evaluate()
+                self._open_folder()
                 asked = time.perf_counter()
-                for number, batch in enumerate(self._bar):
+                for batch in self._bar:
                     self._waited += time.perf_counter() - asked
-                    if number == 0:
-                        self._open_folder()
-                    seed = args.seed * 1_000_003 + self.step + distributed.rank() * 0x9E3779B97F4A7C15
-                    torch.manual_seed(seed % 2**63)
+                    torch.manual_seed((args.seed * 1_000_003 + self.step + place[0] * 0x9E3779B97F4A7C15) % 2**63)
                     yield tuple([tensor.to(self.device, non_blocking=True) for tensor in group] for group in batch)
                     self._stop_if_asked(signals)
                     asked = time.perf_counter()
@@ -305,19 +261,25 @@ class Trainer:
                 self._bar = batches = source = target = None  # and with them the loaders' workers
 
     def _open_folder(self) -> None:
-        if distributed.is_main() and not self.args.dry_run:
+        """Prepares the run's folder, and evaluates if the run stopped between a save and the evaluation after it."""
+        due = self.step > 0 and self.is_due(self.args.evaluate_every)
+        due = due and all(entry["step"] != self.step for entry in read_log(self.folder))
+        if self.step >= self.num_steps and not due:
+            print(f"{self.latest} has all {self.num_steps} steps: nothing to do")
+        elif distributed.is_main() and not self.args.dry_run:
             open_run_folder(self.folder, self.step, self.settings)
+        if due:
+            self._evaluate()
 
     def _stop_if_asked(self, signals: list[int]) -> None:
-        stop = distributed.all_reduce_max(signals[0] if signals else 0)
-        if not stop:
+        if not distributed.all_reduce_sum(torch.tensor(len(signals))):
             return
         if not self.args.dry_run:
             self.save()
             done = f"stopped: {self.latest} has step {self.step} of {self.num_steps}"
             print(f"{done}; --restore-from-where continue resumes there", flush=True)
-        distributed.disconnect(failed=False)
-        raise SystemExit(128 + stop)
+        distributed.disconnect()
+        raise SystemExit(128 + (signals or [signal.SIGTERM])[0])
 
     def end_step(self, losses: dict[str, torch.Tensor]) -> None:
         """Counts a step as done: lowers the rate, and logs, saves and evaluates where that is due.
@@ -328,19 +290,16 @@ class Trainer:
         rate = self.optimizer.param_groups[0]["lr"]
         self.scheduler.step()
         self.step += 1
-        self._losses.add(self.step, losses)
+        self._losses.add(losses)
         evaluates = self.is_due(args.evaluate_every)
         if args.dry_run or self.is_due(args.log_every) or evaluates:
-            self._show_losses(rate)
+            means = " ".join(f"{name} {value:.3f}" for name, value in self._losses.means(self.step).items())
+            self._bar.set_postfix_str(f"{means}, lr {rate:.1e}, waited {self._waited:.0f} s for images")
+            self._times.append(time.perf_counter())
         if evaluates or self.is_due(args.save_every):  # before the evaluation: a bad image there loses no training
             self.save()
         if evaluates:
             self._evaluate()
-
-    def _show_losses(self, rate: float) -> None:
-        losses = " ".join(f"{name} {value:.3f}" for name, value in self._losses.means().items())
-        self._bar.set_postfix_str(f"{losses}, lr {rate:.1e}, waited {self._waited:.0f} s for images")
-        self._times.append(time.perf_counter())
 
     def is_due(self, every: int) -> bool:
         """Whether what is done `every` so many steps (0: at the end only) is due now. In a dry run nothing is."""
@@ -349,36 +308,32 @@ class Trainer:
 
     def save(self, name: str = "latest.pth", selection: str = "last") -> None:
         """Writes a checkpoint. Raises `UserError` instead if a loss or a weight is not finite."""
-        self._losses.means()
-        weights = self.network.state_dict()
+        self._losses.means(self.step)
+        weights, labeler = self.network.state_dict(), self.pseudo_labeler
         if not all(tensor.isfinite().all() for tensor in weights.values()):
             raise UserError(
                 f"the weights are not finite after step {self.step}: begin again with a lower --learning-rate and "
                 "another --output-dir; the last checkpoint is kept"
             )
-        if not distributed.is_main():
-            return
-        labeler = self.pseudo_labeler
-        save_checkpoint(
-            self.folder / name, stage=self.stage, step=self.step, model=weights, best=self.best,
-            optimizer=self.optimizer.state_dict(), scheduler=self.scheduler.state_dict(),
-            pseudo_labeler={} if labeler is None else labeler.state_dict(),
-            selection=selection, settings=self.settings, metadata=self.metadata,
-        )  # fmt: skip
-
-    # Evaluation
+        if distributed.is_main():
+            checkpoint.save_checkpoint(
+                self.folder / name, stage=self.stage, step=self.step, model=weights, best=self.best,
+                optimizer=self.optimizer.state_dict(), scheduler=self.scheduler.state_dict(),
+                pseudo_labeler={} if labeler is None else labeler.state_dict(),
+                selection=selection, settings=self.settings, metadata=self.metadata,
+            )  # fmt: skip
 
     def _evaluate(self) -> None:
         """Evaluates, logs, prints the table, draws, and keeps best.pth if it is the best so far."""
-        split, about = self.split, describe_protocol(self.metadata)
+        split, about = self.split, checkpoint.describe_protocol(self.metadata)
         figures = metrics.ZeroShotMetrics(split.names, split.num_seen)
         result = metrics.evaluate(self.network, self.evaluation, figures, self.device, self.args.calibration)
         entry = {
             "stage": self.stage, "step": self.step,
             **{key: self.metadata[key] for key in ("target_pixels", "target_images", "background")},
-            **{f"loss_{name}": value for name, value in self._losses.last.items()},
-            **{key: value for key, value in result.items() if key != "confusion"},
+            **{f"loss_{name}": value for name, value in self._losses.last.items()}, **result,
         }  # fmt: skip
+        confusion = entry.pop("confusion")
         self._bar.clear()
         print(f"\nstage {self.stage}, step {self.step}: {about}")
         print(metrics.format_table(result), flush=True)
@@ -389,7 +344,7 @@ class Trainer:
             self.save()  # with the new best score
         if distributed.is_main():
             self._draw(result)
-            content = {**entry, "selection": "last", "protocol": about, "confusion": result["confusion"]}
+            content = {**entry, "selection": "last", "protocol": about, "confusion": confusion}
             write_text(self.folder / "evaluation.json", json_lines(content))
             # Last: a run that resumes repeats an evaluation that is not in the log.
             write_log(self.folder, [*read_log(self.folder), entry])
@@ -419,9 +374,8 @@ class Trainer:
         if not (self._times and self.args.dry_run and distributed.is_main()):
             return 0
         times = []
-        for *_, logits in itertools.islice(
-            metrics.predictions(self.network, self.evaluation, self.device), DRY_RUN_STEPS
-        ):
+        batches = metrics.predictions(self.network, self.evaluation, self.device)
+        for *_, logits in itertools.islice(batches, DRY_RUN_STEPS):
             logits.coarse[0, 0, 0, 0].item()  # waits for the device
             times.append(time.perf_counter())
         step_time, every = _mean_interval(self._times), self.args.evaluate_every
