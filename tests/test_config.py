@@ -50,9 +50,9 @@ def test_help_lists_every_setting_of_the_stage_under_its_heading(stage, capsys):
     text = capsys.readouterr().out
     groups = {title: group for title, group in SETTINGS.items() if title != f"stage {3 - stage}"}
     assert re.findall(r"^([\w ]+):$", text, re.MULTILINE) == ["options", *(t for t in groups if t != "rare")]
-    names = [s.name if title == "rare" else flag(s.name) for title, group in groups.items() for s in group]
+    names = [row[0] if title == "rare" else flag(row[0]) for title, group in groups.items() for row in group]
     assert all(name in text for name in names)
-    assert all(len(s.help) >= 5 for group in groups.values() for s in group) and "LAMBDA_" not in text
+    assert all(len(row[3]) >= 5 for group in groups.values() for row in group) and "LAMBDA_" not in text
 
 
 def flag(name: str) -> str:
@@ -165,7 +165,7 @@ BAD_FLAGS = [
     (["--set", "rotation"], ["--set rotation", "NAME=VALUE"]),
     (["--set", "rotatoin=3"], ["--set rotatoin=3"]),
     (["--set", "rotation=200"], ["rotation", "at most 180"]),
-    (["--set", "scale=2,1"], ["scale", "2.0", "lower one first"]),
+    (["--set", "scale=2"], ["scale", "expected 2"]),
 ]
 
 

@@ -1,18 +1,6 @@
 """Checkpoints: written whole or not at all, read without running code, checked before use.
 
-A checkpoint is a dict of plain types and tensors:
-
-    format      version of this layout
-    stage       1 or 2
-    step        optimiser steps done
-    model       state dict
-    optimizer   state dict
-    scheduler   state dict
-    best        the best score so far, or None
-    selection   how this checkpoint was chosen: "last", or by which figure on the evaluation images
-    settings    every setting of the run
-    metadata    what rebuilds the network and says under which protocol it was trained (a flat dict)
-    pseudo_labeler  state dict of the module that labels the target images; empty without one
+A checkpoint is a dict of plain types and tensors with the keys of `KEYS`, so it is loaded with `weights_only=True`.
 """
 
 from collections.abc import Iterable
@@ -23,12 +11,19 @@ import torch
 
 from utils.errors import UserError, atomic_write, one_line
 
-FORMAT = 3
+FORMAT = 3  # the version of this layout, under the key "format"
 KEYS = {
-    "stage": int, "step": int, "model": dict, "optimizer": dict, "scheduler": dict,
-    "best": (float, type(None)), "selection": str, "pseudo_labeler": dict, "settings": dict, "metadata": dict,
-}  # fmt: skip
-"""The keys of a checkpoint, and the types of their values."""
+    "stage": int,  # 1 or 2
+    "step": int,  # optimiser steps done
+    "model": dict,  # a state dict, as are the next three
+    "optimizer": dict,
+    "scheduler": dict,
+    "pseudo_labeler": dict,  # empty without one
+    "best": (float, type(None)),  # the best score so far
+    "selection": str,  # how this checkpoint was chosen: "last", or by which figure on the evaluation images
+    "settings": dict,  # every setting of the run
+    "metadata": dict,  # what rebuilds the network and says under which protocol it was trained, flat
+}
 
 
 def save_checkpoint(path: Path, **content: Any) -> None:
@@ -66,10 +61,7 @@ def check_settings(path: Path, saved: dict[str, Any], wanted: dict[str, Any], na
     for name in names:
         if saved.get(name) != wanted[name]:
             flag = "--" + name.replace("_", "-")
-            was, now = (
-                " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
-                for value in (saved.get(name), wanted[name])
-            )
+            was, now = (" ".join(map(str, v)) if isinstance(v, list) else v for v in (saved.get(name), wanted[name]))
             raise UserError(
                 f"{path} was made with {flag} {was}, not {now}: give the same {flag}, or another checkpoint"
             )
@@ -104,14 +96,13 @@ def load_schedule(optimizer: torch.optim.Optimizer, scheduler: Any, checkpoint: 
 
 def describe_protocol(metadata: dict[str, Any]) -> str:
     """One line on how a network was trained, for tables and logs."""
-    pixels = {"all": "no target mask opened", "oracle": "ORACLE: target masks say where unseen pixels are"}
+    pixels, images, backbone = (metadata[key] for key in ("target_pixels", "target_images", "backbone"))
+    opened = {"all": "no target mask opened", "oracle": "ORACLE: target masks say where unseen pixels are"}[pixels]
     background = {"ignore": "background ignored", "score": "background a seen class",
                   "auxiliary": "background trained, not evaluated"}[metadata["background"]]  # fmt: skip
+    method = f"target pixels {pixels} ({opened}), target images {images}"
     if metadata["supervised"]:
-        return f"split {metadata['split']}, SUPERVISED with all labels, {background}, {metadata['backbone']}"
-    return (
-        f"split {metadata['split']}, target pixels {metadata['target_pixels']} "
-        f"({pixels[metadata['target_pixels']]}), target images {metadata['target_images']}, {background}, "
-        f"{metadata['backbone']}, {' + '.join(metadata['embedding'])}"
-        f"{', SELECTED by unseen mIoU on the evaluation images' if metadata['select'] == 'best' else ''}"
-    )
+        method = "SUPERVISED with all labels"
+    selected = ", SELECTED by unseen mIoU on the evaluation images" if metadata["select"] == "best" else ""
+    words = " + ".join(metadata["embedding"])
+    return f"split {metadata['split']}, {method}, {background}, {backbone}, {words}{selected}"

@@ -19,9 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from utils.errors import UserError
 
-PATIENCE = timedelta(hours=1)
-"""How long a process waits for another, which may be reading all images for a pseudo-labeller, before it gives up."""
-
+PATIENCE = timedelta(hours=1)  # for another process, which may be reading all images for a pseudo-labeller
 _silence = contextlib.ExitStack()  # while the output of a process other than rank 0 goes nowhere
 
 
@@ -115,21 +113,18 @@ def choose_device(name: str, deterministic: bool = False) -> torch.device:
 
 def choose_amp(name: str, device: torch.device) -> str:
     """The precision of the convolutions; "auto" is bf16 on a GPU that has it, else off."""
-    if name != "auto":
-        return name
     has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16" if has_bf16 else "off"
+    return name if name != "auto" else "bf16" if has_bf16 else "off"
 
 
 def keep_freed_memory(device: torch.device) -> None:
     """On a CPU, glibc keeps freed memory for the next step: a step of VGG16 is a sixth faster, and memory is higher.
 
-    glibc returns blocks above 32 MiB to the system, which clears each page that it hands out again. Where memory is
-    short, MALLOC_TRIM_THRESHOLD_ or MALLOC_MMAP_MAX_ in the environment leaves glibc as it is.
+    MALLOC_TRIM_THRESHOLD_ or MALLOC_MMAP_MAX_ in the environment leaves glibc as it is.
     """
     if device.type != "cpu" or {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_"} & os.environ.keys():
         return
-    with contextlib.suppress(AttributeError, OSError, TypeError, ValueError):  # macOS, musl, Windows
+    with contextlib.suppress(AttributeError, OSError, TypeError, ValueError):  # macOS, musl
         if os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >= 15 * 2**30:
             mallopt = ctypes.CDLL(None).mallopt
             mallopt(-4, 0)  # M_MMAP_MAX: everything from the heap

@@ -49,7 +49,7 @@ def one_line_errors(main: Callable) -> Callable:
             text = describe_error(error)
             if text is None:
                 raise
-            expect_ending_workers()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise again for each worker that ends
             traceback.clear_frames(error.__traceback__)  # ends the loaders' workers
             if distributed.is_first_failure():
                 distributed.disconnect(failed=True)
@@ -59,11 +59,6 @@ def one_line_errors(main: Callable) -> Callable:
             distributed.disconnect(failed=True)
 
     return wrapped
-
-
-def expect_ending_workers() -> None:
-    """After an error: torch's handler of SIGCHLD would raise it again for each worker that ends."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def describe_error(error: Exception) -> str | None:

@@ -18,10 +18,9 @@ from utils.errors import UserError, write_text
 
 
 def open_run_folder(folder: Path, first_step: int, arguments: dict[str, Any]) -> None:
-    """Prepares a run's folder: clears what a killed process left, drops later log lines, writes args.json.
+    """Prepares the folder of a run that begins with `first_step`: drops what is of later steps, writes args.json.
 
-    The run begins with `first_step`, 0 for a new one, and has the settings `arguments`, in plain types. Raises
-    `UserError` if a file can't be written.
+    `arguments` are the settings, in plain types. Raises `UserError` if a file can't be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob(".*.tmp"):
@@ -77,7 +76,7 @@ class LossMeter:
     def means(self, step: int) -> dict[str, float]:
         """Means over the steps since the last call, up to `step`; those of before where there were none.
 
-        Raises `UserError` if a loss is not finite, with its step.
+        Raises `UserError` for the first that is not finite.
         """
         if self._steps:
             rows = torch.stack([torch.stack(list(losses.values())) for losses in self._steps])

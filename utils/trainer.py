@@ -1,12 +1,6 @@
 """What both stages do alike: device, data, network, optimiser, resume, log, evaluation, signals.
 
-A script makes a `Trainer`, restores it, and steps:
-
-    trainer = Trainer(STAGE, args)
-    trainer.restore()
-    for source, target in trainer.steps():
-        trainer.end_step(train_step(...))
-    return trainer.finish()
+A script makes a `Trainer`, restores it, ends each of its `steps` with `end_step`, and returns what `finish` does.
 """
 
 import argparse
@@ -31,27 +25,19 @@ from embeddings import load_class_embeddings
 from model.backbone import build_backbone
 from model.segmenter import Segmenter
 from utils import checkpoint, distributed, metrics
-from utils.errors import UserError, check_writable, expect_ending_workers, write_text
+from utils.errors import UserError, check_writable, write_text
 from utils.logging import LossMeter, json_lines, open_run_folder, peak_memory, read_log, write_log
 
-DRY_RUN_STEPS = 4
-"""Steps, and evaluation batches, of --dry-run; the first of them warms up and is not timed."""
+DRY_RUN_STEPS = 4  # of --dry-run, and evaluation batches; the first of them warms up and is not timed
+LOOK_AT_MOST = 3000  # images of each kind that a pseudo-labeller looks at before the first step
+SELECTED_BY = "miou_unseen"  # the figure on the evaluation images by which best.pth is chosen
 
-LOOK_AT_MOST = 3000
-"""Images of each kind that a pseudo-labeller looks at before the first step, at most."""
-
+# What a checkpoint shares with the run that starts from it, and with one that continues: its protocol and optimiser.
 SAME_NETWORK = ("split", "background", "backbone", "embedding", "supervised")
-"""What a checkpoint and the run that starts from it must share."""
-
 SAME_RUN = (*SAME_NETWORK, "target_pixels", "target_images", "freeze_backbone", "head_factor", "optimizer", "momentum",
             "weight_decay", "poly_power")  # fmt: skip
-"""As above, for a run that continues: one protocol from its first step to its last, and the state of its optimiser."""
-
+# What a run that continues may change without a note.
 ANY_VALUE = ("restore_from_where", "cache_features", "num_workers", "device", "output_dir", "data_path", "config")
-"""Settings that a run that continues may change without a note."""
-
-SELECTED_BY = "miou_unseen"
-"""The figure on the evaluation images by which best.pth is chosen."""
 
 
 def stage_folder(output_dir: Path, split: str, stage: int) -> Path:
@@ -101,14 +87,7 @@ class Trainer:
     """A stage's data, network, optimiser and schedule, and the folder that the run is kept in.
 
     `latest.pth` is the checkpoint to report. `best.pth` has the highest unseen mIoU on the evaluation images, and says
-    so in itself.
-
-    Args:
-        stage: 1 or 2.
-        args: the settings, see `utils.config`.
-
-    Attributes:
-        network: the segmenter; `replica` is what to call in a training step (the same, with one process).
+    so in itself. `replica` is the network to call in a training step.
     """
 
     def __init__(self, stage: int, args: argparse.Namespace):
@@ -133,7 +112,9 @@ class Trainer:
         args = self.args
         self.split = choose_split(args.data_path, args.split, args.unseen, args.background)
         args.split, args.background = self.split.name, self.split.background
-        transform = training_transform(args.input_size, tuple(args.scale), args.rotation, args.flip, args.resize)
+        transform = training_transform(
+            args.input_size, tuple(sorted(args.scale)), args.rotation, args.flip, args.resize
+        )
         self.metadata = {"supervised": getattr(args, "supervised", False)}
         if self.metadata["supervised"]:
             args.lambda_ = 0.0
@@ -194,7 +175,14 @@ class Trainer:
         self.replica = distributed.replicate(self.network)
         print(f"{len(self.source)} source and {len(self.target)} target images, {self.num_steps} steps, {self.folder}")
         if pseudo_labeler is not None and self.step == 0:
-            self._fit(pseudo_labeler)
+            size = args.target_batch_size or args.batch_size
+            batches = [
+                training_loader(part, size, 0, -(-min(len(part), LOOK_AT_MOST) // size), args.seed, args.num_workers)
+                for part in (self.target, *self.source.divide(self.target))
+            ]
+            if distributed.is_main():
+                pseudo_labeler.fit(*batches)
+            distributed.broadcast(pseudo_labeler)
 
     def _resume(self) -> None:
         """Takes everything from latest.pth, to continue exactly where it stopped."""
@@ -212,53 +200,33 @@ class Trainer:
             if key not in ANY_VALUE and before.get(key) != value:
                 print(f"note: continues with {key.strip('_')} {value}, was {before.get(key)}", file=sys.stderr)
 
-    def _fit(self, labeler: nn.Module) -> None:
-        args = self.args
-        size = args.target_batch_size or args.batch_size
-        batches = (
-            training_loader(images, size, 0, -(-min(len(images), LOOK_AT_MOST) // size), args.seed, args.num_workers)
-            for images in (self.target, *self.source.divide(self.target))
-        )
-        if distributed.is_main():
-            labeler.fit(*batches)
-        distributed.broadcast(labeler)
-
     def steps(self) -> Iterator[tuple]:
         """Source and target batch of each step that is left, on the device, with a progress bar.
 
         Before each step the random state is set from seed, step and rank alone, so that a resumed run draws the same
-        numbers. After Ctrl-C or SIGTERM the step is finished, with an evaluation that belongs to it, then latest.pth is
-        saved. Several processes agree on the step.
-
-        Raises:
-            SystemExit: with 130 after Ctrl-C and 143 after SIGTERM.
+        numbers. After Ctrl-C or SIGTERM all processes finish the same step, with an evaluation that belongs to it, save
+        latest.pth, and exit with 130 or 143.
         """
         args, place = self.args, distributed.place()
+        last = min(self.num_steps, self.step + DRY_RUN_STEPS) if args.dry_run else self.num_steps
+        plan = [(self.source, args.batch_size), (self.target, args.target_batch_size or args.batch_size)]
+        source, target = (
+            training_loader(images, size, self.step, last, args.seed + n, args.num_workers, place)
+            for n, (images, size) in enumerate(plan)
+        )
         with caught_signals() as signals:  # before zip starts the loaders' workers
-            last = min(self.num_steps, self.step + DRY_RUN_STEPS) if args.dry_run else self.num_steps
-            plan = [(self.source, args.batch_size), (self.target, args.target_batch_size or args.batch_size)]
-            source, target = (
-                training_loader(images, size, self.step, last, args.seed + n, args.num_workers, place)
-                for n, (images, size) in enumerate(plan)
-            )
-            target = empty_batches(args.input_size) if self._source_only else target
-            batches = zip(source, target)  # which, unlike islice, keeps the loaders' workers when one of them dies
+            # Unlike islice, zip keeps the loaders' workers when one of them dies.
+            batches = zip(source, empty_batches(args.input_size) if self._source_only else target)
             title = {"desc": f"stage {self.stage}", "unit": " steps"}
             self._bar = tqdm(batches, total=self.num_steps, initial=self.step, disable=None, **title)
-            try:
-                self._open_folder()
+            self._open_folder()
+            asked = time.perf_counter()
+            for batch in self._bar:
+                self._waited += time.perf_counter() - asked
+                torch.manual_seed((args.seed * 1_000_003 + self.step + place[0] * 0x9E3779B97F4A7C15) % 2**63)
+                yield tuple([tensor.to(self.device, non_blocking=True) for tensor in group] for group in batch)
+                self._stop_if_asked(signals)
                 asked = time.perf_counter()
-                for batch in self._bar:
-                    self._waited += time.perf_counter() - asked
-                    torch.manual_seed((args.seed * 1_000_003 + self.step + place[0] * 0x9E3779B97F4A7C15) % 2**63)
-                    yield tuple([tensor.to(self.device, non_blocking=True) for tensor in group] for group in batch)
-                    self._stop_if_asked(signals)
-                    asked = time.perf_counter()
-            except Exception:
-                expect_ending_workers()
-                raise
-            finally:
-                self._bar = batches = source = target = None  # and with them the loaders' workers
 
     def _open_folder(self) -> None:
         """Prepares the run's folder, and evaluates if the run stopped between a save and the evaluation after it."""
@@ -282,10 +250,7 @@ class Trainer:
         raise SystemExit(128 + (signals or [signal.SIGTERM])[0])
 
     def end_step(self, losses: dict[str, torch.Tensor]) -> None:
-        """Counts a step as done: lowers the rate, and logs, saves and evaluates where that is due.
-
-        The scalars `losses` on the device are read at the log interval only.
-        """
+        """Counts a step as done: lowers the rate; logs (only then it reads `losses`), saves, evaluates where due."""
         args = self.args
         rate = self.optimizer.param_groups[0]["lr"]
         self.scheduler.step()
@@ -378,10 +343,11 @@ class Trainer:
         for *_, logits in itertools.islice(batches, DRY_RUN_STEPS):
             logits.coarse[0, 0, 0, 0].item()  # waits for the device
             times.append(time.perf_counter())
-        step_time, every = _mean_interval(self._times), self.args.evaluate_every
+        step_time, batch_time = ((t[-1] - t[0]) / max(1, len(t) - 1) for t in (self._times, times))
+        every = self.args.evaluate_every
         left = self.num_steps - self.step + len(self._times)
         training = timedelta(seconds=round(left * step_time))
-        evaluation = timedelta(seconds=round(len(self.evaluation) * _mean_interval(times)))
+        evaluation = timedelta(seconds=round(len(self.evaluation) * batch_time))
         evaluations = max(1, -(-left // every)) if every else 1
         print(
             f"dry run: data, words, weights and {len(self._times)} steps are in order; nothing of them is kept\n"
@@ -392,8 +358,3 @@ class Trainer:
             f"altogether about {training + evaluations * evaluation} on {self.device.type}"
         )
         return 0
-
-
-def _mean_interval(times: list[float]) -> float:
-    """The mean time between two of these moments."""
-    return (times[-1] - times[0]) / max(1, len(times) - 1)
