@@ -45,10 +45,7 @@ def load_checkpoint(path: Path, hint: str = "") -> dict[str, Any]:
         raise UserError(f"{path} is no readable checkpoint: give a latest.pth or best.pth of this project") from error
     checkpoint = checkpoint if isinstance(checkpoint, dict) else {}
     if checkpoint.get("format", FORMAT) != FORMAT:
-        raise UserError(
-            f"{path} has checkpoint format {checkpoint['format']} and this code reads {FORMAT}: train "
-            "again, or use the code that wrote it"
-        )
+        raise UserError(f"{path} has format {checkpoint['format']} and this code reads {FORMAT}: train again")
     wrong = [key for key, kind in KEYS.items() if not isinstance(checkpoint.get(key, ...), kind)]
     if wrong:
         raise UserError(f"{path} is not a checkpoint of this project ({wrong[0]}): give a latest.pth or best.pth")
@@ -62,9 +59,7 @@ def check_settings(path: Path, saved: dict[str, Any], wanted: dict[str, Any], na
         if saved.get(name) != wanted[name]:
             flag = "--" + name.replace("_", "-")
             was, now = (" ".join(map(str, v)) if isinstance(v, list) else v for v in (saved.get(name), wanted[name]))
-            raise UserError(
-                f"{path} was made with {flag} {was}, not {now}: give the same {flag}, or another checkpoint"
-            )
+            raise UserError(f"{path} was made with {flag} {was}, not {now}: give the same {flag} or another checkpoint")
 
 
 def load_model(model: torch.nn.Module, weights: dict[str, Any], path: Path) -> None:
@@ -88,10 +83,8 @@ def load_schedule(optimizer: torch.optim.Optimizer, scheduler: Any, checkpoint: 
     except (AttributeError, KeyError, TypeError, ValueError):
         fits = False
     if not fits or scheduler.total_iters != steps:
-        raise UserError(
-            f"{path} does not fit the optimiser or its {steps} steps: give the same --max-steps, --num-epochs, "
-            "--batch-size and training list, or another checkpoint"
-        )
+        hint = "give the same --max-steps, --num-epochs, --batch-size and training list, or another checkpoint"
+        raise UserError(f"{path} does not fit the optimiser or its {steps} steps: {hint}")
 
 
 def describe_protocol(metadata: dict[str, Any]) -> str:

@@ -125,8 +125,7 @@ SETTINGS: dict[str, list[tuple]] = {
 """All settings of both stages, by the headings of the help. The rare ones are written with `--set`."""
 
 TABLE = {row[0]: row[1:] for group in SETTINGS.values() for row in group}
-SEVERAL = {"embedding": "+", "scale": 2}
-"""How many values a setting has, as argparse says it; the others have one."""
+SEVERAL = {"embedding": "+", "scale": 2}  # how many values a setting has, as argparse says it; the others have one
 
 
 class Parser(argparse.ArgumentParser):
@@ -202,10 +201,8 @@ def parse_settings(argv: Sequence[str] | None, stage: int, description: str = ""
     args = argparse.Namespace(**values, config=config)
     episodes = (files[2] | values).get("pseudo_labels") == "episodes"  # in stage 1 too: what stage 2 can't use
     if episodes and not has_classifier(args.backbone, args.backbone_weights):
-        raise UserError(
-            f"--pseudo-labels episodes can't be used with --backbone {args.backbone}: it needs ImageNet weights "
-            f"and one of {', '.join(WITH_CLASSIFIER)}"
-        )
+        needed = f"ImageNet weights and a --backbone among {', '.join(WITH_CLASSIFIER)}"
+        raise UserError(f"--pseudo-labels episodes needs {needed}, not {args.backbone} from {args.backbone_weights}")
     return args
 
 

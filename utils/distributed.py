@@ -103,9 +103,8 @@ def choose_device(name: str, deterministic: bool = False) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        raise UserError(
-            f"--device {name} can't be used here: choose cpu, auto for what there is, or no more processes than GPUs"
-        ) from error
+        hint = "choose cpu, auto for what there is, or no more processes than GPUs"
+        raise UserError(f"--device {name} can't be used here: {hint}") from error
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device

@@ -95,10 +95,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save makes a RuntimeError of the disk's, with a stack of its own
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(
-            f"{path} can't be written ({reason}): free some disk, or choose a folder you may write; a file that was "
-            "there before is kept"
-        ) from error
+        hint = "free some disk, or choose a folder you may write; a file that was there before is kept"
+        raise UserError(f"{path} can't be written ({reason}): {hint}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -84,11 +84,9 @@ class LossMeter:
             names, broken = list(self._steps[0]), (~rows.isfinite()).nonzero().tolist()
             if broken:
                 row, column = broken[0]
-                raise UserError(
-                    f"the loss {names[column]} is {rows[row, column]} at step {step + 1 + row - len(rows)}: begin "
-                    "again with a lower --learning-rate and another --output-dir (continue takes a lower rate too, "
-                    "where the saved losses were normal)"
-                )
+                at = f"is {rows[row, column]} at step {step + 1 + row - len(rows)}"
+                hint = "begin again, or continue where the saved losses were normal, with a lower --learning-rate"
+                raise UserError(f"the loss {names[column]} {at}: {hint}")
             self.last = dict(zip(names, rows.mean(dim=0).tolist()))
             self._steps.clear()
         return self.last

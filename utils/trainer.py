@@ -112,9 +112,8 @@ class Trainer:
         args = self.args
         self.split = choose_split(args.data_path, args.split, args.unseen, args.background)
         args.split, args.background = self.split.name, self.split.background
-        transform = training_transform(
-            args.input_size, tuple(sorted(args.scale)), args.rotation, args.flip, args.resize
-        )
+        low, high = sorted(args.scale)
+        transform = training_transform(args.input_size, (low, high), args.rotation, args.flip, args.resize)
         self.metadata = {"supervised": getattr(args, "supervised", False)}
         if self.metadata["supervised"]:
             args.lambda_ = 0.0
@@ -160,10 +159,8 @@ class Trainer:
         if args.restore_from_where == "continue":
             self._resume()
         elif os.path.exists(self.latest) and not args.dry_run:
-            raise UserError(
-                f"{self.latest} is there: --restore-from-where continue resumes that run; to begin another, give "
-                "another --output-dir or delete the file"
-            )
+            hint = "--restore-from-where continue resumes it; else give another --output-dir or delete the file"
+            raise UserError(f"{self.latest} is there: {hint}")
         elif args.restore_from_where == "saved":
             name = "best.pth" if args.select == "best" else "latest.pth"
             path = args.stage1_checkpoint or stage_folder(args.output_dir, args.split, 1) / name
@@ -276,10 +273,8 @@ class Trainer:
         self._losses.means(self.step)
         weights, labeler = self.network.state_dict(), self.pseudo_labeler
         if not all(tensor.isfinite().all() for tensor in weights.values()):
-            raise UserError(
-                f"the weights are not finite after step {self.step}: begin again with a lower --learning-rate and "
-                "another --output-dir; the last checkpoint is kept"
-            )
+            hint = "begin again with a lower --learning-rate and another --output-dir; the last checkpoint is kept"
+            raise UserError(f"the weights are not finite after step {self.step}: {hint}")
         if distributed.is_main():
             checkpoint.save_checkpoint(
                 self.folder / name, stage=self.stage, step=self.step, model=weights, best=self.best,
