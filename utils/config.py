@@ -60,7 +60,7 @@ SETTINGS: dict[str, list[tuple]] = {
         ("freeze_backbone", bool, False, "train only what follows the ImageNet weights: faster, less accurate"),
         ("cache_features", Path, None, "folder for a frozen backbone's features, which are then computed once"),
         ("restore_from_where", {1: ("pretrained", "continue"), 2: ("saved", "continue", "pretrained")},
-         {1: "pretrained", 2: "saved"}, "ImageNet weights; this stage where it stopped; stage 1's checkpoint"),
+         {1: "pretrained", 2: "saved"}, "pretrained: ImageNet; continue: where it stopped; saved: from stage 1"),
     ],
     "method": [
         ("background", ("ignore", "score", "auxiliary"), "ignore", "ignore: void; score: a seen class, as in "
