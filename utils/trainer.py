@@ -212,10 +212,10 @@ class Trainer:
             for n, (images, size) in enumerate(plan)
         )
         with caught_signals() as signals:  # before zip starts the loaders' workers
-            # Unlike islice, zip keeps the loaders' workers when one of them dies.
-            batches = zip(source, empty_batches(args.input_size) if self._source_only else target)
-            title = {"desc": f"stage {self.stage}", "unit": " steps"}
-            self._bar = tqdm(batches, total=self.num_steps, initial=self.step, disable=None, **title)
+            self._bar = tqdm(
+                zip(source, empty_batches(args.input_size) if self._source_only else target),
+                f"stage {self.stage}", total=self.num_steps, initial=self.step, unit=" steps", disable=None,
+            )  # fmt: skip
             self._open_folder()
             asked = time.perf_counter()
             for batch in self._bar:
@@ -244,6 +244,7 @@ class Trainer:
             done = f"stopped: {self.latest} has step {self.step} of {self.num_steps}"
             print(f"{done}; --restore-from-where continue resumes there", flush=True)
         distributed.disconnect()
+        self._bar = None  # and with it the loaders' workers, for which the interpreter would wait
         raise SystemExit(128 + (signals or [signal.SIGTERM])[0])
 
     def end_step(self, losses: dict[str, torch.Tensor]) -> None:
