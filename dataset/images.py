@@ -1,6 +1,7 @@
 """Reading images and masks: one rule for file formats, orientation, modes, values, palettes and colours."""
 
 import contextlib
+import functools
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,6 @@ from PIL import ExifTags, Image, ImageOps
 
 from dataset.splits import VOID
 from utils.errors import UserError
-from utils.visualize import voc_palette
 
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".jpg", ".jpeg")
 IMAGE_SUFFIXES = (
@@ -23,8 +23,6 @@ LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")
 
 Colours = Mapping[int, tuple[int, int, int] | None]
 """The values that masks may hold besides `VOID`, each with its colour in masks of colours; None: VOC's."""
-
-VOC_COLOURS = list(map(tuple, voc_palette().tolist()))
 
 
 @contextlib.contextmanager
@@ -94,10 +92,18 @@ def read_mask(path: Path, colours: Colours, reorder: bool = False) -> np.ndarray
     return mask
 
 
+@functools.cache
+def voc_colours() -> list[tuple[int, int, int]]:
+    """VOC's colour of each mask value."""
+    from utils.visualize import voc_palette  # here: a run that meets no colours loads no drawing code
+
+    return list(map(tuple, voc_palette().tolist()))
+
+
 def value_of_colours(colours: Colours) -> dict[tuple[int, int, int], int]:
     """The mask value of each colour; VOC's colour of void, and white, are void where no class has them."""
-    void = {VOC_COLOURS[VOID]: VOID, (255, 255, 255): VOID}
-    return {**void, **{colour or VOC_COLOURS[value]: value for value, colour in colours.items()}}
+    void = {voc_colours()[VOID]: VOID, (255, 255, 255): VOID}
+    return {**void, **{colour or voc_colours()[value]: value for value, colour in colours.items()}}
 
 
 def reordered(image: Image.Image, shown: Sequence[int], colours: Colours) -> str | None:
@@ -111,9 +117,9 @@ def reordered(image: Image.Image, shown: Sequence[int], colours: Colours) -> str
     colour_of = {value: table[value] for value in shown if value < len(table)}
     value_of = value_of_colours(colours)
     wrong = {value: value_of[c] for value, c in colour_of.items() if value_of.get(c, value) != value}
-    if not wrong or table == VOC_COLOURS[: len(table)] or len(set(colour_of.values())) < len(colour_of):
+    if not wrong or table == voc_colours()[: len(table)] or len(set(colour_of.values())) < len(colour_of):
         return None
-    is_known = {*colour_of.values()} <= value_of.keys() and {*table} <= {*value_of, *VOC_COLOURS}
+    is_known = {*colour_of.values()} <= value_of.keys() and {*table} <= {*value_of, *voc_colours()}
     is_black = any(colour_of[value] == (0, 0, 0) and value != VOID for value in wrong)
     return f"index {min(wrong)} has the colour of class {wrong[min(wrong)]}" if is_black or is_known else None
 
