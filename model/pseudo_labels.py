@@ -162,7 +162,7 @@ class Evidence(nn.Module):
             row = others[torch.randint(len(others), (BATCH // 4,), generator=draw).to(others.device)]
             column = torch.randint(cells.label.shape[1], (BATCH // 4,), generator=draw).to(others.device)
             rejected = F.softplus(self.unseen(cells.features[row, column].float())).sum(dim=1)
-            labelled = cells.label[row, column] != VOID
+            labelled = cells.valid[row, column] & (cells.label[row, column] != VOID)
             return positive + (rejected * labelled).sum() / labelled.sum().clamp(min=1)
 
         fit_by_steps(self.unseen.parameters(), loss, steps, learning_rate=5e-3)
