@@ -18,19 +18,16 @@ import os
 import platform
 import statistics
 import sys
-import tempfile
-import textwrap
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import tv_tensors
@@ -52,13 +49,12 @@ from utils.metrics import ZeroShotMetrics, evaluate, images_at_once
 from utils.trainer import build_optimizer
 
 SPLIT = Split.named(1)
-PARTS = {
-    "train": ("training", "images/s", {"cpu": ">= 1.15", "cuda": ">= 6"}),
-    "eval": ("evaluation", "images/s", {"cpu": ">= 2.2", "cuda": ">= 8"}),
-    "input": ("reading training images, one core", "images/s", {"cpu": ">= 2.8", "cuda": ">= 2.8"}),
-    "memory": ("peak memory of a step, 171 classes", "GB", {"cpu": "<= 0.45", "cuda": "<= 0.3"}),
+PARTS = {  # titles, and the ratios that are wanted: with VGG16 on two CPU cores, and on an H100 with bf16
+    "train": ("training, images/s", {"cpu": ">= 1.15", "cuda": ">= 6"}),
+    "eval": ("evaluation, images/s", {"cpu": ">= 2.2", "cuda": ">= 8"}),
+    "input": ("reading crops on one core, images/s", {"cpu": ">= 2.8", "cuda": ">= 2.8"}),
+    "memory": ("peak memory of a step, 171 classes, GB", {"cpu": "<= 0.45", "cuda": "<= 0.3"}),
 }
-"""Titles, units and the ratios that are wanted: with VGG16 on two CPU cores, and on an H100 with bf16."""
 COMMON = {"batch_size": 9, "crops": 20, "crop_size": 512, "repeats": 3, "num_classes": len(SPLIT.names)}
 SIZES = {
     "cpu": {"input_size": 256, "steps": 1, "images": 4, "num_workers": 0, "memory_batch_size": 4},
@@ -66,9 +62,9 @@ SIZES = {
 }
 QUICK = {"batch_size": 2, "crops": 2, "crop_size": 256, "repeats": 1, "input_size": 64, "memory_batch_size": 2}
 
-# The plain loop: how such code is commonly written. Images are decoded, scaled and rotated whole, as float arrays. A
-# step is two forward passes, two optimisers, logits upsampled to every pixel, and losses read at once. An evaluation
-# goes over the images twice, for GZSL and ZSL, one image at a time with gradients on, and counts in NumPy.
+# The plain loop: how such code is commonly written. Images are scaled and rotated whole, as float arrays. A step is two
+# forward passes, logits upsampled to every pixel, and losses read at once. An evaluation goes over the images twice,
+# for GZSL and ZSL, one image at a time with gradients on, and counts in NumPy.
 
 normalise = v2.Normalize([255 * value for value in IMAGENET_MEAN], [255 * value for value in IMAGENET_STD])
 """Float image [..., 3, H, W] in [0, 255] -> what ImageNet weights expect."""
@@ -78,9 +74,8 @@ class PlainDataset(EvaluationDataset):
     """Normalised images float32 [3, H, W] and labels int64 [H, W], after a transform of both."""
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        image = np.asarray(Image.open(self.folder.image_path(self.ids[index])).convert("RGB"), np.float32)
-        label = self.split.to_labels(np.asarray(Image.open(self.folder.mask_path(self.ids[index])))).astype(np.float32)
-        pair = tv_tensors.Image(image.transpose(2, 0, 1).copy()), tv_tensors.Mask(label)
+        image, label, _ = super().__getitem__(index)
+        pair = tv_tensors.Image(image.float().contiguous()), tv_tensors.Mask(label.float())
         image, label = self.transform(*pair) if self.transform else pair
         return normalise(image.as_subclass(torch.Tensor)), label.as_subclass(torch.Tensor).long()
 
@@ -96,24 +91,22 @@ def plain_bias_loss(logits: torch.Tensor, num_seen: int, valid: torch.Tensor) ->
     return (-torch.log(unseen + 1e-5) * valid).sum() / valid.sum().clamp(min=1)
 
 
-def plain_step(model: Segmenter, optimizers: list, source: tuple, target: tuple, num_seen: int) -> dict[str, float]:
+def plain_step(model: Segmenter, optimizer, source: tuple, target: tuple, num_seen: int) -> dict[str, float]:
     """A step of stage 1. Source: normalised image [N, 3, S, S], label [N, S, S]; target: image, valid [N, S, S]."""
-    for optimizer in optimizers:
-        optimizer.zero_grad()
+    optimizer.zero_grad()
     image, label = source
     logits = plain_logits(model, image)
     ce = F.cross_entropy(logits, label, ignore_index=VOID)
     bias_source = plain_bias_loss(logits, num_seen, label < num_seen)
     (ce + 0.2 * 0.8 * bias_source).backward()
-    image, valid, *_ = target
+    image, valid = target
     bias_target = plain_bias_loss(plain_logits(model, image), num_seen, valid)
     (0.2 * 0.2 * bias_target).backward()
-    for optimizer in optimizers:
-        optimizer.step()
+    optimizer.step()
     return {"ce": ce.item(), "source": bias_source.item(), "target": bias_target.item()}
 
 
-def plain_evaluate(model: Segmenter, dataset: PlainDataset, num_seen: int, device: str, num_workers: int) -> list:
+def plain_evaluate(model: Segmenter, dataset: PlainDataset, num_seen: int, device, num_workers: int) -> list:
     """Confusion matrices of GZSL, int64 [K, K], and of ZSL, int64 [U, U]: a pass over the images for each."""
     model.eval()
     matrices = []
@@ -135,8 +128,8 @@ def plain_evaluate(model: Segmenter, dataset: PlainDataset, num_seen: int, devic
 def build_network(side: str, args: argparse.Namespace) -> Segmenter:
     """The network with random weights: ours as a script with `args.settings` builds it, plain in torch's layout."""
     torch.manual_seed(0)
-    device, words = choose_device(args.device), torch.randn(args.num_classes, 600)  # as word2vec and fastText together
-    amp = choose_amp(args.settings.amp, device) if side == "ours" else "off"
+    device, words = choose_device(str(args.device)), torch.randn(args.num_classes, 600)  # as word2vec + fastText
+    amp = choose_amp(args.settings.amp, device)  # `plain_logits` knows none
     model = Segmenter(build_backbone(args.settings.backbone), words, amp=amp).to(device)
     if side == "ours":
         return model
@@ -146,31 +139,25 @@ def build_network(side: str, args: argparse.Namespace) -> Segmenter:
     return model.to(memory_format=torch.contiguous_format)
 
 
-def draw_batches(n: int, size: int, num_seen: int, pin: bool = False) -> tuple[tuple, tuple]:
-    """Source and target batch of noise, on the CPU as the loaders give them."""
-    image = torch.randint(256, (2 * n, 3, size, size), dtype=torch.uint8)
-    label = torch.randint(num_seen, (n, size, size), dtype=torch.uint8)
+def draw_batches(side: str, n: int, size: int, num_seen: int, device) -> tuple[tuple, tuple]:
+    """Source and target batch of noise, as the step of `side` takes them."""
+    source, target = torch.randint(256, (2, n, 3, size, size), dtype=torch.uint8, device=device)
+    label = torch.randint(num_seen, (n, size, size), dtype=torch.uint8, device=device)
     label[:, ::3] = VOID
-    valid = torch.ones(n, size, size, dtype=torch.bool)
-    batches = (image[:n], label), (image[n:], valid, valid[:, 0, 0])
-    return tuple(tuple(tensor.pin_memory() if pin else tensor for tensor in batch) for batch in batches)
+    valid = torch.ones(n, size, size, dtype=torch.bool, device=device)
+    if side == "ours":
+        return (source, label), (target, valid, valid[:, 0, 0])
+    return (normalise(source.float()), label.long()), (normalise(target.float()), valid)
 
 
 def build_step(side: str, args: argparse.Namespace) -> Callable[[], object]:
-    model, num_seen = build_network(side, args).train(), args.num_classes * 3 // 4  # as in VOC's splits
-    source, target = draw_batches(args.batch_size, args.input_size, num_seen, pin=args.device == "cuda")
-    groups = model.parameter_groups(args.settings.learning_rate, args.settings.head_factor)
+    settings, num_seen = args.settings, args.num_classes * 3 // 4  # as in VOC's splits
+    model = build_network(side, args).train()
+    batches = draw_batches(side, args.batch_size, args.input_size, num_seen, args.device)
+    groups = model.parameter_groups(settings.learning_rate, settings.head_factor)
     if side == "ours":
-        step, optimizer = partial(train_step, args=args.settings), build_optimizer(groups, args.settings)
-    else:
-        step, optimizer = plain_step, [torch.optim.SGD([group], momentum=0.9, weight_decay=5e-4) for group in groups]
-        source, target = (normalise(source[0].float()), source[1].long()), (normalise(target[0].float()), target[1])
-
-    def work() -> None:
-        batches = ([tensor.to(args.device, non_blocking=side == "ours") for tensor in b] for b in (source, target))
-        step(model, optimizer, *batches, num_seen)
-
-    return work
+        return partial(train_step, model, build_optimizer(groups, settings), *batches, num_seen, settings)
+    return partial(plain_step, model, torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4), *batches, num_seen)
 
 
 def build_evaluation(side: str, args: argparse.Namespace) -> Callable[[], object]:
@@ -178,10 +165,9 @@ def build_evaluation(side: str, args: argparse.Namespace) -> Callable[[], object
     dataset.ids = dataset.ids[: args.images]
     if side == "plain":
         plain = PlainDataset(dataset.folder, dataset.ids, SPLIT)
-        return lambda: plain_evaluate(model, plain, SPLIT.num_seen, args.device, args.num_workers)
-    device = torch.device(args.device)
-    loader = evaluation_loader(dataset, args.num_workers, images_at_once(None, device))
-    return lambda: evaluate(model, loader, ZeroShotMetrics(SPLIT.names, SPLIT.num_seen), device)
+        return partial(plain_evaluate, model, plain, SPLIT.num_seen, args.device, args.num_workers)
+    loader = evaluation_loader(dataset, args.num_workers, images_at_once(None, args.device))
+    return lambda: evaluate(model, loader, ZeroShotMetrics(SPLIT.names, SPLIT.num_seen), args.device)
 
 
 def build_input(side: str, args: argparse.Namespace) -> Callable[[], object]:
@@ -201,15 +187,14 @@ def build_input(side: str, args: argparse.Namespace) -> Callable[[], object]:
 def run(part: str, side: str, args: argparse.Namespace) -> float:
     """Images a second, or GB by which the process grows in its first step."""
     torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
-    wait = torch.cuda.synchronize if args.device == "cuda" else lambda: None
+    wait = torch.cuda.synchronize if args.device.type == "cuda" else lambda: None
     if part == "memory":
         changes = {"batch_size": args.memory_batch_size, "input_size": args.crop_size, "num_classes": 171}
-        work, before = build_step(side, argparse.Namespace(**vars(args) | changes)), peak_memory(device)
+        work, before = build_step(side, argparse.Namespace(**vars(args) | changes)), peak_memory(args.device)
         work()
-        return peak_memory(device) - before
+        return peak_memory(args.device) - before
     if (part, side) == ("train", "ours"):  # memory is measured without what a process keeps for the next step
-        keep_freed_memory(device)
+        keep_freed_memory(args.device)
     build, images, calls, clock = {
         "train": (build_step, 2 * args.batch_size, args.steps, time.perf_counter),
         "eval": (build_evaluation, args.images, 1, time.perf_counter),
@@ -234,23 +219,20 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small sizes and one repeat, to see that it runs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     args = parser.parse_args(argv)
-    args.device = choose_device(args.device).type
-    if args.device not in SIZES:
+    args.device = choose_device(args.device)
+    if args.device.type not in SIZES:
         parser.error(f"--device {args.device} is not measured here: give cpu or cuda")
     args.settings, args.threads = parse_settings(["--backbone", args.backbone], 1), torch.get_num_threads()
-    return argparse.Namespace(**vars(args), **COMMON | SIZES[args.device] | (QUICK if args.quick else {}))
+    return argparse.Namespace(**vars(args), **COMMON | SIZES[args.device.type] | (QUICK if args.quick else {}))
 
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> int:
     args, figures = parse_arguments(argv), {}
-    name = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name() if args.device.type == "cuda" else platform.processor() or platform.machine()
     machine = {"name": name, "threads": args.threads, "load_before": os.getloadavg()[0], "torch": torch.__version__}
-    print(f"{'ours / plain':<36} {'ratio':>6} {'wanted':>8} {'ours':>8} {'plain':>8}  spread")
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool,
-    ):
+    print(f"{'ours / plain':<40} {'ratio':>6} {'wanted':>8} {'ours':>8} {'plain':>8} {'spread':>7}")
+    with TemporaryDirectory() as folder, ProcessPoolExecutor(1, max_tasks_per_child=1) as pool:  # each task a process
         if args.data_path is None:
             args.data_path = Path(folder) / "images"
             write_dataset(args.data_path, num_train=20, num_val=max(8, args.images), size=(500, 375))
@@ -260,12 +242,10 @@ def main(argv: list[str] | None = None) -> int:
             ours, plain = (statistics.median(column) for column in zip(*rounds))
             spread = max(max(column) / min(column) - 1 for column in zip(*rounds))
             figures[part] = {"ours": ours, "plain": plain, "ratio": ours / plain, "spread": spread}
-            title, unit, wanted = PARTS[part]
-            row = f"{title:<36} {ours / plain:>6.2f} {wanted[args.device]:>8} {ours:>8.3g} {plain:>8.3g}"
-            print(f"{row}  {spread:.0%}, {unit}", flush=True)
+            title, wanted = PARTS[part][0], PARTS[part][1][args.device.type]
+            print(f"{title:<40} {ours / plain:>6.2f} {wanted:>8} {ours:>8.3g} {plain:>8.3g} {spread:>7.0%}", flush=True)
     settings = {name: value for name, value in vars(args).items() if name != "settings"}
-    how = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in {**settings, **machine}.items())
-    print(textwrap.fill(how, 110))
+    print(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in {**settings, **machine}.items()))
     if args.json is not None:
         report = {"machine": machine, "figures": figures, "settings": settings}
         write_text(args.json, json.dumps(report, indent=2, default=str) + "\n")

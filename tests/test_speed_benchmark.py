@@ -2,6 +2,8 @@
 
 import json
 import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -27,7 +29,8 @@ def args(data):
 def quick_processes(monkeypatch):
     """Processes of a server that has imported everything once."""
     multiprocessing.set_forkserver_preload(["benchmarks.speed"])
-    monkeypatch.setattr(speed, "get_context", lambda _: multiprocessing.get_context("forkserver"))
+    context = multiprocessing.get_context("forkserver")
+    monkeypatch.setattr(speed, "ProcessPoolExecutor", partial(ProcessPoolExecutor, mp_context=context))
 
 
 def test_a_quick_run_prints_a_table_and_writes_json(tmp_path, data, capsys):
@@ -54,16 +57,16 @@ def still_networks(args) -> list:
 
 def test_the_plain_step_moves_the_weights_as_ours_does(args):
     ours, plain = still_networks(args)
-    source, target = speed.draw_batches(2, 32, 15)
+    torch.manual_seed(0)
+    batches = speed.draw_batches("ours", 2, 32, 15, "cpu")
     before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
     settings = parse_settings(["--backbone", "small"], 1)
     optimizer = build_optimizer(ours.parameter_groups(settings.learning_rate, settings.head_factor), settings)
-    losses = train_split_lambda.train_step(ours, optimizer, source, target, 15, settings)
+    losses = train_split_lambda.train_step(ours, optimizer, *batches, 15, settings)
     groups = plain.parameter_groups(settings.learning_rate, settings.head_factor)
-    optimizers = [torch.optim.SGD([group], momentum=0.9, weight_decay=5e-4) for group in groups]
-    batches = [(speed.normalise(image.float()), pixels) for image, pixels, *_ in (source, target)]
-    batches[0] = batches[0][0], batches[0][1].long()
-    speed.plain_step(plain, optimizers, *batches, 15)
+    optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4)
+    torch.manual_seed(0)
+    speed.plain_step(plain, optimizer, *speed.draw_batches("plain", 2, 32, 15, "cpu"), 15)
     assert losses["ce"] > 0.5
     for name, tensor in plain.state_dict().items():
         moved = ours.state_dict()[name] - before[name]
