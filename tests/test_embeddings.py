@@ -306,7 +306,7 @@ def test_the_builder_refuses_in_one_line_and_writes_nothing(tmp_path, classes, c
     (tmp_path / "list").write_text("cat\nwombat\n")
     cases = [
         (["--source", source, "--output", out], "no vector for 'background', 'aeroplane'"),
-        (["--source", tmp_path / "none.vec", "--output", out], "none.vec: No such file"),
+        (["--source", tmp_path / "none.vec", "--output", out], "none.vec': check that it is there"),
         (["--source", source, "--classes", tmp_path / "twice.txt", "--output", out], "'cat' twice"),
         (["--source", source, "--vocabulary", tmp_path / "list", "--output", out], "no vector for wombat"),
         (["--source", source, "--classes", classes, "--output", tmp_path / "old" / "x"], "lists other names"),
