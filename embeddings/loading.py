@@ -23,8 +23,7 @@ VOCABULARY = PACKAGE / "vocabulary" / f"{SHIPPED}.npy"  # common words, 100-d
 PUBLISHED = ("word2vec", "fasttext")  # 300 + 300 dimensions
 ENDINGS = (".npy", ".pkl", ".bin", ".bin.gz", ".vec", ".vec.gz", ".txt", ".txt.gz")  # in order of preference
 LISTS = ("classes.txt", "words.txt")
-WORDS = json.loads((PACKAGE / "words.json").read_text(encoding="utf-8"))
-"""The words of classes that do not simply stand for the words of their name."""
+WORDS = json.loads((PACKAGE / "words.json").read_text(encoding="utf-8"))  # of classes that their name does not say
 SAME_VECTORS = 0.99  # cosine from which two vectors of a class count as the same
 
 
@@ -66,10 +65,10 @@ def read_table(path: Path) -> dict[str, np.ndarray]:
 
     Raises `UserError`: the array or the names are damaged or missing, or the two have different lengths.
     """
+    from .formats import ArrayUnpickler, describe_file  # here: a training that reads no file needs none
+
     try:
         if path.suffix == ".pkl":
-            from .formats import ArrayUnpickler  # here as below: most runs need no other formats
-
             with path.open("rb") as file:
                 rows = ArrayUnpickler(file, encoding="latin1").load()
         else:  # mapped, so that a false size in the header is not allocated
@@ -77,8 +76,6 @@ def read_table(path: Path) -> dict[str, np.ndarray]:
         if rows.dtype.kind != "f" or rows.ndim != 2 or min(rows.shape) < 1:
             raise ValueError
     except Exception:  # a damaged header or pickle ends in exceptions of many types
-        from .formats import describe_file
-
         raise UserError(f"{path}: no array of floats with a row for each class: {describe_file(path)}") from None
     listing = path.with_name("words.txt" if is_word_file(path) else "classes.txt")
     unnamed = path.suffix == ".pkl" and not listing.is_file() and len(rows) in (20, 21)
@@ -90,13 +87,11 @@ def read_table(path: Path) -> dict[str, np.ndarray]:
 
 def read_words(path: Path, words: Collection[str]) -> dict[str, np.ndarray]:
     """Word -> vector, float [D], for those of `words` that a word file has; lower case is preferred to other case."""
-    forms = {word: (word.upper(), word.title(), word, word.lower()) for word in words}  # the last that is there counts
-    if path.suffix == ".npy":
-        table = read_table(path)
-    else:
-        from .formats import read_vectors
+    from .formats import read_vectors
 
-        table = read_vectors(path, {form for group in forms.values() for form in group})
+    forms = {word: (word.upper(), word.title(), word, word.lower()) for word in words}  # the last that is there counts
+    wanted = {form for group in forms.values() for form in group}
+    table = read_table(path) if path.suffix == ".npy" else read_vectors(path, wanted)
     return {word: table[form] for word, group in forms.items() for form in group if form in table}
 
 
@@ -141,9 +136,8 @@ def find_class_vectors(path: Path, names: Sequence[str], optional: Sequence[str]
 def find_sources(embedding: Sequence[str] | None, folder: Path | None) -> dict[str, Path]:
     """Source -> file: those of `embedding`, else word2vec and fastText if both are there, else the only one or shipped.
 
-    Args:
-        embedding: sources, each the path of a file, or a name in `folder` without its ending, or the shipped one.
-        folder: where they are; None: this package's. A given one must have sources, and one unless `embedding` says.
+    Each of `embedding` is the path of a file, a name in `folder` without its ending, or the shipped one. `folder` is
+    by default this package's; a given one must have sources, and a single one unless `embedding` says which.
     """
     files = [path for path in sorted((folder or PACKAGE).glob("[!.]*")) if path.name not in LISTS]
     there = {path.name.removesuffix(end): path for end in ENDINGS[::-1] for path in files if path.name.endswith(end)}
@@ -168,12 +162,9 @@ def embed_words(
 ) -> dict[str, np.ndarray]:
     """Class name -> the vectors of all sources side by side, float32 [D], a unit vector.
 
-    Args:
-        names: classes, or any words and phrases.
-        paths: the sources.
-        weighting: "raw" keeps the lengths that the sources give their vectors, so that the source with longer ones
-            counts more, as in the published code; "equal" makes the vectors of each source unit first.
-        known: a checkpoint's classes and their embeddings, float [D].
+    `names` are classes, or any words and phrases; `paths` the sources. `weighting` "raw" keeps the lengths that the
+    sources give their vectors, so that the source with longer ones counts more, as in the published code; "equal" makes
+    the vectors of each source unit first. `known` are a checkpoint's classes and their embeddings, float [D].
 
     Raises `UserError` as `find_class_vectors`, and for other vectors than those of `known`.
     """

