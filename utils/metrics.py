@@ -8,7 +8,7 @@ IoU is undefined (NaN) and it is left out of the means. A class that is predicte
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,30 +20,22 @@ from tqdm import tqdm
 from utils import distributed
 from utils.errors import UserError
 
-HEADLINES = (
+HEADLINES = (  # title and key of the figures in a table
     ("seen", "miou_seen"), ("unseen", "miou_unseen"), ("hIoU", "hiou"), ("ZSL", "miou_zsl"), ("bias", "bias"),
     ("pixel acc", "pixel_accuracy"), ("mean acc", "mean_accuracy"), ("fwIoU", "fwiou"),
 )  # fmt: skip
-"""Title and key of the figures in a table."""
 
 
 @torch.inference_mode()
 def predictions(
     model: nn.Module, loader: DataLoader, device: torch.device, **options: Any
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Any]]:
-    """Goes over `loader` with the network in evaluation mode; its mode is restored at the end.
+    """Image, label, index and logits of each batch, on the device of the network except for the index.
 
-    Args:
-        model: its `pixel_logits(image, **options)` gives logits [N, K, H, W] of images uint8 [N, 3, H, W], with a
-            `map_pixels` that computes them block by block.
-        loader: gives image, label [N, H, W] and index [N].
-        device: where the network is.
+    `loader` gives image uint8 [N, 3, H, W], label [N, H, W] and index [N]; `model.pixel_logits(image, **options)` gives
+    a `PixelLogits` [N, K, H, W]. The network is in evaluation mode; its mode is restored at the end.
 
-    Yields:
-        image, label, index and logits of each batch, on the device except for the index.
-
-    Raises:
-        UserError: at the end, if a score was not finite; looking at each batch would wait for an accelerator.
+    Raises `UserError` at the end if a score was not finite; looking at each batch would wait for an accelerator.
     """
     broken, training = torch.zeros((), dtype=torch.bool, device=device), model.training
     model.eval()
@@ -84,13 +76,9 @@ def images_at_once(batch_size: int | None, device: torch.device) -> int:
 class ZeroShotMetrics:
     """Pixel counts and figures of one pass over the evaluation images. No update waits for an accelerator.
 
-    Args:
-        names: the K class names, seen classes first, then unseen ones.
-        num_seen: how many of them are seen; 0 < num_seen < K.
-
-    Attributes:
-        gzsl: confusion matrix of all classes, int64 [K, K]; a row is a label, a column a prediction.
-        zsl: confusion matrix of the unseen classes on unseen pixels, int64 [U, U].
+    The first `num_seen` of the K class `names` are seen, and U unseen ones follow. `gzsl`, int64 [K, K], is the
+    confusion matrix of all classes, a row a label and a column a prediction; `zsl`, int64 [U, U], that of the unseen
+    classes on unseen pixels.
     """
 
     def __init__(self, names: Sequence[str], num_seen: int):
@@ -104,10 +92,9 @@ class ZeroShotMetrics:
         from 0 (ZSL), which counts where the label is unseen. Pixels with the label 255 do not count.
         """
         label = torch.where(label == 255, -1, label.long())
-        counts = count_pixels(label, best, len(self.gzsl))
-        unseen_counts = count_pixels(label - self.num_seen, best_unseen, len(self.zsl))  # seen labels are negative
-        self.gzsl = self.gzsl.to(counts.device) + counts
-        self.zsl = self.zsl.to(counts.device) + unseen_counts
+        unseen_label = label - self.num_seen  # seen ones are negative
+        self.gzsl = self.gzsl.to(label.device) + count_pixels(label, best, len(self.gzsl))
+        self.zsl = self.zsl.to(label.device) + count_pixels(unseen_label, best_unseen, len(self.zsl))
 
     def compute(self) -> dict:
         """What all processes counted, each of images of its own, as plain floats in [0, 1]; None is "undefined".
@@ -117,40 +104,34 @@ class ZeroShotMetrics:
         gzsl, zsl = (distributed.all_reduce_sum(counts.cpu()) for counts in (self.gzsl, self.zsl))
         matrix, num_seen = gzsl.double(), self.num_seen
         iou, iou_zsl, hits, labelled = class_iou(matrix), class_iou(zsl), matrix.diagonal(), matrix.sum(1)
-        seen, unseen = float(iou[:num_seen].nanmean()), float(iou[num_seen:].nanmean())
+        seen, unseen = iou[:num_seen].nanmean(), iou[num_seen:].nanmean()
         figures = {  # under the GZSL argmax, but for the two of ZSL: those of the unseen classes on unseen pixels
             "miou_seen": seen,  # mean IoU of the seen classes
             "miou_unseen": unseen,
             "hiou": 2 * seen * unseen / (seen + unseen) if seen + unseen != 0 else 0.0,  # harmonic mean
-            "miou_zsl": float(iou_zsl.nanmean()),
-            # the share of the unseen pixels that were given to a seen class
-            "bias": float(matrix[num_seen:, :num_seen].sum() / labelled[num_seen:].sum()),
-            "pixel_accuracy": float(hits.sum() / matrix.sum()),
-            "mean_accuracy": float((hits / labelled).nanmean()),  # over the labelled classes
-            "fwiou": float((labelled * iou.nan_to_num(0.0)).sum() / matrix.sum()),  # IoU weighted by labelled pixels
-            "per_class": dict(zip(self.names, iou.tolist())),
-            "per_class_zsl": dict(zip(self.names[num_seen:], iou_zsl.tolist())),
+            "miou_zsl": iou_zsl.nanmean(),
+            "bias": matrix[num_seen:, :num_seen].sum() / labelled[num_seen:].sum(),  # unseen pixels given a seen class
+            "pixel_accuracy": hits.sum() / matrix.sum(),
+            "mean_accuracy": (hits / labelled).nanmean(),  # over the labelled classes
+            "fwiou": (labelled * iou.nan_to_num(0.0)).sum() / matrix.sum(),  # IoU weighted by labelled pixels
         }
-        return {**_none_for_nan(figures), "confusion": gzsl.tolist()}
+        by_class = {"per_class": zip(self.names, iou), "per_class_zsl": zip(self.names[num_seen:], iou_zsl)}
+        result = _none_for_nan(figures.items()) | {key: _none_for_nan(pairs) for key, pairs in by_class.items()}
+        return {**result, "confusion": gzsl.tolist()}
 
 
 def best_classes(logits: Tensor, num_seen: int, gamma: float = 0.0) -> tuple[Tensor, Tensor]:
-    """The best class and the best unseen class of each pixel, with one pass over the scores.
+    """The best class of each pixel, and its best unseen class from 0, int64 [N, H, W] each, in one pass.
 
-    Args:
-        logits: [N, K, H, W], the seen classes first.
-        num_seen: the first so many of the K classes are seen.
-        gamma: calibrated stacking, in [0, 1]: by how much more probable a seen class must be. A network that never had
-            a label of an unseen class prefers the seen ones (Chao et al., ECCV 2016; SPNet, Xian et al., CVPR 2019).
-
-    Returns:
-        Indices among all and among the unseen classes, int64 [N, H, W] each.
+    Of the K classes of `logits`, [N, K, H, W], the first `num_seen` are seen. `gamma`, in [0, 1], is that of calibrated
+    stacking: by how much more probable a seen class must be. A network that never had a label of an unseen class
+    prefers the seen ones (Chao et al., ECCV 2016; SPNet, Xian et al., CVPR 2019).
     """
     scores = logits.softmax(dim=1) if gamma else logits
     seen, seen_index = scores[:, :num_seen].max(dim=1)
-    seen = seen - gamma
     unseen, unseen_index = scores[:, num_seen:].max(dim=1)
-    return torch.where(seen >= unseen, seen_index, unseen_index + num_seen), unseen_index  # of equal ones the first
+    best = torch.where(seen - gamma >= unseen, seen_index, unseen_index + num_seen)  # of equal ones the first
+    return best, unseen_index
 
 
 def count_pixels(label: Tensor, prediction: Tensor, num_classes: int) -> Tensor:
@@ -167,11 +148,9 @@ def class_iou(matrix: Tensor) -> Tensor:
     return hits / (matrix.sum(0) + matrix.sum(1) - hits)  # 0 / 0 is NaN, as wanted
 
 
-def _none_for_nan(value: float | dict) -> float | dict | None:
-    """The same with None for NaN, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _none_for_nan(entry) for key, entry in value.items()}
-    return None if math.isnan(value) else value
+def _none_for_nan(pairs: Iterable[tuple[str, float | Tensor]]) -> dict[str, float | None]:
+    """Plain floats by name, with None for NaN, which JSON does not have."""
+    return {name: None if math.isnan(value) else float(value) for name, value in pairs}
 
 
 def percent(value: float | None) -> str:
@@ -191,10 +170,7 @@ def format_table(result: dict, columns: int = 4) -> str:
 
 def format_rows(results: Mapping[str, dict]) -> str:
     """Several results of `compute` as a table of headlines in percent, a row each; the key names the row."""
-    width = max(map(len, results))
-    lines = [" " * width + "".join(f"   {title}" for title, _ in HEADLINES)]
-    for name, result in results.items():
-        lines.append(
-            f"{name:<{width}}" + "".join(f"{percent(result[key]):>{len(title) + 3}}" for title, key in HEADLINES)
-        )
-    return "\n".join(lines)
+    rows = [[name, *(percent(result[key]) for _, key in HEADLINES)] for name, result in results.items()]
+    rows = [["", *(title for title, _ in HEADLINES)], *rows]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("   ".join(map(str.rjust, row, widths)) for row in rows)

@@ -34,8 +34,7 @@ NEEDED = {"confusion", "per_class", "per_class_zsl", *(key for _, key in HEADLIN
 def read_run(path: Path) -> SimpleNamespace:
     """A run's `name`, `folder`, last `result`, `log` of evaluations, `classes`, and `facts` {name: text}.
 
-    Raises:
-        UserError: where a file is missing or not complete.
+    Raises `UserError` where a file is missing or not complete.
     """
     is_folder = path.is_dir()
     result = _read_json(path / "evaluation.json" if is_folder else path)
@@ -45,10 +44,10 @@ def read_run(path: Path) -> SimpleNamespace:
         raise UserError(f"{path} lacks figures or the confusion matrix of its classes: evaluate the run again")
     facts = {key: result.get(key) for key in ("step", "selection", "protocol")} | kept.get("arguments", {})
     facts |= {"commit": kept.get("commit"), **kept.get("versions", {})}
-    return SimpleNamespace(
-        name=str(path), folder=path if is_folder else path.parent, result=result, classes=classes,
-        log=read_log(path) if is_folder else [], facts={k: str(v) for k, v in facts.items() if v is not None},
-    )  # fmt: skip
+    facts = {key: str(value) for key, value in facts.items() if value is not None}
+    name = str(path) + " (oracle)" * ("ORACLE" in facts.get("protocol", ""))
+    folder, log = (path, read_log(path)) if is_folder else (path.parent, [])
+    return SimpleNamespace(name=name, folder=folder, result=result, log=log, classes=classes, facts=facts)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -118,23 +117,18 @@ def confusion(run: SimpleNamespace) -> str:
 def page(runs: Sequence[SimpleNamespace]) -> str:
     """The whole HTML file."""
     names = [run.name for run in runs]
-    figures = []
-    for run in runs:
-        name = run.name + " (oracle)" * ("ORACLE" in run.facts.get("protocol", ""))
-        figures.append([name, run.facts.get("step", "-"), *(percent(run.result[key]) for _, key in HEADLINES)])
+    rows = ((run.name, run.facts.get("step", "-"), *(percent(run.result[key]) for _, key in HEADLINES)) for run in runs)
     iou = [dict(zip(run.classes, run.result["per_class"].values())) for run in runs]
     classes = [[name, *(percent(of_run.get(name)) for of_run in iou)] for name in dict.fromkeys(chain(*iou))]
     facts = dict.fromkeys(chain(*(run.facts for run in runs)))
     facts = [[fact, *(run.facts.get(fact, "-") for run in runs)] for fact in facts]
-    sheets = [(run.name, sorted(run.folder.glob("images/evaluation_*.jpg"))[-1:]) for run in runs]
+    sheets = [(run, path) for run in runs for path in sorted(run.folder.glob("images/evaluation_*.jpg"))[-1:]]
     return Template(PAGE.read_text(encoding="utf-8")).substitute(
-        figures=table(["run", "step", *(title for title, _ in HEADLINES)], figures),
+        figures=table(["run", "step", *(title for title, _ in HEADLINES)], rows),
         curves=curves(runs),
         classes=table(["", *names], classes),
         confusion="".join(map(confusion, runs)),
-        images="".join(
-            image(sheet.read_bytes(), "jpeg", "predictions", name) for name, last in sheets for sheet in last
-        ),
+        images="".join(image(path.read_bytes(), "jpeg", "predictions", run.name) for run, path in sheets),
         differing=table(["", *names], [row for row in facts if len(set(row[1:])) > 1]),
         shared=table(["", "value"], [row[:2] for row in facts if len(set(row[1:])) == 1]),
     )

@@ -22,8 +22,7 @@ MARGIN, GAP = 20, 10  # pixels
 TITLE_SIZE, HEADING_SIZE, LEGEND_SIZE = 22, 17, 16  # pixels
 COLUMN = 256  # pixels; a narrower image is enlarged
 
-Row = tuple[np.ndarray, Mapping[str, np.ndarray]]
-"""An image and {heading: mask}, such as {"label": ..., "prediction": ...}."""
+Row = tuple[np.ndarray, Mapping[str, np.ndarray]]  # image, {heading: mask} such as {"label": ..., "prediction": ...}
 
 
 def voc_palette() -> np.ndarray:
@@ -32,10 +31,8 @@ def voc_palette() -> np.ndarray:
     Bits 0, 1, 2 of a value are the top bits of its red, green and blue; bits 3, 4, 5 the next ones, and so on.
     """
     value, channel = np.arange(256)[:, None], np.arange(3)[None]
-    colours = np.zeros((256, 3), dtype=np.int64)
-    for step in range(3):  # 3 steps use up the 8 bits of a value
-        colours |= (value >> (3 * step + channel) & 1) << (7 - step)
-    return colours.astype(np.uint8)
+    steps = [(value >> (3 * step + channel) & 1) << (7 - step) for step in range(3)]  # which use up 8 bits of a value
+    return sum(steps).astype(np.uint8)
 
 
 COLOURS = voc_palette()
@@ -79,14 +76,10 @@ def contact_sheet(
 ) -> Image.Image:  # fmt: skip
     """Several images, a row each, and their masks laid over them, with headings and one legend.
 
-    Pixels whose "label" is void are not evaluated, and have no colour in any mask.
-
-    Args:
-        rows: with the same headings, see `Row`.
-        names: mask value -> name, in the order of the legend; it shows the values that occur. "*" marks unseen ones.
-        title: above all rows.
-        ignore: values without a colour. By default VOC's background and void.
-        longest: pixels; an image whose longer side exceeds it is shrunk.
+    Pixels whose "label" is void are not evaluated, and have no colour in any mask. All `rows` have the same headings,
+    see `Row`. `names`, mask value -> name, are in the order of the legend, which shows those that occur; "*" marks
+    unseen ones. `title` stands above. `ignore` are the values without a colour, by default VOC's background and void.
+    An image whose longer side exceeds `longest` pixels is shrunk.
     """
     cells, shown = [], set()
     for image, masks in rows:
@@ -96,8 +89,7 @@ def contact_sheet(
             shown |= set(np.unique(mask).tolist()) - set(ignore)
             # Resized first, so that contours are thin and sharp whatever the size of the image.
             cells[-1].append(overlay(cells[-1][0], _resize(mask, longest), ignore))
-    order = [value for value in names if value in shown] + sorted(shown - set(names))
-    legend = [(names.get(value, str(value)), value) for value in order]
+    legend = [(name, value) for value, name in names.items() if value in shown]
     if any("*" in name for name, _ in legend):
         legend.append(("* not labelled in training", None))
     return _page(["image", *rows[0][1]], cells, title, legend)
