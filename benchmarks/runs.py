@@ -53,7 +53,6 @@ class Row:
 def command(arguments: Sequence, log: Path) -> None:
     """Runs a script of the project, with its output in `log`. Raises `UserError` if it fails."""
     line = [sys.executable, *map(str, arguments)]
-    log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as file:
         code = subprocess.run(line, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
     if code:

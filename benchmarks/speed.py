@@ -5,11 +5,10 @@
     python -m benchmarks.speed --quick                          # small sizes, to see that it runs
 
 Four parts: a training step of stage 1 (the script's own `train_step`), an evaluation, the reading of training images,
-and the peak memory of a training step with 171 classes. The plain loop stands in this file. It computes the same
-method with the same network on the same batches; on a GPU in full float32, without TensorFloat-32. Each measurement has
-a process of its own. The two sides take turns, so that a busy machine slows both; figures are medians of the repeats.
-
-Images are drawn, of VOC's size, unless --data-path names a folder. Weights are random, which takes the same time.
+and the peak memory of a step with 171 classes. The plain loop stands in this file: the same method with the same
+network, on a GPU in full float32, without TensorFloat-32. Each measurement has a process of its own. The two sides take
+turns, so that a busy machine slows both; figures are medians of the repeats. Images are drawn, of VOC's size, unless
+--data-path names a folder. Weights are random, which takes the same time.
 """
 
 import argparse
@@ -66,8 +65,8 @@ QUICK = {"batch_size": 2, "crops": 2, "crop_size": 256, "repeats": 1, "input_siz
 # forward passes, logits upsampled to every pixel, and losses read at once. An evaluation goes over the images twice,
 # for GZSL and ZSL, one image at a time with gradients on, and counts in NumPy.
 
+# Float image [..., 3, H, W] in [0, 255] -> what ImageNet weights expect.
 normalise = v2.Normalize([255 * value for value in IMAGENET_MEAN], [255 * value for value in IMAGENET_STD])
-"""Float image [..., 3, H, W] in [0, 255] -> what ImageNet weights expect."""
 
 
 class PlainDataset(EvaluationDataset):
@@ -75,8 +74,7 @@ class PlainDataset(EvaluationDataset):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         image, label, _ = super().__getitem__(index)
-        pair = tv_tensors.Image(image.float().contiguous()), tv_tensors.Mask(label.float())
-        image, label = self.transform(*pair) if self.transform else pair
+        image, label = self.transform(tv_tensors.Image(image.float().contiguous()), tv_tensors.Mask(label.float()))
         return normalise(image.as_subclass(torch.Tensor)), label.as_subclass(torch.Tensor).long()
 
 
@@ -164,7 +162,7 @@ def build_evaluation(side: str, args: argparse.Namespace) -> Callable[[], object
     model, dataset = build_network(side, args), evaluation_dataset(args.data_path, SPLIT)
     dataset.ids = dataset.ids[: args.images]
     if side == "plain":
-        plain = PlainDataset(dataset.folder, dataset.ids, SPLIT)
+        plain = PlainDataset(dataset.folder, dataset.ids, SPLIT, v2.Identity())
         return partial(plain_evaluate, model, plain, SPLIT.num_seen, args.device, args.num_workers)
     loader = evaluation_loader(dataset, args.num_workers, images_at_once(None, args.device))
     return lambda: evaluate(model, loader, ZeroShotMetrics(SPLIT.names, SPLIT.num_seen), args.device)

@@ -78,7 +78,7 @@ def test_the_plain_evaluation_counts_the_same_pixels(args, data):
     ours, plain = still_networks(args)
     metrics = ZeroShotMetrics(split.names, split.num_seen)
     evaluate(ours, evaluation_loader(dataset, 0, 1), metrics, CPU)
-    plain_dataset = speed.PlainDataset(dataset.folder, dataset.ids, split)
+    plain_dataset = speed.PlainDataset(dataset.folder, dataset.ids, split, speed.v2.Identity())
     matrices = speed.plain_evaluate(plain, plain_dataset, split.num_seen, "cpu", 0)
     for matrix, counts in zip(matrices, (metrics.gzsl, metrics.zsl)):
         assert matrix.sum() == counts.sum() > 1000
