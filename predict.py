@@ -33,7 +33,7 @@ from utils.distributed import choose_device
 from utils.errors import UserError, one_line_errors, write_text
 from utils.visualize import contact_sheet, save_image, save_index_png
 
-KINDS = {"seen": ("labelled", ""), "unseen": ("shown without labels", "*"), "new": ("never shown, only words", " (new)")}
+KIND = {"seen": ("labelled", ""), "unseen": ("shown without labels", "*"), "new": ("never shown, only words", " (new)")}
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -101,7 +101,7 @@ def predict_image(predictor: Predictor, path: Path, name: str, args: argparse.Na
     mask[confidence < args.min_confidence] = VOID
     share = np.bincount(mask.ravel(), minlength=256) / mask.size
     shown = sorted((n for n, value in classes.items() if share[value]), key=lambda n: -share[classes[n]])
-    legend = {classes[n]: f"{n}{KINDS[predictor.kinds[n]][1]} {share[classes[n]]:.1%}" for n in shown}
+    legend = {classes[n]: f"{n}{KIND[predictor.kinds[n]][1]} {share[classes[n]]:.1%}" for n in shown}
     ignore = (0, VOID) if BACKGROUND in classes else (VOID,)
     sheet = contact_sheet([(image, {"prediction": mask})], legend, name, ignore, longest=900)
     save_image(sheet, args.output_dir / "overlays" / f"{name}.png")
@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> int:
         predictor.set_classes(words, args.vocabulary, args.embedding_path)
     protocol = describe_protocol(predictor.checkpoint["metadata"])
     print(f"{args.checkpoint}: {protocol}")
-    for kind, (meaning, _) in KINDS.items():
+    for kind, (meaning, _) in KIND.items():
         names = ", ".join(name for name, its_kind in predictor.kinds.items() if its_kind == kind)
         print(f"{f'{kind} ({meaning})':<32}{names or '-'}")
     if args.export is not None:
