@@ -37,11 +37,8 @@ recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 class Backbone(nn.Module):
     """Image to features, with the normalisation that the trunk's weights were trained under.
 
-    Args:
-        trunk: what ImageNet weights are for, block by block.
-        classifier: what follows it and learns ten times as fast.
-        mean, std: of pixel values in [0, 1], a colour channel each.
-        min_batch: images that a training step needs at least.
+    `trunk` is what ImageNet weights are for, block by block; `classifier` follows it and learns ten times as fast.
+    `mean` and `std` are of pixel values in [0, 1], one a colour channel. A training step needs `min_batch` images.
     """
 
     def __init__(self, trunk: nn.Module, classifier: nn.Module, mean=IMAGENET_MEAN, std=IMAGENET_STD, min_batch=1):
@@ -220,14 +217,11 @@ def build_backbone(
 ) -> Backbone:
     """A backbone by name, one of `BACKBONES`.
 
-    Args:
-        weights: "imagenet", "none" for random ones, or the path of a state dict of the ImageNet classifier.
-        frozen: never train the trunk; its batch norm stays as it is, too.
-        cache: folder to keep the features of a frozen trunk in, see `FeatureCache`.
-        checkpoint_activations: compute the trunk's activations again in the backward pass, block by block.
+    `weights` are "imagenet", "none" for random ones, or the path of a state dict of the ImageNet classifier. A `frozen`
+    trunk is never trained, nor is its batch norm; `cache` is a folder for its features, see `FeatureCache`. With
+    `checkpoint_activations` the trunk's are computed again in the backward pass, block by block.
 
-    Raises:
-        UserError: for a file or download that can't be used.
+    Raises `UserError` for a file or download that can't be used.
     """
     if cache is not None and not frozen:
         raise UserError("--cache-features keeps the features of a frozen backbone: add --freeze-backbone")

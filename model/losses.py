@@ -51,19 +51,12 @@ def bias_loss(logits: Logits, num_seen: int, valid: torch.Tensor) -> torch.Tenso
 
 @torch.no_grad()
 def pseudo_labels(logits: Logits, num_seen: int, valid: torch.Tensor, keep=0.6, balanced=False) -> torch.Tensor:
-    """The best unseen class of each pixel, kept where its logit is among the highest.
+    """The best unseen class of each pixel, kept where its logit is among the highest; int64 [N, H, W], else `VOID`.
 
-    Args:
-        logits: [N, K, H, W].
-        num_seen: the first `num_seen` of the K classes are seen.
-        valid: bool [N, H, W], the pixels to choose from.
-        keep: share of the n pixels that get a label, floor(keep n) + 1 of them; logits equal to the last are all kept.
-        balanced: False keeps the highest `keep` of the batch's valid pixels, as published; True the highest `keep` of
-            each class's pixels, so that a class of low logits gets labels too (Zou et al., class-balanced
-            self-training, ECCV 2018).
-
-    Returns:
-        Class indices, int64 [N, H, W], in [num_seen, K) or `VOID`.
+    `logits` are [N, K, H, W], of which the first `num_seen` classes are seen; `valid` is bool [N, H, W], the pixels to
+    choose from. Of n pixels floor(keep n) + 1 get a label; logits equal to the last are all kept. These n are the
+    batch's valid pixels, as published, or if `balanced` those of each class, so that a class of low logits gets labels
+    too (Zou et al., class-balanced self-training, ECCV 2018).
     """
     score, unseen = _by_pixel(logits).map_pixels(lambda block: block[:, num_seen:].float().max(dim=1))  # [N, H, W] each
     groups = [valid & (unseen == c) for c in range(logits.shape[1] - num_seen)] if balanced else [valid]

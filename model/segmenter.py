@@ -20,10 +20,9 @@ MIN_SIDE = 32
 class EmbeddingProjection(nn.Module):
     """logits = projection(features) . class_embeddings^T
 
-    Args:
-        channels: depth C of the features.
-        class_embeddings: float [K, D], a row a class, seen classes first. Kept L2-normalised, never trained.
-        num_auxiliary: classes without a word, scored by a learnt 1x1 convolution, before the others. In training only.
+    Features have C `channels`. `class_embeddings`, float [K, D], have a row a class, seen classes first; they are kept
+    L2-normalised and never trained. `num_auxiliary` classes without a word are scored by a learnt 1x1 convolution,
+    before the others and in training only.
     """
 
     def __init__(self, channels: int, class_embeddings: torch.Tensor, num_auxiliary: int = 0):
@@ -42,14 +41,10 @@ class EmbeddingProjection(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """A network that scores pixels against word vectors.
+    """A network that scores pixels against word vectors, float [K, D]: see `build_backbone`, `EmbeddingProjection`.
 
-    Args:
-        backbone: see `model.backbone.build_backbone`.
-        class_embeddings: float [K, D], a row a class, seen classes first.
-        num_auxiliary: see `EmbeddingProjection`.
-        loss_stride: in training mode, logits of every loss_stride-th row and column of pixels only.
-        amp: "bf16" or "off", the precision of the backbone in training; weights and projection are float32 always.
+    In training mode it gives logits of every `loss_stride`-th row and column of pixels, and the backbone has the
+    precision `amp`, "bf16" or "off"; weights and projection are float32 always.
     """
 
     def __init__(self, backbone: Backbone, class_embeddings: torch.Tensor, num_auxiliary=0, loss_stride=1, amp="off"):
@@ -82,12 +77,9 @@ class Segmenter(nn.Module):
     ) -> PixelLogits:  # fmt: skip
         """Logits [N, K, H, W] of images uint8 [N, 3, H, W] of any size, upsampled only where they are read.
 
-        Memory grows with `longest_side` and hardly with the size of the images. Evaluation mode only.
-
-        Args:
-            longest_side: larger images are resized to this for the network.
-            scales, flip: sizes, and mirror images, over which the softmax is averaged.
-            edges: let borders between classes follow the edges of the image, see `guided_filter`.
+        Larger images than `longest_side` are resized to it for the network; memory grows with it and hardly with the
+        size of the images. The softmax is averaged over `scales` and, with `flip`, mirror images. With `edges`, borders
+        between classes follow the edges of the image, see `guided_filter`. Evaluation mode only.
         """
         size = image.shape[-2:]
         image = _resized(image, longest_side / max(*size, longest_side))

@@ -13,12 +13,10 @@ from utils.errors import UserError
 def read_weights(weights: str, published: WeightsEnum | Callable[[], str]) -> dict[str, torch.Tensor]:
     """The state dict that --backbone-weights names, without a surrounding "state_dict" or "model" and prefix "module.".
 
-    Args:
-        weights: the path of a file, or "imagenet" for the published ones.
-        published: torchvision's, from its cache or the network, or a function that gives the path of a file.
+    `weights` is the path of a file, or "imagenet" for those `published`: torchvision's, from its cache or the network,
+    or a function that gives the path of a file.
 
-    Raises:
-        UserError: if it can't be had, is something else, or holds values that are not finite.
+    Raises `UserError` if it can't be had, is something else, or holds values that are not finite.
     """
     if weights == "imagenet" and isinstance(published, WeightsEnum):
         try:

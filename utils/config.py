@@ -171,15 +171,10 @@ def add_settings(parser: Any, names: Iterable[str], stage: int = 1, suppress: bo
 def parse_settings(argv: Sequence[str] | None, stage: int, description: str = "") -> argparse.Namespace:
     """The settings of a stage as attributes, from flags, `--set`, a TOML file and the defaults.
 
-    The file's part for the other stage is checked too, so that a mistake shows before the first stage runs.
+    The file's part for the other stage is checked too, so that a mistake shows before the first stage runs. `argv` None
+    is the command line of the process; `description` is the script's docstring.
 
-    Args:
-        argv: the command line; None: that of the process.
-        stage: 1 or 2.
-        description: the script's docstring.
-
-    Raises:
-        UserError: for a flag, a file or a bad value.
+    Raises `UserError` for a flag, a file or a bad value.
     """
     parser, names = Parser(description), _names(stage)
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings of both stages, such as "
