@@ -1,5 +1,6 @@
 """The ablation and the demo: tables worked out by hand, runs that are done once, and all of it in one step a stage."""
 
+import contextlib
 import json
 import re
 import types
@@ -118,6 +119,8 @@ def test_the_demo_gives_a_table_and_a_sheet_and_repeats_no_training(tmp_path, mo
     for name, value in changes.items():
         monkeypatch.setattr(demo, name, value)
     monkeypatch.setattr(demo, "CONFIG", tiny_config(tmp_path / "tiny.toml", demo.CONFIG, monkeypatch))
+    pool = types.SimpleNamespace(map=map)  # trainings in this process catch signals, which needs its main thread
+    monkeypatch.setattr(demo, "ThreadPoolExecutor", lambda _: contextlib.nullcontext(pool))
     argv = ["--data-path", str(tmp_path / "data"), "--output-dir", str(tmp_path), "--seeds", "1"]
     demo.main(argv)
     table = (tmp_path / "table.md").read_text()
