@@ -30,7 +30,8 @@ class StepSampler:
 
     def __post_init__(self):
         if self.batch_size < self.share[1]:
-            raise UserError(f"batch size {self.batch_size} can't be shared by {self.share[1]} processes: start fewer")
+            sizes = f"--batch-size or --target-batch-size {self.batch_size}"
+            raise UserError(f"{sizes} can't be shared by {self.share[1]} processes: raise it, or start fewer")
 
     def __len__(self) -> int:
         return self.last_step - self.first_step
