@@ -107,8 +107,11 @@ def test_trained_trunk_is_not_left_out(frozen, tmp_path, capsys):
 def test_torch_hub_loads_it_from_another_folder(finished, tmp_path):
     code = f"""
 import numpy, torch
-network = torch.hub.load({str(ROOT)!r}, "segmenter", {str(finished.stage2 / "latest.pth")!r}, source="local")
-mask, confidence = network.segment(numpy.zeros((40, 60, 3), numpy.uint8), ["cat", "zebra"])
+checkpoint, names = {str(finished.stage2 / "latest.pth")!r}, ["cat", "zebra"]
+image = numpy.zeros((40, 60, 3), numpy.uint8)
+network = torch.hub.load({str(ROOT)!r}, "segmenter", checkpoint, source="local")
+mask, confidence = network.segment(image, names)
+assert (torch.hub.load({str(ROOT)!r}, "segment", image, names, checkpoint, source="local")[0] == mask).all()
 assert mask.shape == confidence.shape == (40, 60) and network.classes == {{"cat": 8, "zebra": 21}}, network.classes
 assert network(torch.zeros(1, 3, 40, 60, dtype=torch.uint8)).shape == (1, 2, 40, 60) and not network.training
 """
